@@ -1,0 +1,51 @@
+//! Where chunk files are kept. A backend knows names and bytes, nothing of hashes or frames.
+//!
+//! What can be seen under a name is whole and never changes, except that a damaged chunk is replaced. Only
+//! [`Backend::barrier`] promises durability. S3 and RADOS are further implementations of this trait.
+
+pub(crate) mod local;
+
+use std::fmt::Debug;
+use std::io;
+
+use crate::chunk::ChunkId;
+use crate::error::Result;
+
+/// A chunk file opened for reading; stays readable when the chunk is deleted.
+pub(crate) trait StoredChunk: Debug + Send + Sync {
+    /// Length of the file in bytes.
+    fn len(&self) -> u64;
+    /// Reads into `buf` from `offset` until it is full or the file ends; returns the number of bytes.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+}
+
+/// Keeps chunk files.
+pub(crate) trait Backend: Debug + Send + Sync {
+    /// Opens a chunk, `None` when it is not there.
+    fn open(&self, id: &ChunkId) -> Result<Option<Box<dyn StoredChunk>>>;
+
+    /// Keeps `bytes` under `id`. What is there already stays, unless `replace` says that it is damaged.
+    /// `temporary` is a name that nothing else uses now; it is gone when this returns or shows a dead run.
+    fn put(&self, id: &ChunkId, bytes: &[u8], temporary: &str, replace: bool) -> Result<()>;
+
+    /// Promises that [`Backend::barrier`] covers a chunk that this run found and uses.
+    fn use_existing(&self, id: &ChunkId);
+
+    /// Makes all chunks put and used so far durable. Not to be repeated after an error.
+    fn barrier(&self) -> Result<()>;
+
+    /// Removes a chunk; it is no error when it is gone.
+    fn delete(&self, id: &ChunkId) -> Result<()>;
+
+    /// Calls `visit` with every chunk of the shard (first byte of the id). Other names are skipped.
+    fn list(&self, shard: u8, visit: &mut dyn FnMut(ChunkId)) -> Result<()>;
+
+    /// Locks a shard against the sweep (shared) or for it (exclusive); waits. Dropping the lock releases it.
+    fn lock_shard(&self, shard: u8, exclusive: bool) -> Result<ShardLock>;
+}
+
+/// Holds a shard locked.
+#[derive(Debug)]
+pub(crate) struct ShardLock {
+    _dir: std::fs::File,
+}

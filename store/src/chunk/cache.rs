@@ -1,0 +1,189 @@
+//! Decoded frames and map pages, least recently used first out, bounded in bytes for all images of a process.
+//! A missing entry is loaded once, however many readers want it at the same time. Owner of the crate `lru`.
+//!
+//! The lock is never held while something is loaded. A load that fails leaves nothing behind: the next reader
+//! tries again.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use lru::LruCache;
+
+use super::id::ChunkId;
+use super::store::SharedChunk;
+
+/// Open chunk files kept with their frame tables: each costs a descriptor and about 4 KiB.
+const OPEN_CHUNKS_MAX: usize = 128;
+
+/// What an entry holds. The number tells stores apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Key {
+    /// A frame of a chunk.
+    Frame(u64, ChunkId, u8),
+    /// A page of the map with this seal.
+    MapPage([u8; 32], u64),
+}
+
+/// The cache. Share it with `Arc`.
+pub struct FrameCache {
+    bytes_max: usize,
+    state: Mutex<State>,
+    loaded: Condvar,
+}
+
+struct State {
+    entries: LruCache<Key, Arc<Vec<u8>>>,
+    bytes: usize,
+    loading: HashSet<Key>,
+    chunks: LruCache<(u64, ChunkId), SharedChunk>,
+}
+
+impl std::fmt::Debug for FrameCache {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "FrameCache({} bytes)", self.bytes_max)
+    }
+}
+
+impl FrameCache {
+    /// Makes a cache of at most `bytes_max` bytes of decoded data.
+    pub fn new(bytes_max: usize) -> Self {
+        let chunks = LruCache::new(
+            std::num::NonZeroUsize::new(OPEN_CHUNKS_MAX).unwrap_or(std::num::NonZeroUsize::MIN),
+        );
+        let state = State { entries: LruCache::unbounded(), bytes: 0, loading: HashSet::new(), chunks };
+        Self { bytes_max, state: Mutex::new(state), loaded: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while the lock is held; if it did, the state would still be whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the entry, loading it with `load` when it is missing.
+    pub(crate) fn get_or_load<E>(
+        &self,
+        key: &Key,
+        load: impl FnOnce() -> Result<Vec<u8>, E>,
+    ) -> Result<Arc<Vec<u8>>, E> {
+        let mut state = self.lock();
+        loop {
+            if let Some(data) = state.entries.get(key) {
+                return Ok(Arc::clone(data));
+            }
+            if state.loading.insert(key.clone()) {
+                break;
+            }
+            state = self.loaded.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        // Whatever happens to the load, those who wait for it must be woken.
+        let ticket = Ticket { cache: self, key };
+        let data = Arc::new(load()?);
+        let mut state = self.lock();
+        state.bytes += data.len();
+        if let Some(old) = state.entries.put(key.clone(), Arc::clone(&data)) {
+            state.bytes -= old.len();
+        }
+        while state.bytes > self.bytes_max {
+            let Some((_, oldest)) = state.entries.pop_lru() else { break };
+            state.bytes -= oldest.len();
+        }
+        drop(state);
+        drop(ticket);
+        Ok(data)
+    }
+
+    /// Returns the open chunk, opening it with `open` when it is not kept.
+    pub(crate) fn chunk<E>(
+        &self,
+        store: u64,
+        id: &ChunkId,
+        open: impl FnOnce() -> Result<SharedChunk, E>,
+    ) -> Result<SharedChunk, E> {
+        if let Some(chunk) = self.lock().chunks.get(&(store, *id)) {
+            return Ok(Arc::clone(chunk));
+        }
+        let chunk = open()?;
+        self.lock().chunks.put((store, *id), Arc::clone(&chunk));
+        Ok(chunk)
+    }
+
+    /// Forgets an open chunk, so that the next reader sees a repaired file.
+    pub(crate) fn forget_chunk(&self, store: u64, id: &ChunkId) {
+        self.lock().chunks.pop(&(store, *id));
+    }
+
+    /// Bytes held now.
+    pub fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+}
+
+struct Ticket<'c> {
+    cache: &'c FrameCache,
+    key: &'c Key,
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.cache.lock().loading.remove(self.key);
+        self.cache.loaded.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn key(number: u8) -> Key {
+        Key::Frame(0, ChunkId::of(b"x"), number)
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_least_used_goes_first() {
+        let cache = FrameCache::new(300);
+        for number in [1, 2, 3, 1, 4] {
+            cache.get_or_load::<()>(&key(number), || Ok(vec![number; 100])).unwrap();
+        }
+        assert_eq!(cache.bytes(), 300);
+        assert!(cache.get_or_load(&key(1), || Err(())).is_ok());
+        assert!(cache.get_or_load(&key(2), || Err(())).is_err());
+    }
+
+    #[test]
+    fn an_entry_larger_than_the_cache_is_served_but_not_kept() {
+        let cache = FrameCache::new(10);
+        assert_eq!(cache.get_or_load::<()>(&key(1), || Ok(vec![1; 100])).unwrap().len(), 100);
+        assert_eq!(cache.bytes(), 0);
+    }
+
+    #[test]
+    fn many_readers_of_one_missing_frame_load_it_once() {
+        let cache = FrameCache::new(1000);
+        let loads = AtomicUsize::new(0);
+        let barrier = std::sync::Barrier::new(8);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    barrier.wait();
+                    let load = || {
+                        loads.fetch_add(1, Ordering::SeqCst);
+                        std::thread::yield_now();
+                        Ok::<_, ()>(vec![1; 10])
+                    };
+                    assert_eq!(cache.get_or_load(&key(1), load).unwrap().len(), 10);
+                });
+            }
+        });
+        assert_eq!(loads.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_failed_load_does_not_block_the_next() {
+        let cache = FrameCache::new(1000);
+        assert_eq!(cache.get_or_load(&key(1), || Err("broken")), Err("broken"));
+        assert!(cache.get_or_load::<()>(&key(1), || Ok(vec![])).is_ok());
+    }
+}

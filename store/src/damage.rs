@@ -1,0 +1,167 @@
+//! What happens when damage is met: the chunk is marked, the revisions that use it are distrusted, and the bytes
+//! and a report are kept in the job's quarantine. Nothing is deleted.
+//!
+//! A mark is an empty file `damaged/<id>` in the store: the next backup that needs the chunk writes it anew
+//! from its source, which heals every revision that shares it, and removes the mark.
+
+use std::collections::{BTreeSet, HashSet};
+use std::path::PathBuf;
+
+use crate::backend::Backend;
+use crate::chunk::id;
+use crate::chunk::{CHUNK_LEN, ChunkId};
+use crate::disk;
+use crate::error::Result;
+use crate::job::Job;
+use crate::monitor::{Finding, Monitor};
+use crate::name::JobName;
+use crate::repository::Repository;
+use crate::revision::map::entry;
+use crate::revision::{BackendType, Revision, RevisionId, Trust};
+use crate::timestamp::Timestamp;
+
+/// Marks chunks as damaged and distrusts every revision of the store that uses one of them; returns those that
+/// were not distrusted before. Reads the maps of the store, pages that revisions share once.
+pub fn record_chunks(
+    repository: &Repository,
+    chunks: &[ChunkId],
+    monitor: &dyn Monitor,
+) -> Result<Vec<(JobName, RevisionId)>> {
+    let wanted: HashSet<ChunkId> = chunks.iter().copied().collect();
+    for id in &wanted {
+        mark(repository, id)?;
+    }
+    let mut distrusted = Vec::new();
+    if wanted.is_empty() {
+        return Ok(distrusted);
+    }
+    let mut clean_pages = HashSet::new();
+    for job in repository.jobs()? {
+        if job.repository().id() != repository.id() {
+            continue;
+        }
+        let mut users = BTreeSet::new();
+        for revision in job.revisions()?.revisions {
+            let framed = revision.backend_type == BackendType::Framed && revision.is_local();
+            if !framed || revision.trust == Trust::Distrusted {
+                continue;
+            }
+            match uses(&job, &revision, &wanted, &mut clean_pages) {
+                Ok(false) => {}
+                Ok(true) => drop(users.insert(revision.id)),
+                Err(error) if error.is_damage() => {
+                    monitor.finding(&Finding {
+                        job: job.name().clone(),
+                        revision: Some(revision.id.clone()),
+                        range: None,
+                        chunk: None,
+                        problem: error.to_string(),
+                    });
+                    users.insert(revision.id);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        distrusted.extend(job.distrust(&users)?.into_iter().map(|id| (job.name().clone(), id)));
+    }
+    Ok(distrusted)
+}
+
+fn uses(
+    job: &Job,
+    revision: &Revision,
+    wanted: &HashSet<ChunkId>,
+    clean: &mut HashSet<[u8; 32]>,
+) -> Result<bool> {
+    let map = job.open_map(revision)?;
+    for page in 0..map.page_count() {
+        if clean.contains(map.page_hash(page)) {
+            continue;
+        }
+        let bytes = map.read_page(page)?;
+        if bytes.chunks_exact(32).filter_map(entry).any(|id| wanted.contains(&id)) {
+            return Ok(true);
+        }
+        clean.insert(*map.page_hash(page));
+    }
+    Ok(false)
+}
+
+fn mark(repository: &Repository, id: &ChunkId) -> Result<()> {
+    let path = repository.damage_mark(id);
+    if path.exists() { Ok(()) } else { repository.with_reserve(|| disk::create_new(&path).map(drop)) }
+}
+
+/// Removes the marks of chunks that are not in the store any more. Returns how many there were.
+pub(crate) fn remove_stale_marks(repository: &Repository, backend: &dyn Backend) -> Result<u64> {
+    use crate::error::Context;
+    let dir = repository.root().join("damaged");
+    let mut removed = 0;
+    for entry in std::fs::read_dir(&dir).context("list", &dir)? {
+        let entry = entry.context("list", &dir)?;
+        let Some(id) = entry.file_name().to_str().and_then(ChunkId::parse) else { continue };
+        if backend.open(&id)?.is_none() {
+            disk::remove(&entry.path())?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+/// One difference between what a source or a map says and what was found.
+#[derive(Debug)]
+pub struct Difference<'d> {
+    /// The revision in which it was met.
+    pub revision: &'d RevisionId,
+    /// First byte of the piece in the image.
+    pub offset: u64,
+    /// What the source holds there, when it was read.
+    pub source: Option<&'d [u8]>,
+    /// What the store holds there, when it can be read.
+    pub stored: Option<&'d [u8]>,
+    /// What is wrong, as a sentence without a full stop.
+    pub problem: &'d str,
+}
+
+/// Keeps a difference for a person to look at: a report `quarantine/<id>.report` and the bytes of both sides under
+/// `quarantine/chunks/<BLAKE3>`. Returns the report's path.
+pub fn quarantine(job: &Job, difference: &Difference<'_>, now: Timestamp) -> Result<PathBuf> {
+    let dir = job.dir().join("quarantine");
+    for dir in [&dir, &dir.join("chunks")] {
+        if !dir.is_dir() {
+            disk::create_dir(dir)?;
+        }
+    }
+    let keep = |data: Option<&[u8]>| -> Result<String> {
+        let Some(data) = data else { return Ok("''".to_owned()) };
+        let name = id::hex(&id::seal(&[data]));
+        let path = dir.join("chunks").join(&name);
+        if !path.exists() {
+            disk::write_atomically(&path, &data[..data.len().min(CHUNK_LEN)])?;
+        }
+        Ok(name)
+    };
+    let (source, stored) = (keep(difference.source)?, keep(difference.stored)?);
+    let id = RevisionId::random()?;
+    let text = format!(
+        "uuid: {id}\nrevision: {}\noffset: {}\nsource_hash: {source}\ntarget_hash: {stored}\ntimestamp: {now}\nproblem: {}\n",
+        difference.revision,
+        difference.offset,
+        serde_json::Value::from(difference.problem),
+    );
+    let path = dir.join(format!("{id}.report"));
+    disk::write_atomically(&path, text.as_bytes())?;
+    Ok(path)
+}
+
+/// Number of reports in the job's quarantine.
+pub fn quarantine_reports(job: &Job) -> Result<usize> {
+    match std::fs::read_dir(job.dir().join("quarantine")) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(crate::Error::io("list", job.dir().join("quarantine"), error)),
+        Ok(entries) => Ok(entries
+            .flatten()
+            .filter(|entry| entry.path().extension().is_some_and(|end| end == "report"))
+            .count()),
+    }
+}

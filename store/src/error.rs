@@ -1,0 +1,258 @@
+//! What can go wrong in a store. Every variant names the thing; causes are linked, not repeated.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::chunk::ChunkId;
+use crate::name::JobName;
+use crate::revision::RevisionId;
+
+/// Result of an operation on a store.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no store at the path nor above it.
+    #[error("no backy store at {}", path.display())]
+    StoreMissing {
+        /// The path that was given.
+        path: PathBuf,
+    },
+    /// A store cannot be made here.
+    #[error("cannot create a store at {}: {reason}", path.display())]
+    StoreNotCreatable {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// The store's own files are not what they should be.
+    #[error("the store at {} is damaged: {reason}", path.display())]
+    StoreDamaged {
+        /// The store's root.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Others could change the store.
+    #[error("the store at {} can be written by others (mode {mode:04o})", path.display())]
+    StoreUnsafe {
+        /// The store's root.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Something was written by a newer program.
+    #[error("{what} has format version {found}, this program reads up to version {known}")]
+    FormatNewer {
+        /// The file.
+        what: String,
+        /// Its version.
+        found: u64,
+        /// The newest version known here.
+        known: u64,
+    },
+    /// The directory is a store, but a job was needed.
+    #[error("{} is a store, not a job", path.display())]
+    NotAJob {
+        /// The directory.
+        path: PathBuf,
+        /// The jobs that are there.
+        jobs: Vec<JobName>,
+    },
+    /// There is no such job.
+    #[error("there is no job {name} in the store at {}", store.display())]
+    JobUnknown {
+        /// The job's name.
+        name: String,
+        /// The store's root.
+        store: PathBuf,
+    },
+    /// The job exists already.
+    #[error("job {name} exists already at {}", path.display())]
+    JobExists {
+        /// The job's name.
+        name: JobName,
+        /// Its directory.
+        path: PathBuf,
+    },
+    /// A name breaks the rules.
+    #[error("invalid {kind} {name:?}: {reason}")]
+    NameInvalid {
+        /// What sort of name.
+        kind: &'static str,
+        /// The name.
+        name: String,
+        /// The rule it breaks.
+        reason: &'static str,
+    },
+    /// There is no such revision.
+    #[error("job {job} has no revision {revision}")]
+    RevisionUnknown {
+        /// The job.
+        job: JobName,
+        /// The revision as it was asked for.
+        revision: String,
+    },
+    /// A revision specification cannot be understood or evaluated.
+    #[error("cannot use revision specification {spec:?}: {reason}")]
+    SpecInvalid {
+        /// The specification.
+        spec: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A manifest cannot be read.
+    #[error("manifest {} is unusable: {reason}", path.display())]
+    ManifestCorrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A chunk map cannot be read.
+    #[error("chunk map {} is unusable: {reason}", path.display())]
+    MapCorrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A chunk is not in the store.
+    #[error("chunk {id} is missing from the store")]
+    ChunkMissing {
+        /// The chunk.
+        id: ChunkId,
+    },
+    /// A chunk's file does not hold what its name says.
+    #[error("chunk {id} is damaged: {reason}")]
+    ChunkCorrupt {
+        /// The chunk.
+        id: ChunkId,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Damage met at a place of an image.
+    #[error("revision {revision} of job {job} is damaged at byte {offset} of the image")]
+    ImageDamaged {
+        /// The job.
+        job: JobName,
+        /// The revision.
+        revision: RevisionId,
+        /// First byte of the damaged frame or chunk.
+        offset: u64,
+        /// What is wrong there.
+        #[source]
+        cause: Box<Error>,
+    },
+    /// The revision is of a kind that this operation cannot handle.
+    #[error("revision {revision} of job {job} cannot be read: {reason}")]
+    RevisionUnreadable {
+        /// The job.
+        job: JobName,
+        /// The revision.
+        revision: RevisionId,
+        /// Why.
+        reason: String,
+    },
+    /// Another run holds the lock.
+    #[error("{what} is locked by another run")]
+    Locked {
+        /// What is locked, for people: `job web01 (backup)`.
+        what: String,
+    },
+    /// The sweep refuses to delete.
+    #[error("refusing to delete chunks: {reason}")]
+    SweepRefused {
+        /// Why.
+        reason: String,
+    },
+    /// The revision cannot be changed this way.
+    #[error("refusing to change revision {revision} of job {job}: {reason}")]
+    ChangeRefused {
+        /// The job.
+        job: JobName,
+        /// The revision.
+        revision: RevisionId,
+        /// Why.
+        reason: String,
+    },
+    /// The restore target cannot be used.
+    #[error("cannot restore to {}: {reason}", target.display())]
+    TargetRefused {
+        /// The target.
+        target: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The operation was asked to stop.
+    #[error("stopped on request")]
+    Cancelled,
+    /// A system call failed.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// What was being done: `read`, `write`, `rename`.
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The revision index cannot be used.
+    #[error("the revision index {} cannot be used", path.display())]
+    Index {
+        /// The database file.
+        path: PathBuf,
+        /// What SQLite says.
+        #[source]
+        source: rusqlite::Error,
+    },
+}
+
+impl Error {
+    /// Makes an `Io` error: `doing` what to `path`.
+    pub fn io(doing: &'static str, path: impl AsRef<Path>, source: io::Error) -> Self {
+        Self::Io { doing, path: path.as_ref().to_owned(), source }
+    }
+
+    /// Whether this is damage of stored data, as opposed to a failing system or wrong use.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::ManifestCorrupt { .. }
+                | Self::MapCorrupt { .. }
+                | Self::ChunkMissing { .. }
+                | Self::ChunkCorrupt { .. }
+                | Self::ImageDamaged { .. }
+        )
+    }
+
+    /// Returns the operating system's error where there is one.
+    pub fn io_kind(&self) -> Option<io::ErrorKind> {
+        match self {
+            Self::Io { source, .. } => Some(source.kind()),
+            Self::ImageDamaged { cause, .. } => cause.io_kind(),
+            _ => None,
+        }
+    }
+}
+
+/// Adds what was being done to which file to an `io::Result`.
+pub(crate) trait Context<T> {
+    fn context(self, doing: &'static str, path: impl AsRef<Path>) -> Result<T>;
+}
+
+impl<T> Context<T> for io::Result<T> {
+    fn context(self, doing: &'static str, path: impl AsRef<Path>) -> Result<T> {
+        self.map_err(|source| Error::io(doing, path, source))
+    }
+}
+
+impl<T> Context<T> for nix::Result<T> {
+    fn context(self, doing: &'static str, path: impl AsRef<Path>) -> Result<T> {
+        self.map_err(|errno| Error::io(doing, path, errno.into()))
+    }
+}

@@ -1,0 +1,374 @@
+//! One job: a directory of revisions. Lists them, changes tags and trust, forgets and brings back.
+//!
+//! A revision is three things that can be seen in the directory: `<id>.map`, and `<id>.rev` (it exists) or
+//! `<id>.forgotten-<seconds>` (it can be undeleted). Forgetting and bringing back is one rename each: it needs
+//! no space, and there is no state between. A map without either belongs to a run that died.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::chunk::cache::FrameCache;
+use crate::disk;
+use crate::error::{Context, Error, Result};
+use crate::index::RevisionIndex;
+use crate::lock::{self, BackupGuard, ManifestGuard};
+use crate::monitor::Finding;
+use crate::name::{JobName, Tag};
+use crate::repository::Repository;
+use crate::revision::map::ChunkMap;
+use crate::revision::reader::RevisionReader;
+use crate::revision::writer::{NewRevision, RevisionWriter};
+use crate::revision::{BackendType, Revision, RevisionId, Trust, manifest};
+use crate::timestamp::Timestamp;
+
+/// One job. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Job {
+    name: JobName,
+    dir: PathBuf,
+    repository: Repository,
+}
+
+/// A job's revisions, oldest first (by timestamp, then id), and the manifests that could not be read.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// The revisions, oldest first.
+    pub revisions: Vec<Revision>,
+    /// One finding for each unusable manifest.
+    pub damaged: Vec<Finding>,
+}
+
+/// A revision that was forgotten and can still be undeleted.
+#[derive(Clone, Debug)]
+pub struct Forgotten {
+    /// The revision.
+    pub revision: Revision,
+    /// When it was forgotten.
+    pub forgotten_at: Timestamp,
+}
+
+/// A mark that differs whenever the job's revisions, tags or trust states may have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Generation {
+    inode: u64,
+    mtime_nanos: i128,
+}
+
+impl Generation {
+    /// Whether the directory has been quiet long enough that an equal generation later proves that nothing
+    /// changed. While it is not, two changes could share one time stamp: list again.
+    pub fn is_settled(&self, now: Timestamp) -> bool {
+        i128::from(now.as_micros()) * 1000 - self.mtime_nanos > 2_000_000_000
+    }
+}
+
+/// A file in a job's directory that belongs to a revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum JobFile {
+    Manifest(RevisionId),
+    Forgotten(RevisionId, Timestamp),
+    Map(RevisionId),
+    Unfinished,
+}
+
+impl JobFile {
+    /// Reads a file name; `None` for all others.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        if name.starts_with(disk::TEMPORARY_PREFIX) {
+            return Some(Self::Unfinished);
+        }
+        let (id, suffix) = name.split_once('.')?;
+        let id = RevisionId::parse(id).ok()?;
+        match suffix {
+            "rev" => Some(Self::Manifest(id)),
+            "map" => Some(Self::Map(id)),
+            _ => {
+                let secs = suffix.strip_prefix("forgotten-")?.parse().ok()?;
+                Some(Self::Forgotten(id, Timestamp::from_secs(secs)?))
+            }
+        }
+    }
+}
+
+/// Lists the revision files of a directory with their paths. Symbolic links are skipped, as the original does.
+pub(crate) fn job_files(dir: &Path) -> Result<Vec<(JobFile, PathBuf)>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).context("list", dir)? {
+        let entry = entry.context("list", dir)?;
+        let Some(file) = entry.file_name().to_str().and_then(JobFile::parse) else { continue };
+        match entry.file_type() {
+            Ok(kind) if kind.is_file() => files.push((file, entry.path())),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("examine", entry.path(), error)),
+        }
+    }
+    Ok(files)
+}
+
+impl Job {
+    pub(crate) fn new(name: JobName, dir: PathBuf, repository: Repository) -> Self {
+        Self { name, dir, repository }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &JobName {
+        &self.name
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The store that keeps its chunks.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// The configuration file.
+    pub fn config_path(&self) -> PathBuf {
+        self.dir.join("config")
+    }
+
+    fn manifest_path(&self, id: &RevisionId) -> PathBuf {
+        self.dir.join(format!("{id}.rev"))
+    }
+
+    /// The file that holds a revision's chunk map.
+    pub fn map_path(&self, id: &RevisionId) -> PathBuf {
+        self.dir.join(format!("{id}.map"))
+    }
+
+    /// All revisions, through the index: a `stat` each, no chunk and no map is touched.
+    pub fn revisions(&self) -> Result<Listing> {
+        let mut listing = RevisionIndex::open(&self.repository).list(self)?;
+        listing.revisions.sort_by(|one, other| (one.timestamp, &one.id).cmp(&(other.timestamp, &other.id)));
+        Ok(listing)
+    }
+
+    /// One revision, `RevisionUnknown` if it is not there. Reads the manifest itself.
+    pub fn revision(&self, id: &RevisionId) -> Result<Revision> {
+        let path = self.manifest_path(id);
+        match manifest::read(&path, id) {
+            Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => Err(self.unknown(id)),
+            other => other,
+        }
+    }
+
+    fn unknown(&self, id: &RevisionId) -> Error {
+        Error::RevisionUnknown { job: self.name.clone(), revision: id.to_string() }
+    }
+
+    /// The forgotten revisions whose manifests can be read, the first forgotten first.
+    pub fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        let mut found = Vec::new();
+        for (file, path) in job_files(&self.dir)? {
+            if let JobFile::Forgotten(id, forgotten_at) = file {
+                match manifest::read(&path, &id) {
+                    Ok(revision) => found.push(Forgotten { revision, forgotten_at }),
+                    Err(error) => tracing::warn!(%error, "skipping a forgotten revision"),
+                }
+            }
+        }
+        found.sort_by(|one, other| {
+            (one.forgotten_at, one.revision.timestamp, &one.revision.id).cmp(&(
+                other.forgotten_at,
+                other.revision.timestamp,
+                &other.revision.id,
+            ))
+        });
+        Ok(found)
+    }
+
+    /// Returns a mark for noticing changes: one `stat`.
+    pub fn generation(&self) -> Result<Generation> {
+        let facts = std::fs::metadata(&self.dir).context("examine", &self.dir)?;
+        let mtime_nanos = i128::from(facts.mtime()) * 1_000_000_000 + i128::from(facts.mtime_nsec());
+        Ok(Generation { inode: facts.ino(), mtime_nanos })
+    }
+
+    /// Takes the right to make a revision, or fails at once with `Locked`.
+    pub fn lock_for_backup(&self) -> Result<BackupGuard> {
+        lock::for_backup(&self.dir, self.name.as_str())
+    }
+
+    /// Takes the right to change manifests; waits for the moments that another holds it.
+    pub fn lock_manifests(&self) -> Result<ManifestGuard> {
+        lock::for_manifests(&self.dir)
+    }
+
+    /// Replaces the tags of a revision. Durable when it returns.
+    pub fn set_tags(&self, _guard: &ManifestGuard, id: &RevisionId, tags: BTreeSet<Tag>) -> Result<()> {
+        self.rewrite(id, |revision| revision.tags = tags.clone())
+    }
+
+    /// Sets the trust state of a revision. Durable when it returns.
+    pub fn set_trust(&self, _guard: &ManifestGuard, id: &RevisionId, trust: Trust) -> Result<()> {
+        self.rewrite(id, |revision| revision.trust = trust)
+    }
+
+    fn rewrite(&self, id: &RevisionId, change: impl Fn(&mut Revision)) -> Result<()> {
+        let before = self.revision(id)?;
+        let mut after = before.clone();
+        change(&mut after);
+        if after == before {
+            return Ok(());
+        }
+        let text = manifest::to_text(&after);
+        self.repository.with_reserve(|| disk::write_atomically(&self.manifest_path(id), text.as_bytes()))
+    }
+
+    /// Forgets a revision; [`Job::undelete`] brings it back until a purge past the hold time. One rename, durable when
+    /// it returns. The manifest need not be readable.
+    pub fn forget(&self, _guard: &ManifestGuard, id: &RevisionId, now: Timestamp) -> Result<()> {
+        let forgotten = self.dir.join(format!("{id}.forgotten-{}", now.as_secs()));
+        match disk::rename(&self.manifest_path(id), &forgotten) {
+            Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => Err(self.unknown(id)),
+            other => other.and_then(|()| disk::sync_dir(&self.dir)),
+        }
+    }
+
+    /// Brings a forgotten revision back, with the tags and trust it had.
+    pub fn undelete(&self, _guard: &ManifestGuard, id: &RevisionId) -> Result<()> {
+        let files = job_files(&self.dir)?;
+        let newest = files
+            .into_iter()
+            .filter_map(|(file, path)| match file {
+                JobFile::Forgotten(found, at) if found == *id => Some((at, path)),
+                _ => None,
+            })
+            .max();
+        let (_, path) = newest.ok_or_else(|| self.unknown(id))?;
+        let revision = manifest::read(&path, id)?;
+        self.open_map(&revision)?;
+        if !disk::rename_new(&path, &self.manifest_path(id))? {
+            let reason = "it exists already".to_owned();
+            return Err(Error::ChangeRefused { job: self.name.clone(), revision: id.clone(), reason });
+        }
+        disk::sync_dir(&self.dir)
+    }
+
+    /// Removes what dead runs left in the job's directory. Returns how many unfinished revisions there were.
+    pub fn remove_unfinished(&self, _guard: &BackupGuard) -> Result<u64> {
+        let _manifests = self.lock_manifests()?;
+        let files = job_files(&self.dir)?;
+        let known: BTreeSet<&RevisionId> = files
+            .iter()
+            .filter_map(|(file, _)| match file {
+                JobFile::Manifest(id) | JobFile::Forgotten(id, _) => Some(id),
+                _ => None,
+            })
+            .collect();
+        let mut removed = 0;
+        for (file, path) in &files {
+            let orphan = match file {
+                JobFile::Unfinished => true,
+                JobFile::Map(id) => !known.contains(id),
+                JobFile::Manifest(_) | JobFile::Forgotten(..) => false,
+            };
+            if orphan {
+                disk::remove(path)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Opens the map of a revision of our own format, as its manifest vouches for it.
+    pub(crate) fn open_map(&self, revision: &Revision) -> Result<ChunkMap> {
+        self.open_map_at(revision, &self.map_path(&revision.id))
+    }
+
+    pub(crate) fn open_map_at(&self, revision: &Revision, path: &Path) -> Result<ChunkMap> {
+        let seal = revision.map_seal.as_deref().and_then(crate::chunk::id::parse_hex);
+        match (&revision.backend_type, seal, revision.image_size) {
+            (BackendType::Framed, Some(seal), Some(size)) => ChunkMap::open_sealed(path, size, &seal),
+            (kind, ..) => Err(Error::RevisionUnreadable {
+                job: self.name.clone(),
+                revision: revision.id.clone(),
+                reason: match (kind, revision.server.as_str()) {
+                    (BackendType::Chunked | BackendType::Cowfile, _) => {
+                        "it was written by the original backy, which this version does not read yet"
+                            .to_owned()
+                    }
+                    (_, "") => "its backend type is not known".to_owned(),
+                    (_, server) => format!("its image lies on the server {server}"),
+                },
+            }),
+        }
+    }
+
+    /// Opens a revision's image for reading at random. It stays readable when the revision is forgotten and a purge runs.
+    pub fn open_revision(&self, revision: &Revision, cache: &Arc<FrameCache>) -> Result<RevisionReader> {
+        RevisionReader::open(self, revision, Arc::clone(cache))
+    }
+
+    /// Begins a new revision.
+    pub fn new_revision(&self, _guard: &BackupGuard, new: NewRevision) -> Result<RevisionWriter> {
+        RevisionWriter::begin(self.clone(), new)
+    }
+
+    /// Makes the manifest of a finished revision, the last step of a backup.
+    pub(crate) fn commit(&self, revision: &Revision, unfinished_map: &Path) -> Result<()> {
+        let _manifests = self.lock_manifests()?;
+        let map = self.map_path(&revision.id);
+        if !disk::rename_new(unfinished_map, &map)? {
+            let reason = "a revision with this id exists".to_owned();
+            return Err(Error::ChangeRefused {
+                job: self.name.clone(),
+                revision: revision.id.clone(),
+                reason,
+            });
+        }
+        disk::sync_dir(&self.dir)?;
+        disk::write_atomically(&self.manifest_path(&revision.id), manifest::to_text(revision).as_bytes())
+    }
+
+    /// Distrusts the revisions of this job that are in `ids` and not distrusted yet; returns them.
+    pub(crate) fn distrust(&self, ids: &BTreeSet<RevisionId>) -> Result<Vec<RevisionId>> {
+        let guard = self.lock_manifests()?;
+        let mut changed = Vec::new();
+        for id in ids {
+            match self.revision(id) {
+                Ok(revision) if revision.trust != Trust::Distrusted => {
+                    self.set_trust(&guard, id, Trust::Distrusted)?;
+                    changed.push(id.clone());
+                }
+                // Forgotten meanwhile, or unreadable, which is worse than distrusted and reported elsewhere.
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok(changed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_revision_files_are_read() {
+        let id = RevisionId::parse("abc").unwrap();
+        assert_eq!(JobFile::parse("abc.rev"), Some(JobFile::Manifest(id.clone())));
+        assert_eq!(JobFile::parse("abc.map"), Some(JobFile::Map(id.clone())));
+        let at = Timestamp::from_secs(12).unwrap();
+        assert_eq!(JobFile::parse("abc.forgotten-12"), Some(JobFile::Forgotten(id, at)));
+        assert_eq!(JobFile::parse(".unfinished-0"), Some(JobFile::Unfinished));
+        for name in [
+            "abc",
+            "config",
+            "backy.log",
+            "abc.rev.old",
+            ".rev",
+            "abc.forgotten-x",
+            "last.rev.rev",
+            "index.sqlite",
+        ] {
+            assert_eq!(JobFile::parse(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! What backy keeps: chunks, chunk maps, manifests and the revision index.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub(crate) mod backend;
+pub mod chunk;
+pub mod damage;
+pub(crate) mod disk;
+pub mod error;
+pub mod index;
+pub mod job;
+pub mod lock;
+pub mod monitor;
+pub mod name;
+pub mod repository;
+pub mod restore;
+pub mod revision;
+pub(crate) mod session;
+pub mod sweep;
+#[cfg(test)]
+pub(crate) mod testing;
+pub(crate) mod threads;
+pub mod timestamp;
+pub mod verify;
+
+pub use chunk::cache::FrameCache;
+pub use chunk::frame::DEFAULT_LEVEL;
+pub use chunk::{CHUNK_SIZE, ChunkId, FRAME_SIZE};
+pub use error::{Error, Result};
+pub use job::{Forgotten, Generation, Job, Listing};
+pub use monitor::{Finding, Monitor, Silent};
+pub use name::{JobName, Tag};
+pub use repository::{Location, Repository};
+pub use revision::reader::RevisionReader;
+pub use revision::writer::{ChunkWriter, NewRevision, Put, Reuse, RevisionWriter, WriteStats};
+pub use revision::{BackendType, Revision, RevisionId, Stats, Trust};
+pub use timestamp::{Timestamp, Zone};

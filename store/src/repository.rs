@@ -1,0 +1,438 @@
+//! A store and its jobs: create, open, find. `backy.store` marks the root; where it is missing there is no
+//! store, so nothing is ever made below a mount point that is not mounted.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::local::LocalBackend;
+use crate::disk;
+use crate::error::{Context, Error, Result};
+use crate::job::Job;
+use crate::name::{JobName, RESERVED};
+use crate::timestamp::Timestamp;
+
+const MARKER: &str = "backy.store";
+const FORMAT: u64 = 1;
+
+/// Space that a full file system gives back, so that tags can still be changed and revisions forgotten on it.
+const RESERVE_LEN: i64 = 8 << 20;
+
+/// The content of `backy.store`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Marker {
+    format: u64,
+    id: String,
+    created: Timestamp,
+    file_system: String,
+}
+
+/// One store: a base directory. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    root: PathBuf,
+    marker: Marker,
+}
+
+/// What a directory is: a store and, if it is a job's directory, that job.
+#[derive(Clone, Debug)]
+pub struct Location {
+    /// The store that keeps the chunks.
+    pub repository: Repository,
+    /// The job; `None` when the directory is a store of several jobs.
+    pub job: Option<Job>,
+}
+
+impl Location {
+    /// Returns the job, or `NotAJob` with the jobs that are there.
+    pub fn into_job(self) -> Result<Job> {
+        let Self { repository, job } = self;
+        match job {
+            Some(job) => Ok(job),
+            None => Err(Error::NotAJob {
+                path: repository.root().to_owned(),
+                jobs: repository.jobs()?.iter().map(|job| job.name().clone()).collect(),
+            }),
+        }
+    }
+}
+
+impl Repository {
+    /// Makes a store at `root`, which must be missing or empty. An interrupted creation can be repeated.
+    pub fn create(root: &Path, now: Timestamp) -> Result<Self> {
+        let refuse =
+            |reason: &str| Err(Error::StoreNotCreatable { path: root.to_owned(), reason: reason.to_owned() });
+        match std::fs::read_dir(root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => disk::create_dir(root)?,
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                return refuse("it is not a directory");
+            }
+            Err(error) => return Err(Error::io("list", root, error)),
+            Ok(entries) => {
+                for entry in entries {
+                    let name = entry.context("list", root)?.file_name();
+                    if name == MARKER {
+                        return refuse("there is a store already");
+                    }
+                    let ours = RESERVED.iter().any(|&own| name == own)
+                        || name.as_encoded_bytes().starts_with(b".unfinished-");
+                    // The base directory of an older backy becomes a store beside its jobs.
+                    let job = || is_job_dir(&root.join(&name)).unwrap_or(false);
+                    if !ours && name != "config" && !job() {
+                        return refuse("the directory is not empty");
+                    }
+                }
+            }
+        }
+        for dir in ["chunks", "tmp"] {
+            // A creation that was cut off left empty directories; anything in them makes this fail, as it should.
+            remove_empty_tree(&root.join(dir))?;
+        }
+        LocalBackend::create(root)?;
+        for dir in ["writers", "damaged"] {
+            if !root.join(dir).exists() {
+                disk::create_dir(&root.join(dir))?;
+            }
+        }
+        let marker = Marker {
+            format: FORMAT,
+            id: disk::random_name()?,
+            created: now,
+            file_system: disk::file_system_id(root)?,
+        };
+        write_marker(root, &marker)?;
+        if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            disk::sync_dir(parent)?;
+        }
+        let repository = Self::open(root)?;
+        repository.refill_reserve();
+        Ok(repository)
+    }
+
+    /// Opens the store whose root is `root`.
+    pub fn open(root: &Path) -> Result<Self> {
+        let path = root.join(MARKER);
+        let damaged = |reason: String| Error::StoreDamaged { path: root.to_owned(), reason };
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Err(Error::StoreMissing { path: root.to_owned() });
+            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(damaged(format!("{MARKER} is not text")));
+            }
+            Err(error) => return Err(Error::io("read", path, error)),
+        };
+        #[derive(Deserialize)]
+        struct Versioned {
+            format: u64,
+        }
+        let unreadable =
+            |error: serde_yaml::Error| damaged(format!("{MARKER} cannot be understood: {error}"));
+        let format = serde_yaml::from_str::<Versioned>(&text).map_err(unreadable)?.format;
+        if format > FORMAT {
+            let what = format!("the store at {}", root.display());
+            return Err(Error::FormatNewer { what, found: format, known: FORMAT });
+        }
+        let marker: Marker = serde_yaml::from_str(&text).map_err(unreadable)?;
+        let mode = std::fs::metadata(root).context("examine", root)?.mode();
+        if mode & 0o022 != 0 {
+            return Err(Error::StoreUnsafe { path: root.to_owned(), mode: mode & 0o7777 });
+        }
+        Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), marker }) })
+    }
+
+    /// Finds the nearest store at or above `path`, which is a base directory or a job's directory.
+    pub fn discover(path: &Path) -> Result<Location> {
+        let missing = || Error::StoreMissing { path: path.to_owned() };
+        let (dir, below) = match path.canonicalize() {
+            Ok(dir) => (dir, None),
+            // A job that does not exist, of a store that does, deserves a better answer than "no store".
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let parent = path
+                    .parent()
+                    .map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+                let parent = parent.and_then(|parent| parent.canonicalize().ok()).ok_or_else(missing)?;
+                (parent, path.file_name().map(|name| name.to_string_lossy().into_owned()))
+            }
+            Err(error) => return Err(Error::io("open", path, error)),
+        };
+        for root in dir.ancestors() {
+            let repository = match Self::open(root) {
+                Err(Error::StoreMissing { .. }) => continue,
+                other => other?,
+            };
+            let mut inside: Vec<String> = dir
+                .strip_prefix(root)
+                .unwrap_or(Path::new(""))
+                .components()
+                .map(|part| part.as_os_str().to_string_lossy().into_owned())
+                .collect();
+            inside.extend(below);
+            let job = match inside.as_slice() {
+                [] => repository.own_job()?,
+                [name] => Some(repository.job_named(name)?),
+                _ => return Err(Error::JobUnknown { name: inside.join("/"), store: root.to_owned() }),
+            };
+            return Ok(Location { repository, job });
+        }
+        Err(missing())
+    }
+
+    /// The base directory.
+    pub fn root(&self) -> &Path {
+        &self.inner.root
+    }
+
+    /// The store's id.
+    pub fn id(&self) -> &str {
+        &self.inner.marker.id
+    }
+
+    /// A number that tells this store's chunks from others' in a cache.
+    pub(crate) fn key(&self) -> u64 {
+        u64::from_str_radix(self.id().get(..16).unwrap_or_default(), 16).unwrap_or(0)
+    }
+
+    /// Opens the chunk files.
+    pub(crate) fn backend(&self) -> Result<LocalBackend> {
+        LocalBackend::open(self.root())
+    }
+
+    /// The path under which a chunk is marked as damaged.
+    pub(crate) fn damage_mark(&self, id: &crate::ChunkId) -> PathBuf {
+        self.root().join("damaged").join(id.to_string())
+    }
+
+    /// All jobs of the base directory, those with a store of their own too, sorted by name. O(jobs).
+    pub fn jobs(&self) -> Result<Vec<Job>> {
+        let mut jobs: Vec<Job> = self.own_job()?.into_iter().collect();
+        for entry in std::fs::read_dir(self.root()).context("list", self.root())? {
+            let entry = entry.context("list", self.root())?;
+            let Some(name) = entry.file_name().to_str().and_then(|name| JobName::parse(name).ok()) else {
+                continue;
+            };
+            if let Some(job) = self.job_at(&name, &entry.path())? {
+                jobs.push(job);
+            }
+        }
+        jobs.sort_by(|one, other| one.name().cmp(other.name()));
+        Ok(jobs)
+    }
+
+    /// One job.
+    pub fn job(&self, name: &JobName) -> Result<Job> {
+        let unknown = || Error::JobUnknown { name: name.to_string(), store: self.root().to_owned() };
+        self.job_at(name, &self.root().join(name.as_str()))?.ok_or_else(unknown)
+    }
+
+    fn job_named(&self, name: &str) -> Result<Job> {
+        self.job(&JobName::parse(name)?)
+    }
+
+    /// The job whose directory is this store's root, if it is one.
+    fn own_job(&self) -> Result<Option<Job>> {
+        if !is_job_dir(self.root())? {
+            return Ok(None);
+        }
+        let name = self.root().canonicalize().context("open", self.root())?;
+        let name = name.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(Some(Job::new(JobName::parse(&name)?, self.root().to_owned(), self.clone())))
+    }
+
+    fn job_at(&self, name: &JobName, dir: &Path) -> Result<Option<Job>> {
+        if !dir.is_dir() || !is_job_dir(dir)? {
+            return Ok(None);
+        }
+        let repository = match Self::open(dir) {
+            Err(Error::StoreMissing { .. }) => self.clone(),
+            other => other?,
+        };
+        Ok(Some(Job::new(name.clone(), dir.to_owned(), repository)))
+    }
+
+    /// Makes a job's directory with `config` as its configuration file; `own_store` gives it chunks of its own.
+    pub fn create_job(&self, name: &JobName, own_store: bool, config: &str, now: Timestamp) -> Result<Job> {
+        let dir = self.root().join(name.as_str());
+        if dir.is_dir() && is_job_dir(&dir)? {
+            return Err(Error::JobExists { name: name.clone(), path: dir });
+        }
+        if !dir.is_dir() {
+            disk::create_dir(&dir)?;
+        } else if !own_store && dir.join(MARKER).exists() {
+            return Err(Error::StoreNotCreatable {
+                path: dir,
+                reason: "there is a store already".to_owned(),
+            });
+        }
+        if own_store {
+            match Self::open(&dir) {
+                Err(Error::StoreMissing { .. }) => drop(Self::create(&dir, now)?),
+                other => drop(other?),
+            }
+        }
+        // The configuration is what makes the directory a job, so it comes last.
+        disk::write_atomically(&dir.join("config"), config.as_bytes())?;
+        disk::sync_dir(self.root())?;
+        self.job(name)
+    }
+
+    /// Whether the store lies on the file system on which it was made.
+    pub(crate) fn is_on_its_file_system(&self) -> Result<bool> {
+        Ok(disk::file_system_id(self.root())? == self.inner.marker.file_system)
+    }
+
+    /// Records that the store lies on its present file system from now on.
+    pub(crate) fn adopt_file_system(&self) -> Result<()> {
+        let marker = Marker { file_system: disk::file_system_id(self.root())?, ..self.inner.marker.clone() };
+        write_marker(self.root(), &marker)
+    }
+
+    /// Runs a small write; if the file system is full, gives the reserve back and runs it once more.
+    pub(crate) fn with_reserve<T>(&self, write: impl Fn() -> Result<T>) -> Result<T> {
+        match write() {
+            Err(error) if error.io_kind() == Some(io::ErrorKind::StorageFull) => {
+                disk::remove(&self.root().join(".reserve"))?;
+                tracing::warn!(store = %self.root().display(), "the file system is full, using the reserve");
+                write()
+            }
+            other => other,
+        }
+    }
+
+    /// Makes the reserve if it is missing and there is room. That there is none is no error.
+    pub(crate) fn refill_reserve(&self) {
+        let path = self.root().join(".reserve");
+        if path.exists() {
+            return;
+        }
+        let made = disk::create_new(&path).and_then(|file| {
+            nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, RESERVE_LEN)
+                .context("allocate", &path)
+        });
+        if made.is_err() {
+            drop(disk::remove(&path));
+        }
+    }
+}
+
+fn write_marker(root: &Path, marker: &Marker) -> Result<()> {
+    let text = serde_yaml::to_string(marker).unwrap_or_default();
+    disk::write_atomically(&root.join(MARKER), text.as_bytes())
+}
+
+/// Whether a directory is a job's: it has a configuration or manifests, forgotten ones too.
+fn is_job_dir(dir: &Path) -> Result<bool> {
+    if dir.join("config").is_file() {
+        return Ok(true);
+    }
+    for entry in std::fs::read_dir(dir).context("list", dir)? {
+        let name = entry.context("list", dir)?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if name.ends_with(".rev") || name.contains(".forgotten-") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Removes a directory of empty directories; it is no error when it is missing.
+fn remove_empty_tree(dir: &Path) -> Result<()> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.context("list", dir)?,
+    };
+    for entry in entries {
+        let path = entry.context("list", dir)?.path();
+        std::fs::remove_dir(&path).context("remove directory", &path)?;
+    }
+    std::fs::remove_dir(dir).context("remove directory", dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> Timestamp {
+        Timestamp::from_secs(1_700_000_000).unwrap()
+    }
+
+    #[test]
+    fn nothing_is_made_where_there_is_no_store() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(Repository::discover(dir.path()), Err(Error::StoreMissing { .. })));
+        assert!(matches!(Repository::discover(&dir.path().join("no/such")), Err(Error::StoreMissing { .. })));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_store_is_made_once_and_only_in_an_empty_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("srv");
+        Repository::create(&root, now()).unwrap();
+        assert!(matches!(Repository::create(&root, now()), Err(Error::StoreNotCreatable { .. })));
+        std::fs::create_dir(dir.path().join("full")).unwrap();
+        std::fs::write(dir.path().join("full/file"), b"").unwrap();
+        assert!(matches!(
+            Repository::create(&dir.path().join("full"), now()),
+            Err(Error::StoreNotCreatable { .. })
+        ));
+        disk::remove(&root.join(MARKER)).unwrap();
+        disk::remove(&root.join(".reserve")).unwrap();
+        Repository::create(&root, now()).expect("a creation cut off before its last step is repeated");
+    }
+
+    #[test]
+    fn jobs_are_found_with_the_nearest_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = Repository::create(&dir.path().join("srv"), now()).unwrap();
+        let shared =
+            repository.create_job(&JobName::parse("web01").unwrap(), false, "source: {}\n", now()).unwrap();
+        let own =
+            repository.create_job(&JobName::parse("db01").unwrap(), true, "source: {}\n", now()).unwrap();
+        assert_eq!(shared.repository().id(), repository.id());
+        assert_ne!(own.repository().id(), repository.id());
+        let names: Vec<_> = repository.jobs().unwrap().iter().map(|job| job.name().to_string()).collect();
+        assert_eq!(names, ["db01", "web01"]);
+        for (path, expected) in [(shared.dir(), "web01"), (own.dir(), "db01")] {
+            assert_eq!(Repository::discover(path).unwrap().into_job().unwrap().name().as_str(), expected);
+        }
+        assert!(
+            matches!(Repository::discover(repository.root()).unwrap().into_job(), Err(Error::NotAJob { jobs, .. }) if jobs.len() == 2)
+        );
+        assert!(matches!(
+            Repository::discover(&repository.root().join("nosuch")),
+            Err(Error::JobUnknown { .. })
+        ));
+        assert!(matches!(
+            repository.create_job(shared.name(), false, "", now()),
+            Err(Error::JobExists { .. })
+        ));
+    }
+
+    #[test]
+    fn a_newer_or_broken_store_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("srv");
+        Repository::create(&root, now()).unwrap();
+        for (text, newer) in
+            [("format: 2\nshape: new\n", true), ("", false), ("{", false), ("format: 1\n", false)]
+        {
+            std::fs::write(root.join(MARKER), text).unwrap();
+            match Repository::open(&root) {
+                Err(Error::FormatNewer { found: 2, .. }) => assert!(newer),
+                Err(Error::StoreDamaged { .. }) => assert!(!newer, "{text}"),
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+    }
+}

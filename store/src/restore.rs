@@ -1,0 +1,341 @@
+//! A revision back to a file, a block device or a stream: every byte verified, the target synced at the end.
+//!
+//! A file is written under a temporary name and renamed when it is whole and durable, so nobody can take a
+//! half restored image for a good one. A block device is written in place.
+
+mod stream;
+mod target;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::backend::local::LocalBackend;
+use crate::chunk::layout::{chunk_len, frame_count, frame_len};
+use crate::chunk::store::{self, Scratch};
+use crate::chunk::{CHUNK_SIZE, ChunkId, FRAME_SIZE};
+use crate::damage;
+use crate::error::{Error, Result};
+use crate::job::Job;
+use crate::monitor::{Finding, Monitor};
+use crate::revision::map::{ChunkMap, PAGE_ENTRIES, entry};
+use crate::revision::{Revision, reader};
+use target::TargetFile;
+
+/// Where to.
+pub enum Target {
+    /// A new or existing file, or a block device.
+    Path(PathBuf),
+    /// Standard output or another stream.
+    Stream(Box<dyn Write + Send>),
+}
+
+/// How to restore.
+#[derive(Clone, Copy, Debug)]
+pub struct RestoreOptions {
+    /// Overwrite a target that holds data.
+    pub force: bool,
+    /// Go on past damage, leaving zeros there.
+    pub salvage: bool,
+    /// Decoding threads.
+    pub threads: usize,
+}
+
+/// What was restored.
+#[derive(Clone, Debug, Default)]
+pub struct RestoreReport {
+    /// Size of the image.
+    pub bytes: u64,
+    /// Bytes written, without holes.
+    pub bytes_written: u64,
+    /// Offset and length of what could not be read and is zeros now; only with `salvage`. In order, merged.
+    pub lost: Vec<(u64, u64)>,
+}
+
+/// Restores a revision. Without `salvage` it stops at the first damage, and nothing is left of a file.
+pub fn restore(
+    job: &Job,
+    revision: &Revision,
+    target: Target,
+    options: &RestoreOptions,
+    monitor: &dyn Monitor,
+) -> Result<RestoreReport> {
+    let (_pin, map) = reader::pin(job, revision)?;
+    let run = Run {
+        job,
+        revision,
+        map: &map,
+        backend: job.repository().backend()?,
+        options,
+        monitor,
+        stop: AtomicBool::new(false),
+        written: AtomicU64::new(0),
+        lost: Mutex::new(Vec::new()),
+        bad_chunks: Mutex::new(Vec::new()),
+    };
+    monitor.begin("restore", Some(map.size_bytes()));
+    let result = match target {
+        Target::Path(path) => TargetFile::open(&path, map.size_bytes(), options.force).and_then(|target| {
+            run.copy_to(&target)?;
+            target.finish()
+        }),
+        Target::Stream(out) => stream::copy(&run, out),
+    };
+    monitor.end();
+    // Damage is recorded whatever became of the restore.
+    let bad = std::mem::take(&mut *lock(&run.bad_chunks));
+    let recorded = damage::record_chunks(job.repository(), &bad, monitor).map(drop);
+    let report = run.report();
+    match (result, recorded) {
+        (Ok(()), Err(error)) => {
+            // The image is there; that the store cannot be changed (read-only, for instance) must not hide it.
+            tracing::warn!(%error, "damage could not be recorded");
+            Ok(report)
+        }
+        (result, _) => result.map(|()| report),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// One restore that is under way; shared by its threads.
+struct Run<'r> {
+    job: &'r Job,
+    revision: &'r Revision,
+    map: &'r ChunkMap,
+    backend: LocalBackend,
+    options: &'r RestoreOptions,
+    monitor: &'r dyn Monitor,
+    stop: AtomicBool,
+    written: AtomicU64,
+    lost: Mutex<Vec<(u64, u64)>>,
+    bad_chunks: Mutex<Vec<ChunkId>>,
+}
+
+/// A piece of the image, ready to be written.
+enum Piece<'s> {
+    /// Zeros.
+    Hole,
+    /// Bytes of one chunk.
+    Data(&'s [u8]),
+}
+
+impl Run<'_> {
+    fn report(&self) -> RestoreReport {
+        let mut lost = lock(&self.lost).clone();
+        lost.sort_unstable();
+        let mut merged: Vec<(u64, u64)> = Vec::new();
+        for (offset, length) in lost {
+            match merged.last_mut() {
+                Some(last) if last.0 + last.1 == offset => last.1 += length,
+                _ => merged.push((offset, length)),
+            }
+        }
+        RestoreReport {
+            bytes: self.map.size_bytes(),
+            bytes_written: self.written.load(Ordering::Relaxed),
+            lost: merged,
+        }
+    }
+
+    /// Takes the chunks of the map page by page over all threads.
+    fn copy_to(&self, target: &TargetFile) -> Result<()> {
+        for page in 0..self.map.page_count() {
+            let ids = self.page(page)?;
+            let next = AtomicU64::new(0);
+            crate::threads::run(self.options.threads.max(1), || {
+                let mut scratch = Scratch::new();
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(id) = ids.get(at as usize) else { return Ok(()) };
+                    let number = page * PAGE_ENTRIES + at;
+                    let mut step = || -> Result<()> {
+                        self.check_stop()?;
+                        match self.piece(number, *id, &mut scratch)? {
+                            Piece::Hole => target
+                                .zero(number * CHUNK_SIZE, chunk_len(self.map.size_bytes(), number) as u64),
+                            Piece::Data(data) => {
+                                let written = target.write(number * CHUNK_SIZE, data)?;
+                                self.written.fetch_add(written, Ordering::Relaxed);
+                                Ok(())
+                            }
+                        }
+                    };
+                    step().inspect_err(|_| self.stop.store(true, Ordering::Relaxed))?;
+                    self.monitor.advance(chunk_len(self.map.size_bytes(), number) as u64);
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    fn check_stop(&self) -> Result<()> {
+        if self.monitor.cancelled() || self.stop.load(Ordering::Relaxed) {
+            Err(Error::Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The entries of one page of the map; with `salvage` a damaged page is all lost.
+    fn page(&self, page: u64) -> Result<Vec<Option<ChunkId>>> {
+        let start = page * PAGE_ENTRIES * CHUNK_SIZE;
+        let length = (PAGE_ENTRIES * CHUNK_SIZE).min(self.map.size_bytes() - start);
+        match self.map.read_page(page) {
+            Ok(bytes) => Ok(bytes.chunks_exact(32).map(entry).collect()),
+            Err(error) if error.is_damage() => {
+                self.lose(start, length, None, error)?;
+                Ok(vec![None; length.div_ceil(CHUNK_SIZE) as usize])
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads one chunk of the image.
+    fn piece<'s>(&self, number: u64, id: Option<ChunkId>, scratch: &'s mut Scratch) -> Result<Piece<'s>> {
+        let Some(id) = id else { return Ok(Piece::Hole) };
+        let length = chunk_len(self.map.size_bytes(), number);
+        let start = number * CHUNK_SIZE;
+        let opened = store::open(&self.backend, &id).and_then(|chunk| match chunk.plain_len() {
+            found if found == length => Ok(chunk),
+            found => Err(Error::ChunkCorrupt {
+                id,
+                reason: format!("it holds {found} bytes where the image has {length}"),
+            }),
+        });
+        let chunk = match opened {
+            Ok(chunk) => chunk,
+            Err(error) if error.is_damage() => {
+                self.lose(start, length as u64, Some(id), error)?;
+                return Ok(Piece::Hole);
+            }
+            Err(error) => return Err(error),
+        };
+        debug_assert_eq!(frame_count(length), length.div_ceil(FRAME_SIZE as usize));
+        let plain = scratch.salvage(&chunk);
+        for (frame, error) in plain.bad {
+            self.lose(start + frame as u64 * FRAME_SIZE, frame_len(length, frame) as u64, Some(id), error)?;
+        }
+        Ok(Piece::Data(plain.data))
+    }
+
+    /// Notes a lost range, or fails when nothing may be lost.
+    fn lose(&self, offset: u64, length: u64, chunk: Option<ChunkId>, cause: Error) -> Result<()> {
+        lock(&self.bad_chunks).extend(chunk);
+        let (job, revision) = (self.job.name().clone(), self.revision.id.clone());
+        if !self.options.salvage {
+            return Err(Error::ImageDamaged { job, revision, offset, cause: Box::new(cause) });
+        }
+        let problem = cause.to_string();
+        self.monitor.finding(&Finding {
+            job,
+            revision: Some(revision),
+            range: Some((offset, length)),
+            chunk,
+            problem,
+        });
+        lock(&self.lost).push((offset, length));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::testing::{image, new_job, write_revision};
+    use crate::{Silent, Trust};
+
+    const OPTIONS: RestoreOptions = RestoreOptions { force: false, salvage: false, threads: 3 };
+
+    /// A stream whose bytes can be looked at afterwards.
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(data);
+            Ok(data.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn files_and_streams_get_exactly_the_image() {
+        let (dir, job) = new_job("web01");
+        for (seed, size) in [0, 1, 65537, 3 * (1 << 22) + 513, 9 << 22].into_iter().enumerate() {
+            let mut data = image(seed as u64, size);
+            if size > 4 << 22 {
+                data[1 << 22..3 << 22].fill(0);
+            }
+            let revision = write_revision(&job, &data, None);
+            let path = dir.path().join(format!("out{seed}"));
+            let report = restore(&job, &revision, Target::Path(path.clone()), &OPTIONS, &Silent).unwrap();
+            assert!(std::fs::read(&path).unwrap() == data, "size {size}");
+            assert_eq!(report.bytes, size as u64);
+            let out = Shared::default();
+            restore(&job, &revision, Target::Stream(Box::new(out.clone())), &OPTIONS, &Silent).unwrap();
+            assert!(*out.0.lock().unwrap() == data, "size {size} as a stream");
+        }
+    }
+
+    #[test]
+    fn existing_data_is_only_replaced_by_force_and_only_when_the_new_is_whole() {
+        let (dir, job) = new_job("web01");
+        let data = image(1, 1 << 22);
+        let revision = write_revision(&job, &data, None);
+        let path = dir.path().join("out");
+        std::fs::write(&path, b"precious").unwrap();
+        let go = |options| restore(&job, &revision, Target::Path(path.clone()), &options, &Silent);
+        assert!(matches!(go(OPTIONS), Err(Error::TargetRefused { .. })));
+        let id = ChunkId::of(&data);
+        let chunk = job.repository().root().join(format!("chunks/{:02x}/{id}", id.shard()));
+        let good = std::fs::read(&chunk).unwrap();
+        std::fs::write(&chunk, b"").unwrap();
+        let force = RestoreOptions { force: true, ..OPTIONS };
+        assert!(matches!(go(force), Err(Error::ImageDamaged { offset: 0, .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file is left");
+        assert_eq!(job.revision(&revision.id).unwrap().trust, Trust::Distrusted);
+        std::fs::write(&chunk, good).unwrap();
+        go(force).unwrap();
+        assert!(std::fs::read(&path).unwrap() == data);
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(matches!(
+            restore(&job, &revision, Target::Path(link), &force, &Silent),
+            Err(Error::TargetRefused { .. })
+        ));
+    }
+
+    #[test]
+    fn salvage_loses_only_the_bad_frame() {
+        let (dir, job) = new_job("web01");
+        let data = image(1, (1 << 22) + 100_000);
+        let revision = write_revision(&job, &data, None);
+        let id = ChunkId::of(&data[..1 << 22]);
+        let chunk = job.repository().root().join(format!("chunks/{:02x}/{id}", id.shard()));
+        let mut bytes = std::fs::read(&chunk).unwrap();
+        let last = bytes.len() - 10;
+        bytes[last] ^= 0x40;
+        std::fs::write(&chunk, bytes).unwrap();
+        let path = dir.path().join("out");
+        let options = RestoreOptions { salvage: true, ..OPTIONS };
+        let report = restore(&job, &revision, Target::Path(path.clone()), &options, &Silent).unwrap();
+        let [(offset, length)] = report.lost[..] else { panic!("{:?}", report.lost) };
+        assert_eq!(length, FRAME_SIZE);
+        let read = std::fs::read(&path).unwrap();
+        let (start, end) = (offset as usize, (offset + length) as usize);
+        assert!(
+            read[..start] == data[..start]
+                && read[end..] == data[end..]
+                && crate::chunk::is_zero(&read[start..end])
+        );
+    }
+}

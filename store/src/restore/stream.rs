@@ -1,0 +1,112 @@
+//! Restore to a stream: decoded on several threads, written in order, with a bounded number of chunks waiting.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use super::{Piece, Run};
+use crate::chunk::layout::chunk_len;
+use crate::chunk::store::Scratch;
+use crate::chunk::{CHUNK_SIZE, ChunkId};
+use crate::error::{Error, Result};
+use crate::revision::map::PAGE_ENTRIES;
+
+/// Chunks that may wait to be written, for each thread.
+const WAITING_PER_THREAD: u64 = 2;
+
+/// What the threads share: chunks that are ready and the next one to be written.
+struct Queue {
+    ready: BTreeMap<u64, Option<Vec<u8>>>,
+    next: u64,
+    failed: Option<Error>,
+    stopped: bool,
+}
+
+pub(super) fn copy(run: &Run<'_>, mut out: Box<dyn Write + Send>) -> Result<()> {
+    for page in 0..run.map.page_count() {
+        let ids = run.page(page)?;
+        copy_page(run, page * PAGE_ENTRIES, &ids, &mut out)?;
+    }
+    out.flush().map_err(|error| Error::io("write to", "standard output", error))
+}
+
+fn copy_page(
+    run: &Run<'_>,
+    first: u64,
+    ids: &[Option<ChunkId>],
+    out: &mut Box<dyn Write + Send>,
+) -> Result<()> {
+    let threads = run.options.threads.max(1) as u64;
+    let taken = AtomicU64::new(0);
+    let queue = Mutex::new(Queue { ready: BTreeMap::new(), next: 0, failed: None, stopped: false });
+    let changed = Condvar::new();
+    let lock = || queue.lock().unwrap_or_else(PoisonError::into_inner);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut scratch = Scratch::new();
+                loop {
+                    let at = taken.fetch_add(1, Ordering::Relaxed);
+                    let Some(id) = ids.get(at as usize) else { return };
+                    let mut state = lock();
+                    while at >= state.next + threads * WAITING_PER_THREAD && !state.stopped {
+                        state = changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    }
+                    if state.stopped {
+                        return;
+                    }
+                    drop(state);
+                    let piece = run.piece(first + at, *id, &mut scratch).map(|piece| match piece {
+                        Piece::Hole => None,
+                        Piece::Data(data) => Some(data.to_vec()),
+                    });
+                    let mut state = lock();
+                    match piece {
+                        Ok(piece) => drop(state.ready.insert(at, piece)),
+                        // The first error in the order of the image is not worth waiting for.
+                        Err(error) => drop(state.failed.get_or_insert(error)),
+                    }
+                    changed.notify_all();
+                }
+            });
+        }
+        let result = write_in_order(run, first, ids.len() as u64, out, &queue, &changed);
+        lock().stopped = true;
+        changed.notify_all();
+        result
+    })
+}
+
+fn write_in_order(
+    run: &Run<'_>,
+    first: u64,
+    count: u64,
+    out: &mut Box<dyn Write + Send>,
+    queue: &Mutex<Queue>,
+    changed: &Condvar,
+) -> Result<()> {
+    let zeros = vec![0; CHUNK_SIZE as usize];
+    for at in 0..count {
+        run.check_stop()?;
+        let mut state = queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let piece = loop {
+            if let Some(error) = state.failed.take() {
+                return Err(error);
+            }
+            if let Some(piece) = state.ready.remove(&at) {
+                break piece;
+            }
+            state = changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        };
+        state.next = at + 1;
+        drop(state);
+        changed.notify_all();
+        let length = chunk_len(run.map.size_bytes(), first + at);
+        let data = piece.as_deref().unwrap_or(&zeros[..length]);
+        out.write_all(data).map_err(|error| Error::io("write to", "standard output", error))?;
+        run.written.fetch_add(length as u64, Ordering::Relaxed);
+        run.monitor.advance(length as u64);
+    }
+    Ok(())
+}

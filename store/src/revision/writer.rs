@@ -1,0 +1,497 @@
+//! Makes one revision: extents in, one finished revision out. Nobody can see it until [`RevisionWriter::finish`]
+//! returns; dropping the writer leaves only unreferenced chunks.
+//!
+//! Order of writes: reference log, chunk, barrier, map, manifest. A crash anywhere leaves only files that
+//! nothing refers to. Chunks of the base need no entry in the log: the base's map is pinned while the writer
+//! lives, and after the commit the new map refers to them.
+//!
+//! A chunk in the store is used again only if its header is sane for this place, it is not marked as damaged,
+//! and no run died or failed before it was durable; while the job has distrusted revisions, it is read
+//! completely first ([`Reuse::Full`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::map::MapWriter;
+use super::{BackendType, Revision, RevisionId, Stats, Trust};
+use crate::backend::Backend;
+use crate::backend::local::LocalBackend;
+use crate::chunk::container::{header_len, write_header};
+use crate::chunk::frame::{Encoder, Kind};
+use crate::chunk::id::{self, ChunkId, Digest};
+use crate::chunk::layout::chunk_len;
+use crate::chunk::store::{self, Scratch};
+use crate::chunk::{CHUNK_LEN, FRAME_LEN, FRAMES_MAX};
+use crate::disk;
+use crate::error::{Error, Result};
+use crate::job::Job;
+use crate::lock::BackupGuard;
+use crate::name::Tag;
+use crate::session::{Session, Sessions, Suspects};
+use crate::timestamp::Timestamp;
+
+/// After so many stored bytes a long run makes what it has durable: this bounds dirty memory and what a crash costs.
+const BARRIER_EVERY_BYTES: u64 = 4 << 30;
+
+/// How much an existing chunk is checked before it is used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    /// Header, frame table and length.
+    Header,
+    /// Every byte is decoded and hashed: while distrusted revisions exist.
+    Full,
+}
+
+/// What is known when a backup begins.
+#[derive(Clone, Debug)]
+pub struct NewRevision {
+    /// Its id.
+    pub id: RevisionId,
+    /// Start of the backup.
+    pub timestamp: Timestamp,
+    /// Its tags.
+    pub tags: BTreeSet<Tag>,
+    /// Size of the image.
+    pub image_size_bytes: u64,
+    /// The revision whose map the new one starts from, cut or grown with holes to the new size; `None`: all holes.
+    pub base: Option<Revision>,
+    /// The revision before, for information.
+    pub parent: Option<RevisionId>,
+    /// How far to check what is there.
+    pub reuse: Reuse,
+    /// zstd level, 1 to 19.
+    pub level: i32,
+}
+
+/// What became of one chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// All zeros: nothing is stored.
+    Hole,
+    /// The base has the same chunk at this place.
+    Unchanged,
+    /// The store has it already.
+    Known,
+    /// Written.
+    Stored {
+        /// Length of its file.
+        bytes: u64,
+    },
+}
+
+/// Sums over the chunks put so far, in bytes of the image but for `stored_bytes`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteStats {
+    /// All that was put.
+    pub put_bytes: u64,
+    /// Of it, zeros.
+    pub hole_bytes: u64,
+    /// Of it, the same as the base at this place.
+    pub unchanged_bytes: u64,
+    /// Of it, in the store already.
+    pub known_bytes: u64,
+    /// Of it, new.
+    pub new_bytes: u64,
+    /// Length of the chunk files written.
+    pub stored_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    hole: AtomicU64,
+    unchanged: AtomicU64,
+    known: AtomicU64,
+    new: AtomicU64,
+    stored: AtomicU64,
+    temporaries: AtomicU64,
+}
+
+/// A revision being made. Many threads may put chunks at once, each through its own [`ChunkWriter`].
+#[derive(Debug)]
+pub struct RevisionWriter {
+    job: Job,
+    new: NewRevision,
+    map: MapWriter,
+    backend: LocalBackend,
+    session: Session,
+    suspects: Suspects,
+    counters: Counters,
+    healed: Mutex<Vec<ChunkId>>,
+    /// Keeps the base's chunks alive.
+    _base: Option<Session>,
+    finished: bool,
+}
+
+impl RevisionWriter {
+    pub(crate) fn begin(job: Job, new: NewRevision) -> Result<Self> {
+        let root = job.repository().root().to_owned();
+        let (sessions, _) = Sessions::scan(&root)?;
+        let suspects = sessions.suspects(&root)?;
+        let session = Session::begin_writer(&root)?;
+        let backend = job.repository().backend()?;
+        let base = new.base.as_ref().map(|base| super::reader::pin(&job, base)).transpose()?;
+        let map = MapWriter::create(&disk::temporary_in(job.dir())?, new.image_size_bytes)?;
+        let (pin, base) = base.map_or((None, None), |(pin, map)| (pin, Some(map)));
+        let counters = Counters::default();
+        let healed = Mutex::new(Vec::new());
+        let writer =
+            Self { job, new, map, backend, session, suspects, counters, healed, _base: pin, finished: false };
+        if let Some(base) = &base {
+            writer.map.copy_from(base, &mut |entries| {
+                // Chunks of the base count as found here: the barrier must cover their names as well.
+                entries
+                    .chunks_exact(32)
+                    .filter_map(super::map::entry)
+                    .for_each(|id| writer.backend.use_existing(&id));
+                Ok(())
+            })?;
+        }
+        Ok(writer)
+    }
+
+    /// The revision's id.
+    pub fn id(&self) -> &RevisionId {
+        &self.new.id
+    }
+
+    /// Size of the image.
+    pub fn size_bytes(&self) -> u64 {
+        self.map.size_bytes()
+    }
+
+    /// Number of chunks: size / 4 MiB, rounded up.
+    pub fn chunk_count(&self) -> u64 {
+        self.map.chunk_count()
+    }
+
+    /// A putter for the calling thread; make one per thread.
+    pub fn chunk_writer(&self) -> Result<ChunkWriter<'_>> {
+        let encoder =
+            Encoder::new(self.new.level).map_err(|error| Error::io("set up", "the zstd encoder", error))?;
+        Ok(ChunkWriter {
+            writer: self,
+            encoder,
+            digest: Digest::default(),
+            file: Vec::new(),
+            scratch: Scratch::new(),
+        })
+    }
+
+    /// Sums so far.
+    pub fn stats(&self) -> WriteStats {
+        let sum = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (hole_bytes, unchanged_bytes) = (sum(&self.counters.hole), sum(&self.counters.unchanged));
+        let (known_bytes, new_bytes) = (sum(&self.counters.known), sum(&self.counters.new));
+        WriteStats {
+            put_bytes: hole_bytes + unchanged_bytes + known_bytes + new_bytes,
+            hole_bytes,
+            unchanged_bytes,
+            known_bytes,
+            new_bytes,
+            stored_bytes: sum(&self.counters.stored),
+        }
+    }
+
+    /// Whether the chunk recorded at place `number` has exactly these bytes, by hash.
+    pub fn matches(&self, number: u64, data: &[u8]) -> Result<bool> {
+        Ok(match self.map.get(number)? {
+            None => crate::chunk::is_zero(data),
+            Some(id) => data.len() == chunk_len(self.size_bytes(), number) && ChunkId::of(data) == id,
+        })
+    }
+
+    /// Whether the map has a hole at place `number`.
+    pub fn is_hole(&self, number: u64) -> Result<bool> {
+        Ok(self.map.get(number)?.is_none())
+    }
+
+    /// Reads the chunk recorded at place `number` back from the store, verified; `None` for a hole. For reports.
+    pub fn read_back(&self, number: u64) -> Result<Option<Vec<u8>>> {
+        let Some(id) = self.map.get(number)? else { return Ok(None) };
+        let chunk = store::open(&self.backend, &id)?;
+        Scratch::new().read(&chunk).map(|data| Some(data.to_vec()))
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.backend.barrier().inspect_err(|_| self.session.new_has_failed())
+    }
+
+    /// Makes everything durable, then the manifest: when this returns, the revision exists. `source` are facts for
+    /// the manifest. The guard shows that the right to make a revision is still held.
+    pub fn finish(
+        mut self,
+        _guard: &BackupGuard,
+        stats: Stats,
+        source: BTreeMap<String, serde_json::Value>,
+    ) -> Result<Revision> {
+        self.barrier()?;
+        let seal = self.map.seal()?;
+        self.session.new_is_durable()?;
+        let revision = Revision {
+            id: self.new.id.clone(),
+            timestamp: self.new.timestamp,
+            parent: self.new.parent.as_ref().map(|id| id.to_string()),
+            stats,
+            tags: self.new.tags.clone(),
+            backend_type: BackendType::Framed,
+            trust: Trust::Trusted,
+            orig_tags: BTreeSet::new(),
+            server: String::new(),
+            image_size: Some(self.size_bytes()),
+            map_seal: Some(id::hex(&seal)),
+            stored_bytes: Some(self.stats().stored_bytes),
+            source,
+            extra: BTreeMap::new(),
+        };
+        self.job.commit(&revision, self.map.path())?;
+        self.finished = true;
+        let healed = self.healed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for id in healed.iter() {
+            // The revision is committed: a mark that stays only costs writing the chunk once more.
+            if let Err(error) = disk::remove(&self.job.repository().damage_mark(id)) {
+                tracing::warn!(%error, "cannot remove the mark of a repaired chunk");
+            }
+        }
+        drop(healed);
+        Ok(revision)
+    }
+}
+
+impl Drop for RevisionWriter {
+    fn drop(&mut self) {
+        if !self.finished
+            && let Err(error) = disk::remove(self.map.path())
+        {
+            tracing::debug!(%error, "cannot remove an unfinished map");
+        }
+    }
+}
+
+/// Puts chunks from one thread; has its own buffers and compressor.
+#[derive(Debug)]
+pub struct ChunkWriter<'w> {
+    writer: &'w RevisionWriter,
+    encoder: Encoder,
+    digest: Digest,
+    file: Vec<u8>,
+    scratch: Scratch,
+}
+
+/// What is to be done with a chunk that the store may have.
+enum Existing {
+    Usable,
+    Missing,
+    Unusable,
+}
+
+impl ChunkWriter<'_> {
+    /// Puts the whole chunk at place `number`, counting from 0: 4 MiB, or the rest of the image for the last one.
+    pub fn put(&mut self, number: u64, data: &[u8]) -> Result<Put> {
+        let writer = self.writer;
+        assert_eq!(data.len(), chunk_len(writer.size_bytes(), number), "chunk {number} has the wrong length");
+        let Some(id) = self.digest.update(data) else { return self.hole(number) };
+        let before = writer.map.get(number)?;
+        if before != Some(id) {
+            let _shard = writer.backend.lock_shard(id.shard(), false)?;
+            writer.session.refer(id.as_bytes())?;
+        }
+        let length = data.len() as u64;
+        let count = |counter: &AtomicU64, bytes| {
+            counter.fetch_add(bytes, Ordering::Relaxed);
+        };
+        let put = match self.existing(&id, data.len())? {
+            Existing::Usable if before == Some(id) => {
+                count(&writer.counters.unchanged, length);
+                return Ok(Put::Unchanged);
+            }
+            Existing::Usable => {
+                writer.backend.use_existing(&id);
+                count(&writer.counters.known, length);
+                Put::Known
+            }
+            Existing::Missing => self.store(&id, data, false)?,
+            Existing::Unusable => self.store(&id, data, true)?,
+        };
+        if before != Some(id) {
+            writer.map.set(number, Some(id))?;
+        }
+        Ok(put)
+    }
+
+    /// Records a hole at place `number` without looking at data.
+    pub fn hole(&mut self, number: u64) -> Result<Put> {
+        let writer = self.writer;
+        if writer.map.get(number)?.is_some() {
+            writer.map.set(number, None)?;
+        }
+        let length = chunk_len(writer.size_bytes(), number) as u64;
+        writer.counters.hole.fetch_add(length, Ordering::Relaxed);
+        Ok(Put::Hole)
+    }
+
+    fn existing(&mut self, id: &ChunkId, plain_len: usize) -> Result<Existing> {
+        let writer = self.writer;
+        let marked = writer.suspects.failed.contains(id) || writer.job.repository().damage_mark(id).exists();
+        let full = writer.new.reuse == Reuse::Full || writer.suspects.unproven.contains(id);
+        let checked = store::open(&writer.backend, id).and_then(|chunk| {
+            if full && !marked {
+                self.scratch.read(&chunk)?;
+            }
+            Ok(!marked && chunk.plain_len() == plain_len)
+        });
+        match checked {
+            Ok(true) => Ok(Existing::Usable),
+            Err(Error::ChunkMissing { .. }) => Ok(Existing::Missing),
+            Err(error) if !error.is_damage() => Err(error),
+            Ok(false) | Err(_) => Ok(Existing::Unusable),
+        }
+    }
+
+    fn store(&mut self, id: &ChunkId, data: &[u8], replace: bool) -> Result<Put> {
+        let writer = self.writer;
+        self.encode(id, data)?;
+        writer.session.record_new(id)?;
+        let number = writer.counters.temporaries.fetch_add(1, Ordering::Relaxed);
+        let temporary = format!("{}.{number}", writer.session.name());
+        writer.backend.put(id, &self.file, &temporary, replace)?;
+        if replace {
+            tracing::info!(chunk = %id, "a damaged chunk was written anew");
+            writer.healed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(*id);
+        }
+        let bytes = self.file.len() as u64;
+        writer.counters.new.fetch_add(data.len() as u64, Ordering::Relaxed);
+        let before = writer.counters.stored.fetch_add(bytes, Ordering::Relaxed);
+        if before / BARRIER_EVERY_BYTES != (before + bytes) / BARRIER_EVERY_BYTES {
+            writer.barrier()?;
+        }
+        Ok(Put::Stored { bytes })
+    }
+
+    /// Fills `self.file` with the chunk file of `data`, whose digest was just taken.
+    fn encode(&mut self, id: &ChunkId, data: &[u8]) -> Result<()> {
+        let header = header_len(data.len());
+        self.file.clear();
+        self.file.reserve(header + CHUNK_LEN);
+        self.file.resize(header, 0);
+        let mut frames = [(Kind::Zero, 0); FRAMES_MAX];
+        let count = self.digest.values.len();
+        for (number, frame) in data.chunks(FRAME_LEN).enumerate() {
+            if self.digest.zero_frames >> number & 1 == 1 {
+                continue;
+            }
+            let before = self.file.len();
+            let kind = self
+                .encoder
+                .encode(frame, &mut self.file)
+                .map_err(|error| Error::io("compress", format!("chunk {id}"), error))?;
+            frames[number] = (kind, self.file.len() - before);
+        }
+        write_header(&mut self.file[..header], data.len(), &frames[..count], &self.digest.values);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::testing::{image, new_job, new_revision, write_revision};
+    use crate::{CHUNK_SIZE, FrameCache};
+
+    fn read_all(job: &Job, revision: &Revision) -> Vec<u8> {
+        let reader = job.open_revision(revision, &Arc::new(FrameCache::new(1 << 20))).unwrap();
+        let mut data = vec![9; reader.size_bytes() as usize + 10];
+        let length = reader.read_at(0, &mut data).unwrap();
+        data.truncate(length);
+        data
+    }
+
+    #[test]
+    fn images_of_every_size_come_back_exactly() {
+        let (_dir, job) = new_job("web01");
+        for (seed, size) in
+            [0, 1, 511, 65536, 65537, CHUNK_SIZE - 1, CHUNK_SIZE, CHUNK_SIZE + 1, 3 * CHUNK_SIZE + 777]
+                .into_iter()
+                .enumerate()
+        {
+            let data = image(seed as u64, size as usize);
+            let revision = write_revision(&job, &data, None);
+            assert_eq!(revision.image_size, Some(size));
+            assert!(read_all(&job, &revision) == data, "size {size}");
+        }
+    }
+
+    #[test]
+    fn unchanged_and_known_chunks_are_not_stored_again() {
+        let (_dir, job) = new_job("web01");
+        let mut data = image(1, 5 << 22);
+        let first = write_revision(&job, &data, None);
+        let guard = job.lock_for_backup().unwrap();
+        data[3 << 22] ^= 1;
+        data.copy_within(0..1 << 22, 1 << 22);
+        data[4 << 22..].fill(0);
+        let writer = job.new_revision(&guard, new_revision(&data, Some(first))).unwrap();
+        let mut chunks = writer.chunk_writer().unwrap();
+        let puts: Vec<Put> = data
+            .chunks(1 << 22)
+            .enumerate()
+            .map(|(at, chunk)| chunks.put(at as u64, chunk).unwrap())
+            .collect();
+        assert!(
+            matches!(puts[..], [Put::Unchanged, Put::Known, Put::Unchanged, Put::Stored { .. }, Put::Hole]),
+            "{puts:?}"
+        );
+        let stats = writer.stats();
+        assert_eq!((stats.put_bytes, stats.new_bytes), (5 << 22, 1 << 22));
+        drop(chunks);
+        let revision = writer.finish(&guard, Stats::default(), BTreeMap::new()).unwrap();
+        assert!(read_all(&job, &revision) == data);
+    }
+
+    #[test]
+    fn an_empty_chunk_file_is_written_again_without_verify() {
+        // A power loss can leave a name without content; the file's existence must prove nothing.
+        let (_dir, job) = new_job("web01");
+        let data = image(1, 1 << 22);
+        let first = write_revision(&job, &data, None);
+        let id = ChunkId::of(&data);
+        let path = job.repository().root().join(format!("chunks/{:02x}/{id}", id.shard()));
+        for damage in [&b""[..], b"BACKYCHK", &[0; 5000]] {
+            std::fs::write(&path, damage).unwrap();
+            let revision = write_revision(&job, &data, Some(first.clone()));
+            assert!(read_all(&job, &revision) == data);
+            assert!(read_all(&job, &first) == data, "the old revision is healed as well");
+        }
+    }
+
+    #[test]
+    fn a_dropped_writer_leaves_nothing_to_see() {
+        let (_dir, job) = new_job("web01");
+        let guard = job.lock_for_backup().unwrap();
+        let data = image(1, 1 << 22);
+        let writer = job.new_revision(&guard, new_revision(&data, None)).unwrap();
+        writer.chunk_writer().unwrap().put(0, &data).unwrap();
+        drop(writer);
+        assert!(job.revisions().unwrap().revisions.is_empty());
+        assert!(crate::job::job_files(job.dir()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn verification_against_the_source_sees_every_difference() {
+        let (_dir, job) = new_job("web01");
+        let guard = job.lock_for_backup().unwrap();
+        let mut data = image(1, (1 << 22) + 3);
+        let writer = job.new_revision(&guard, new_revision(&data, None)).unwrap();
+        writer.chunk_writer().unwrap().put(0, &data[..1 << 22]).unwrap();
+        assert!(writer.matches(0, &data[..1 << 22]).unwrap());
+        assert!(
+            writer.is_hole(1).unwrap()
+                && !writer.matches(1, &[0, 0, 1]).unwrap()
+                && writer.matches(1, &[0; 3]).unwrap()
+        );
+        data[77] ^= 1;
+        assert!(!writer.matches(0, &data[..1 << 22]).unwrap());
+    }
+}

@@ -1,0 +1,377 @@
+//! Sessions: what running programs use, so that a purge beside them deletes nothing of it.
+//!
+//! A session is a random name in `writers/` with up to four sorts of files:
+//!
+//! - `<name>.refs`: 32-byte chunk ids, appended before the chunk is looked for. The session lives while this
+//!   file is locked. A finished writer leaves it behind: only a purge that saw it unlocked *before* reading the
+//!   manifests may remove it, and then the revision it belonged to, if it was committed, is among them.
+//! - `<name>.new`: the ids this session wrote. Removed when they are durable. What is left of a dead session
+//!   names chunks that a power loss may have spoiled: they are read completely before they are used again.
+//! - `<name>.failed`: the same after a failed sync: those chunks are written again.
+//! - `<name>.<revision>.map`: a second name of a map that a reader has open.
+//!
+//! Why no live session can be taken for a dead one: it is created and locked under the shared lock of
+//! `.lock`, and whoever tells live from dead holds that lock exclusively.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use crate::chunk::ChunkId;
+use crate::disk;
+use crate::error::{Context, Error, Result};
+use crate::lock;
+use crate::revision::RevisionId;
+
+/// A running program's session. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Session {
+    dir: PathBuf,
+    name: String,
+    refs: File,
+    /// Present for writers.
+    new: Option<File>,
+    pins: Vec<PathBuf>,
+}
+
+impl Session {
+    /// Begins the session of a writer in the store at `root`.
+    pub(crate) fn begin_writer(root: &Path) -> Result<Self> {
+        let mut session = Self::begin(root)?;
+        session.new = Some(append_file(&session.path("new"))?);
+        Ok(session)
+    }
+
+    /// Begins the session of a reader and pins `map`. `None` on a read-only file system, where nothing is deleted either.
+    pub(crate) fn begin_reader(root: &Path, map: &Path, revision: &RevisionId) -> Result<Option<Self>> {
+        let mut session = match Self::begin(root) {
+            Err(error) if error.io_kind() == Some(io::ErrorKind::ReadOnlyFilesystem) => return Ok(None),
+            other => other?,
+        };
+        let pin = session.path(&format!("{revision}.map"));
+        session.pins.push(pin.clone());
+        match disk::link(map, &pin) {
+            Err(error) if error.io_kind() == Some(io::ErrorKind::CrossesDevices) => {
+                session.pin_copy(map, &pin)?
+            }
+            other => other?,
+        }
+        Ok(Some(session))
+    }
+
+    fn begin(root: &Path) -> Result<Self> {
+        let dir = root.join("writers");
+        let gate_path = dir.join(".lock");
+        let gate = disk::open_lock_file(&gate_path)?;
+        gate.lock_shared().context("lock", &gate_path)?;
+        let name = disk::random_name()?;
+        let path = dir.join(format!("{name}.refs"));
+        let refs = append_file(&path)?;
+        if !lock::try_lock(&refs, &path)? {
+            return Err(Error::Locked { what: path.display().to_string() });
+        }
+        Ok(Self { dir, name, refs, new: None, pins: Vec::new() })
+    }
+
+    /// Where the job lies on another file system than the store, the map is copied. That the original is still
+    /// there afterwards shows that no purge can have begun to look at the pins after it was removed.
+    fn pin_copy(&self, map: &Path, pin: &Path) -> Result<()> {
+        let temporary = self.path("copying");
+        let bytes = std::fs::read(map).context("read", map)?;
+        let file = disk::create_new(&temporary)?;
+        disk::append(&file, &bytes, &temporary)?;
+        disk::rename(&temporary, pin)?;
+        std::fs::metadata(map).map(drop).context("examine", map)
+    }
+
+    fn path(&self, suffix: &str) -> PathBuf {
+        self.dir.join(format!("{}.{suffix}", self.name))
+    }
+
+    /// The session's name: prefix of its temporary files.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Records that this session uses a chunk. Call it with the shard locked, before looking for the chunk.
+    pub(crate) fn refer(&self, ids: &[u8]) -> Result<()> {
+        debug_assert!(ids.len().is_multiple_of(32));
+        disk::append(&self.refs, ids, &self.path("refs"))
+    }
+
+    /// Records that this session is about to write a chunk.
+    pub(crate) fn record_new(&self, id: &ChunkId) -> Result<()> {
+        match &self.new {
+            Some(file) => disk::append(file, id.as_bytes(), &self.path("new")),
+            None => Ok(()),
+        }
+    }
+
+    /// What this session wrote is durable.
+    pub(crate) fn new_is_durable(&self) -> Result<()> {
+        disk::remove(&self.path("new"))
+    }
+
+    /// What this session wrote must be written again.
+    pub(crate) fn new_has_failed(&self) {
+        if let Err(error) = disk::rename(&self.path("new"), &self.path("failed")) {
+            tracing::error!(%error, "cannot mark the chunks of a failed sync");
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.new.is_some() {
+            return;
+        }
+        // A reader has no revision of its own to protect after its end: it cleans up behind itself.
+        for path in self.pins.iter().chain([&self.path("refs")]) {
+            if let Err(error) = disk::remove(path) {
+                tracing::debug!(%error, "cannot remove a file of an ended session");
+            }
+        }
+    }
+}
+
+fn append_file(path: &Path) -> Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    drop(disk::create_new(path)?);
+    let mut options = std::fs::OpenOptions::new();
+    options.append(true).custom_flags(nix::libc::O_NOFOLLOW).open(path).context("open", path)
+}
+
+/// Chunks that must not be used again as they are.
+#[derive(Debug, Default)]
+pub(crate) struct Suspects {
+    /// Written by dead sessions: read them completely first.
+    pub(crate) unproven: HashSet<ChunkId>,
+    /// Written before a failed sync: write them again.
+    pub(crate) failed: HashSet<ChunkId>,
+}
+
+/// The sessions of a store as a purge or a new writer sees them.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    /// Names of the sessions that were dead at the time of the scan.
+    pub(crate) dead: HashSet<String>,
+}
+
+impl Sessions {
+    /// Tells live sessions from dead ones and removes the temporary files of the dead. Returns how many those were.
+    pub(crate) fn scan(root: &Path) -> Result<(Self, u64)> {
+        let dir = root.join("writers");
+        let gate_path = dir.join(".lock");
+        let gate = disk::open_lock_file(&gate_path)?;
+        gate.lock().context("lock", &gate_path)?;
+        let mut live = HashSet::new();
+        let mut names = HashSet::new();
+        for (name, suffix) in entries(&dir)? {
+            if suffix == "refs" && is_live(&dir.join(format!("{name}.refs")))? {
+                live.insert(name.clone());
+            }
+            names.insert(name);
+        }
+        let mut removed = 0;
+        let temporaries = root.join("tmp");
+        for (name, suffix) in entries(&temporaries)? {
+            if !live.contains(&name) {
+                disk::remove(&temporaries.join(format!("{name}.{suffix}")))?;
+                removed += 1;
+            }
+        }
+        drop(gate);
+        Ok((Self { dead: names.difference(&live).cloned().collect() }, removed))
+    }
+
+    /// Reads the chunks that dead sessions may have left behind.
+    pub(crate) fn suspects(&self, root: &Path) -> Result<Suspects> {
+        let dir = root.join("writers");
+        let mut suspects = Suspects::default();
+        for (name, suffix) in entries(&dir)? {
+            let into = match suffix.as_str() {
+                "new" if self.dead.contains(&name) => &mut suspects.unproven,
+                "failed" => &mut suspects.failed,
+                _ => continue,
+            };
+            read_ids(&dir.join(format!("{name}.{suffix}")), 0, &mut |id| {
+                into.insert(id);
+            })?;
+        }
+        Ok(suspects)
+    }
+
+    /// Removes the files of the dead sessions. Only for the end of a purge.
+    pub(crate) fn remove_dead(&self, root: &Path) -> Result<()> {
+        let dir = root.join("writers");
+        for (name, suffix) in entries(&dir)? {
+            if self.dead.contains(&name) {
+                disk::remove(&dir.join(format!("{name}.{suffix}")))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_live(path: &Path) -> Result<bool> {
+    match disk::open(path) {
+        Ok(file) => Ok(!lock::try_lock(&file, path)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("open", path, error)),
+    }
+}
+
+/// Lists `<name>.<suffix>` files of a directory.
+fn entries(dir: &Path) -> Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).context("list", dir)? {
+        let name = entry.context("list", dir)?.file_name();
+        if let Some((name, suffix)) = name.to_str().and_then(|name| name.split_once('.'))
+            && name.len() == 32
+        {
+            found.push((name.to_owned(), suffix.to_owned()));
+        }
+    }
+    Ok(found)
+}
+
+/// Reads the reference logs of sessions and remembers how far, so that only what was appended since is read again.
+///
+/// Sessions that were dead at a scan are left out: what they committed is in maps, which are read after the scan.
+#[derive(Debug, Default)]
+pub(crate) struct LogTails {
+    dead: HashSet<String>,
+    read_bytes: std::collections::HashMap<String, u64>,
+}
+
+impl LogTails {
+    /// For all sessions but those dead at `scan`.
+    pub(crate) fn new(scan: &Sessions) -> Self {
+        Self { dead: scan.dead.clone(), read_bytes: std::collections::HashMap::new() }
+    }
+
+    /// Calls `visit` with every id appended since the last call.
+    pub(crate) fn read(&mut self, root: &Path, visit: &mut dyn FnMut(ChunkId)) -> Result<()> {
+        let dir = root.join("writers");
+        for (name, suffix) in entries(&dir)? {
+            if suffix == "refs" && !self.dead.contains(&name) {
+                let from = self.read_bytes.get(&name).copied().unwrap_or(0);
+                let to = read_ids(&dir.join(format!("{name}.refs")), from, visit)?;
+                self.read_bytes.insert(name, to);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the pinned maps of all sessions but those dead at `scan`.
+pub(crate) fn pinned_maps(root: &Path, scan: &Sessions) -> Result<Vec<PathBuf>> {
+    let dir = root.join("writers");
+    let pins = entries(&dir)?
+        .into_iter()
+        .filter(|(name, suffix)| suffix.ends_with(".map") && !scan.dead.contains(name));
+    Ok(pins.map(|(name, suffix)| dir.join(format!("{name}.{suffix}"))).collect())
+}
+
+/// Calls `visit` with every whole id from `offset` on; returns the offset behind the last one. A missing file has none.
+fn read_ids(path: &Path, offset: u64, visit: &mut dyn FnMut(ChunkId)) -> Result<u64> {
+    use std::io::{Seek, SeekFrom};
+    let mut file = match disk::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(offset),
+        other => other.context("open", path)?,
+    };
+    file.seek(SeekFrom::Start(offset)).context("seek in", path)?;
+    let mut reader = io::BufReader::with_capacity(1 << 16, file);
+    let mut at = offset;
+    let mut id = [0; 32];
+    loop {
+        match reader.read_exact(&mut id) {
+            Ok(()) => visit(ChunkId::from_bytes(id)),
+            // A torn end belongs to a writer that died while appending, before it looked for the chunk.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(at),
+            Err(error) => return Err(Error::io("read", path, error)),
+        }
+        at += 32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for dir in ["writers", "tmp"] {
+            std::fs::create_dir(root.path().join(dir)).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn a_live_writer_keeps_its_temporary_files_and_a_dead_one_loses_them() {
+        let root = root();
+        let writer = Session::begin_writer(root.path()).unwrap();
+        let live = root.path().join(format!("tmp/{}.1", writer.name()));
+        let dead = root.path().join(format!("tmp/{}.1", "0".repeat(32)));
+        for path in [&live, &dead] {
+            std::fs::write(path, b"x").unwrap();
+        }
+        let (sessions, removed) = Sessions::scan(root.path()).unwrap();
+        assert_eq!((removed, sessions.dead.len(), live.exists(), dead.exists()), (1, 0, true, false));
+        drop(writer);
+        assert_eq!(Sessions::scan(root.path()).unwrap().1, 1);
+        assert!(!live.exists());
+    }
+
+    #[test]
+    fn logs_of_finished_writers_stay_until_a_purge_removes_them() {
+        let root = root();
+        let id = ChunkId::of(b"x");
+        let writer = Session::begin_writer(root.path()).unwrap();
+        writer.refer(id.as_bytes()).unwrap();
+        drop(writer);
+        let mut tails = LogTails::default();
+        let mut seen = Vec::new();
+        tails.read(root.path(), &mut |id| seen.push(id)).unwrap();
+        tails.read(root.path(), &mut |id| seen.push(id)).unwrap();
+        assert_eq!(seen, [id]);
+        Sessions::scan(root.path()).unwrap().0.remove_dead(root.path()).unwrap();
+        assert!(entries(&root.path().join("writers")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn chunks_of_a_writer_that_died_before_its_barrier_are_suspect() {
+        let root = root();
+        let (first, second) = (ChunkId::of(b"1"), ChunkId::of(b"2"));
+        let writer = Session::begin_writer(root.path()).unwrap();
+        writer.record_new(&first).unwrap();
+        let suspects = || Sessions::scan(root.path()).unwrap().0.suspects(root.path()).unwrap();
+        assert!(suspects().unproven.is_empty(), "it is alive");
+        drop(writer);
+        assert!(suspects().unproven.contains(&first));
+        let writer = Session::begin_writer(root.path()).unwrap();
+        writer.record_new(&second).unwrap();
+        writer.new_has_failed();
+        assert!(suspects().failed.contains(&second));
+        let writer = Session::begin_writer(root.path()).unwrap();
+        writer.record_new(&ChunkId::of(b"3")).unwrap();
+        writer.new_is_durable().unwrap();
+        drop(writer);
+        assert_eq!(suspects().unproven.len(), 1);
+    }
+
+    #[test]
+    fn a_readers_pin_is_seen_while_it_reads_and_gone_after() {
+        let root = root();
+        let map = root.path().join("r.map");
+        std::fs::write(&map, b"map").unwrap();
+        let id = RevisionId::parse("r").unwrap();
+        let reader = Session::begin_reader(root.path(), &map, &id).unwrap().unwrap();
+        disk::remove(&map).unwrap();
+        assert_eq!(pinned_maps(root.path(), &Sessions::default()).unwrap().len(), 1);
+        drop(reader);
+        assert!(pinned_maps(root.path(), &Sessions::default()).unwrap().is_empty());
+        assert!(Session::begin_reader(root.path(), &map, &id).is_err());
+    }
+}

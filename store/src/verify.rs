@@ -1,0 +1,258 @@
+//! Reads back what revisions refer to and says which of them are whole. Sets their trust; deletes nothing.
+//!
+//! Each distinct chunk is read once, however many of the revisions use it, and every place where a bad one is
+//! used is told. A revision with damage is distrusted, and so is every other revision of the store that
+//! shares the bad chunk.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crate::backend::local::LocalBackend;
+use crate::chunk::layout::{chunk_len, frame_len};
+use crate::chunk::store::{self, Scratch};
+use crate::chunk::{CHUNK_SIZE, ChunkId, FRAME_SIZE};
+use crate::damage::{self, Difference};
+use crate::error::{Error, Result};
+use crate::job::Job;
+use crate::monitor::{Finding, Monitor};
+use crate::name::JobName;
+use crate::revision::map::{ChunkMap, PAGE_ENTRIES, entry};
+use crate::revision::{Revision, RevisionId, Trust, reader};
+use crate::timestamp::Timestamp;
+
+/// What a verification found.
+#[derive(Clone, Debug, Default)]
+pub struct VerifyReport {
+    /// Read completely and good: now `verified`.
+    pub good: Vec<RevisionId>,
+    /// Damaged: now `distrusted`.
+    pub bad: Vec<RevisionId>,
+    /// All revisions, of other jobs as well, that were distrusted because they use a damaged chunk.
+    pub distrusted: Vec<(JobName, RevisionId)>,
+    /// Distinct chunks read.
+    pub chunks: u64,
+    /// Bytes of images in them.
+    pub bytes: u64,
+}
+
+/// What is wrong with one chunk: the bad frames, or all of it.
+type Badness = BTreeMap<usize, String>;
+
+struct Verifier<'v> {
+    job: &'v Job,
+    backend: LocalBackend,
+    /// Chunks read so far, with the length they were expected to have.
+    seen: HashMap<(ChunkId, u32), bool>,
+    bad: HashMap<(ChunkId, u32), Badness>,
+    threads: usize,
+    monitor: &'v dyn Monitor,
+    chunks: u64,
+    bytes: AtomicU64,
+    now: Timestamp,
+}
+
+/// Reads every chunk of the revisions and sets their trust. Damage goes to the monitor and into the quarantine.
+pub fn verify(
+    job: &Job,
+    revisions: &[Revision],
+    threads: usize,
+    now: Timestamp,
+    monitor: &dyn Monitor,
+) -> Result<VerifyReport> {
+    let mut verifier = Verifier {
+        job,
+        backend: job.repository().backend()?,
+        seen: HashMap::new(),
+        bad: HashMap::new(),
+        threads: threads.max(1),
+        monitor,
+        chunks: 0,
+        bytes: AtomicU64::new(0),
+        now,
+    };
+    let total = revisions.iter().filter_map(|revision| revision.image_size).sum();
+    monitor.begin("verify", Some(total));
+    let mut report = VerifyReport::default();
+    let mut stopped = Ok(());
+    for revision in revisions {
+        match verifier.revision(revision) {
+            Ok(true) => report.good.push(revision.id.clone()),
+            Ok(false) => report.bad.push(revision.id.clone()),
+            Err(error) => {
+                stopped = Err(error);
+                break;
+            }
+        }
+    }
+    monitor.end();
+    (report.chunks, report.bytes) = (verifier.chunks, verifier.bytes.load(Ordering::Relaxed));
+    // What was found is recorded even when the run was stopped.
+    verifier.record(&mut report)?;
+    stopped.map(|()| report)
+}
+
+impl Verifier<'_> {
+    /// Whether a revision is whole.
+    fn revision(&mut self, revision: &Revision) -> Result<bool> {
+        let (_pin, map) = match reader::pin(self.job, revision) {
+            Ok(pinned) => pinned,
+            Err(error) if error.is_damage() => {
+                self.finding(revision, None, None, error.to_string());
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
+        let mut whole = true;
+        for page in 0..map.page_count() {
+            match map.read_page(page) {
+                Ok(bytes) => whole &= self.page(revision, &map, page, &bytes)?,
+                Err(error) if error.is_damage() => {
+                    let start = page * PAGE_ENTRIES * CHUNK_SIZE;
+                    let length = (PAGE_ENTRIES * CHUNK_SIZE).min(map.size_bytes() - start);
+                    self.finding(revision, Some((start, length)), None, error.to_string());
+                    whole = false;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(whole)
+    }
+
+    fn page(&mut self, revision: &Revision, map: &ChunkMap, page: u64, bytes: &[u8]) -> Result<bool> {
+        let places: Vec<(u64, (ChunkId, u32))> = (page * PAGE_ENTRIES..)
+            .zip(bytes.chunks_exact(32))
+            .filter_map(|(number, bytes)| {
+                Some((number, (entry(bytes)?, chunk_len(map.size_bytes(), number) as u32)))
+            })
+            .collect();
+        let mut unread = Vec::new();
+        for (_, chunk) in &places {
+            if self.seen.insert(*chunk, true).is_none() {
+                unread.push(*chunk);
+            }
+        }
+        self.read(&unread)?;
+        let counted: u64 = unread.iter().map(|(_, length)| u64::from(*length)).sum();
+        self.monitor.advance(
+            (PAGE_ENTRIES.min(map.chunk_count() - page * PAGE_ENTRIES) * CHUNK_SIZE)
+                .min(map.size_bytes())
+                .saturating_sub(counted),
+        );
+        let mut whole = true;
+        for (number, chunk) in places {
+            let Some(badness) = self.bad.get(&chunk).cloned() else { continue };
+            whole = false;
+            for (frame, problem) in badness {
+                let offset = number * CHUNK_SIZE + frame as u64 * FRAME_SIZE;
+                let length = frame_len(chunk.1 as usize, frame) as u64;
+                self.finding(revision, Some((offset, length)), Some(chunk.0), problem);
+            }
+        }
+        Ok(whole)
+    }
+
+    /// Reads chunks on all threads and notes the bad ones.
+    fn read(&mut self, chunks: &[(ChunkId, u32)]) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let bad = Mutex::new(Vec::new());
+        let (backend, monitor, bytes) = (&self.backend, self.monitor, &self.bytes);
+        let work = || -> Result<()> {
+            let mut scratch = Scratch::new();
+            while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if monitor.cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                if let Some(badness) = check(backend, chunk, &mut scratch)? {
+                    bad.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((*chunk, badness));
+                }
+                bytes.fetch_add(u64::from(chunk.1), Ordering::Relaxed);
+                monitor.advance(u64::from(chunk.1));
+            }
+            Ok(())
+        };
+        let result = crate::threads::run(self.threads.min(chunks.len()), work);
+        self.chunks += chunks.len() as u64;
+        self.bad.extend(bad.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner));
+        result
+    }
+
+    fn finding(
+        &self,
+        revision: &Revision,
+        range: Option<(u64, u64)>,
+        chunk: Option<ChunkId>,
+        problem: String,
+    ) {
+        let (job, revision) = (self.job.name().clone(), Some(revision.id.clone()));
+        self.monitor.finding(&Finding { job, revision, range, chunk, problem });
+    }
+
+    fn record(&self, report: &mut VerifyReport) -> Result<()> {
+        let chunks: Vec<ChunkId> = self.bad.keys().map(|(id, _)| *id).collect();
+        for ((id, _), badness) in &self.bad {
+            // A run that was stopped knows the chunk, but no revision as a whole.
+            let Some(first) = report.bad.first() else { break };
+            let bytes = read_file(&self.backend, id);
+            let difference = Difference {
+                revision: first,
+                offset: 0,
+                source: None,
+                stored: bytes.as_deref(),
+                problem: &format!("chunk {id}: {}", badness.values().next().map_or("", String::as_str)),
+            };
+            damage::quarantine(self.job, &difference, self.now)?;
+        }
+        report.distrusted = damage::record_chunks(self.job.repository(), &chunks, self.monitor)?;
+        self.set_trust(report)
+    }
+
+    fn set_trust(&self, report: &mut VerifyReport) -> Result<()> {
+        let guard = self.job.lock_manifests()?;
+        for (ids, trust) in [(&report.bad, Trust::Distrusted), (&report.good, Trust::Verified)] {
+            for id in ids {
+                let before = match self.job.revision(id) {
+                    // Forgotten while it was read: nothing to set.
+                    Err(Error::RevisionUnknown { .. }) => continue,
+                    other => other?.trust,
+                };
+                self.job.set_trust(&guard, id, trust)?;
+                if trust == Trust::Distrusted && before != trust {
+                    report.distrusted.push((self.job.name().clone(), id.clone()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the file of a damaged chunk as it is, for the quarantine.
+fn read_file(backend: &LocalBackend, id: &ChunkId) -> Option<Vec<u8>> {
+    use crate::backend::Backend;
+    let file = backend.open(id).ok()??;
+    let mut bytes = vec![0; file.len().min(CHUNK_SIZE + 4096) as usize];
+    let length = file.read_at(&mut bytes, 0).ok()?;
+    bytes.truncate(length);
+    Some(bytes)
+}
+
+/// Reads one chunk; `None` when it is good.
+fn check(
+    backend: &LocalBackend,
+    (id, length): &(ChunkId, u32),
+    scratch: &mut Scratch,
+) -> Result<Option<Badness>> {
+    let all = |problem: String| {
+        let frames = crate::chunk::layout::frame_count(*length as usize);
+        Ok(Some((0..frames).map(|frame| (frame, problem.clone())).collect()))
+    };
+    let chunk = match store::open(backend, id) {
+        Err(error) if error.is_damage() => return all(error.to_string()),
+        other => other?,
+    };
+    if chunk.plain_len() != *length as usize {
+        return all(format!("chunk {id} holds {} bytes where the image has {length}", chunk.plain_len()));
+    }
+    let bad = scratch.salvage(&chunk).bad;
+    Ok((!bad.is_empty()).then(|| bad.into_iter().map(|(frame, error)| (frame, error.to_string())).collect()))
+}
