@@ -1,0 +1,341 @@
+//! One backup, readable from top to bottom in [`run`].
+//!
+//! The order is the safety: the source is opened before any revision exists, so that a source that is away
+//! leaves nothing; the image is compared with its source a second time and the source is asked whether it
+//! changed, both before [`RevisionWriter::finish`], which is the commit. Every failure before it drops the
+//! writer: nobody ever sees that revision, and what it stored is removed by the next sweep. What comes
+//! after the commit (releasing older snapshots, verifying a distrusted revision) cannot undo it and is only
+//! reported.
+//!
+//! The backup guard is held from the first look at the job to the end, so no other run makes a revision in
+//! between. Tags and trust of older revisions may change meanwhile: a base that is distrusted during the
+//! run was read as a map only, and the map's seal was checked; the chunks it names are what verification
+//! will look at.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use backy_store::lock::BackupGuard;
+use backy_store::{
+    BackendType, CHUNK_SIZE, Finding, Job, Monitor, NewRevision, Reuse, Revision, RevisionId, RevisionWriter,
+    Stats, Tag, Timestamp, Trust, WriteStats, damage, verify,
+};
+
+use crate::compare::{self, CompareStats, Difference, Selection};
+use crate::config::{JobConfig, VerifyMode};
+use crate::error::Result;
+use crate::source::{self, CopyStats, Snapshot, Source};
+
+/// Longest time that a sample is compared for.
+const SAMPLE_SECS_MAX: f64 = 300.0;
+
+/// What to back up.
+#[derive(Clone, Debug)]
+pub struct BackupRequest {
+    /// The tags of the new revision.
+    pub tags: BTreeSet<Tag>,
+    /// Whether tags that the schedule does not know are taken, too.
+    pub force_tags: bool,
+    /// Worker threads.
+    pub threads: usize,
+    /// The clock.
+    pub clock: fn() -> Timestamp,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct BackupReport {
+    /// The new revision.
+    pub revision: Revision,
+    /// Sums over its chunks.
+    pub stats: WriteStats,
+    /// Unfinished revisions of earlier runs that were removed first.
+    pub unfinished_removed: u64,
+    /// The newest distrusted revision after it was verified again, and whether it is good; `None` when
+    /// there was none or it could not be verified.
+    pub reverified: Option<(RevisionId, bool)>,
+}
+
+/// One backup from lock to commit.
+pub fn run(
+    job: &Job,
+    config: &JobConfig,
+    request: &BackupRequest,
+    monitor: &dyn Monitor,
+) -> Result<BackupReport> {
+    if !request.force_tags {
+        config.schedule.check_tags(&request.tags)?;
+    }
+    let guard = job.lock_for_backup()?;
+    let unfinished_removed = job.remove_unfinished(&guard)?;
+    if unfinished_removed > 0 {
+        tracing::warn!(job = %job.name(), count = unfinished_removed, "clean-incomplete");
+    }
+    let history = job.revisions()?.revisions;
+    let mut source = source::open(&config.source)?;
+    let backup = Backup { job, config, request, monitor, guard: &guard, history: &history };
+
+    let made = backup.make(&mut *source);
+    let keep = match &made {
+        Ok((revision, _)) => Some(revision.id.clone()),
+        Err(_) => choose_base(&history).map(|base| base.id.clone()),
+    };
+    if let Err(error) = source.release_except(keep.as_slice()) {
+        tracing::warn!(job = %job.name(), error = %error, "snapshot-not-released");
+    }
+    let (revision, stats) = made?;
+    let reverified = backup.reverify();
+    Ok(BackupReport { revision, stats, unfinished_removed, reverified })
+}
+
+/// Returns the revision whose map a new one can start from: the newest one in our own format, here,
+/// complete and not distrusted.
+fn choose_base(history: &[Revision]) -> Option<&Revision> {
+    history.iter().rfind(|revision| {
+        revision.backend_type == BackendType::Framed
+            && revision.is_local()
+            && revision.is_clean()
+            && revision.trust != Trust::Distrusted
+    })
+}
+
+fn is_distrusted(revision: &&Revision) -> bool {
+    revision.is_local() && revision.is_clean() && revision.trust == Trust::Distrusted
+}
+
+/// What stays the same through one run.
+struct Backup<'a> {
+    job: &'a Job,
+    config: &'a JobConfig,
+    request: &'a BackupRequest,
+    monitor: &'a dyn Monitor,
+    guard: &'a BackupGuard,
+    history: &'a [Revision],
+}
+
+impl Backup<'_> {
+    /// From snapshot to commit.
+    fn make(&self, source: &mut dyn Source) -> Result<(Revision, WriteStats)> {
+        let id = RevisionId::random()?;
+        let name = source.describe();
+        let started = (self.request.clock)();
+        let snapshot = source.snapshot(&id)?;
+        let (writer, base) = self.begin(id, started, snapshot.size_bytes())?;
+        tracing::info!(job = %self.job.name(), revision = %writer.id(), tags = ?self.request.tags, "created-revision");
+
+        let copied = self.copy(&*snapshot, base.as_ref(), &writer)?;
+        let compared = self.compare(&*snapshot, &name, &writer)?;
+        snapshot.check_unchanged()?;
+        if self.monitor.cancelled() {
+            return Err(backy_store::Error::Cancelled.into());
+        }
+        let mut facts = snapshot.facts();
+        let mode = if base.is_some() { "incremental" } else { "full" };
+        facts.insert("mode".to_owned(), mode.into());
+        facts.insert("verify".to_owned(), self.config.verify.as_str().into());
+        facts.insert("verified_bytes".to_owned(), compared.bytes.into());
+        self.commit(writer, started, copied, facts)
+    }
+
+    /// Begins the revision on the best base. A base whose map is damaged is distrusted, and the run goes on
+    /// without one.
+    fn begin(
+        &self,
+        id: RevisionId,
+        started: Timestamp,
+        size: u64,
+    ) -> Result<(RevisionWriter, Option<RevisionId>)> {
+        let base = choose_base(self.history);
+        let has_distrusted = self.history.iter().any(|revision| is_distrusted(&revision));
+        let mut new = NewRevision {
+            id,
+            timestamp: started,
+            tags: self.request.tags.clone(),
+            image_size_bytes: size,
+            base: base.cloned(),
+            parent: base.map(|base| base.id.clone()),
+            reuse: if has_distrusted { Reuse::Full } else { Reuse::Header },
+            level: self.config.compression_level,
+        };
+        let damage = match (self.job.new_revision(self.guard, new.clone()), base) {
+            (Err(error), Some(base)) if error.is_damage() => (error, base),
+            (begun, base) => return Ok((begun?, base.map(|base| base.id.clone()))),
+        };
+        self.distrust_base(damage.1, &damage.0)?;
+        new.base = None;
+        new.reuse = Reuse::Full;
+        Ok((self.job.new_revision(self.guard, new)?, None))
+    }
+
+    fn distrust_base(&self, base: &Revision, damage: &backy_store::Error) -> Result<()> {
+        tracing::warn!(job = %self.job.name(), revision = %base.id, error = %damage, "base-damaged");
+        self.monitor.finding(&Finding {
+            job: self.job.name().clone(),
+            revision: Some(base.id.clone()),
+            range: None,
+            chunk: None,
+            problem: format!("{damage}; it is distrusted now and this backup does without it"),
+        });
+        let guard = self.job.lock_manifests()?;
+        Ok(self.job.set_trust(&guard, &base.id, Trust::Distrusted)?)
+    }
+
+    fn copy(
+        &self,
+        snapshot: &dyn Snapshot,
+        base: Option<&RevisionId>,
+        to: &RevisionWriter,
+    ) -> Result<CopyStats> {
+        self.monitor.begin("backing up", Some(snapshot.size_bytes()));
+        let copied = snapshot.copy_changes(base, to, self.request.threads, self.monitor);
+        self.monitor.end();
+        let copied = copied?;
+        let event = if base.is_some() { "backup-sparse" } else { "backup-full" };
+        tracing::info!(job = %self.job.name(), revision = %to.id(), bytes_read = copied.bytes_read, "{event}");
+        Ok(copied)
+    }
+
+    /// Reads the source a second time, as far as the configuration wants it.
+    fn compare(
+        &self,
+        snapshot: &dyn Snapshot,
+        name: &str,
+        recorded: &RevisionWriter,
+    ) -> Result<CompareStats> {
+        let clock = self.request.clock;
+        let begun = clock();
+        let is_over = move || clock().secs_since(begun) > SAMPLE_SECS_MAX;
+        let selection = match self.config.verify {
+            VerifyMode::Off => return Ok(CompareStats::default()),
+            VerifyMode::Full => Selection::All,
+            VerifyMode::Sample => {
+                let numbers = compare::sample(recorded.chunk_count(), recorded.id());
+                Selection::Sample { numbers, is_over: &is_over }
+            }
+        };
+        let differs = |difference: &Difference<'_>| self.quarantine(recorded, difference);
+        self.monitor.begin("comparing with the source", Some(selection.bytes(snapshot.size_bytes())));
+        let threads = self.request.threads;
+        let compared =
+            compare::compare(snapshot, name, recorded, &selection, threads, &differs, self.monitor);
+        self.monitor.end();
+        let job = self.job.name();
+        match &compared {
+            Ok(done) if done.is_cut_short => tracing::warn!(%job, bytes = done.bytes, "verification-stopped"),
+            Ok(done) => tracing::info!(%job, bytes = done.bytes, "verification-ok"),
+            Err(error) => tracing::error!(%job, %error, "verification-failed"),
+        }
+        compared
+    }
+
+    /// Keeps both sides of a difference. That this fails must not hide the difference itself.
+    fn quarantine(&self, recorded: &RevisionWriter, found: &Difference<'_>) {
+        let job = self.job.name();
+        let offset = found.offset;
+        let stored = recorded.read_back(offset / CHUNK_SIZE).unwrap_or_else(|error| {
+            tracing::warn!(%job, offset, %error, "chunk-unreadable");
+            None
+        });
+        let problem = match found.is_hole {
+            true => "the new revision has a hole where the source has data",
+            false => "the source has other bytes than when it was first read",
+        };
+        let (revision, source) = (recorded.id(), Some(found.source));
+        let difference = damage::Difference { revision, offset, source, stored: stored.as_deref(), problem };
+        match damage::quarantine(self.job, &difference, (self.request.clock)()) {
+            Ok(report) => tracing::error!(%job, offset, report = %report.display(), "files-not-equal"),
+            Err(error) => tracing::error!(%job, offset, %error, "quarantine-failed"),
+        }
+    }
+
+    /// Makes the revision exist. `bytes_written` of its stats are the bytes that were read from the source as
+    /// data: holes, and what an RBD diff leaves out, do not count; the second reading does not either.
+    fn commit(
+        &self,
+        writer: RevisionWriter,
+        started: Timestamp,
+        copied: CopyStats,
+        mut facts: BTreeMap<String, serde_json::Value>,
+    ) -> Result<(Revision, WriteStats)> {
+        let sums = writer.stats();
+        facts.extend([
+            ("hole_bytes".to_owned(), sums.hole_bytes.into()),
+            ("unchanged_bytes".to_owned(), sums.unchanged_bytes.into()),
+            ("known_bytes".to_owned(), sums.known_bytes.into()),
+            ("new_bytes".to_owned(), sums.new_bytes.into()),
+        ]);
+        let duration_secs = (self.request.clock)().secs_since(started).max(0.0);
+        let stats = Stats {
+            bytes_written: copied.bytes_read,
+            duration_secs: Some(duration_secs),
+            ..Stats::default()
+        };
+        let revision = writer.finish(self.guard, stats, facts)?;
+        tracing::info!(job = %self.job.name(), revision = %revision.id, duration_secs, "backup-committed");
+        Ok((revision, sums))
+    }
+
+    /// Verifies the newest distrusted revision: this backup may have written anew what it lacked. The new
+    /// revision is committed already, so nothing that happens here makes the run fail.
+    fn reverify(&self) -> Option<(RevisionId, bool)> {
+        let job = self.job.name();
+        let verified = self.job.revisions().and_then(|listing| {
+            let Some(doubtful) = listing.revisions.iter().rfind(is_distrusted) else {
+                return Ok(None);
+            };
+            tracing::warn!(%job, revision = %doubtful.id, "inconsistent");
+            let doubtful = std::slice::from_ref(doubtful);
+            let now = (self.request.clock)();
+            let report = verify::verify(self.job, doubtful, self.request.threads, now, self.monitor)?;
+            Ok(Some((doubtful[0].id.clone(), report.bad.is_empty() && report.good.contains(&doubtful[0].id))))
+        });
+        verified.unwrap_or_else(|error| {
+            tracing::warn!(%job, %error, "verify-failed");
+            None
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn revision(number: u128, change: impl FnOnce(&mut Revision)) -> Revision {
+        let mut revision = Revision {
+            id: RevisionId::from_bits(number),
+            timestamp: Timestamp::from_secs(number as i64).unwrap(),
+            parent: None,
+            stats: Stats { duration_secs: Some(1.0), ..Stats::default() },
+            tags: BTreeSet::new(),
+            backend_type: BackendType::Framed,
+            trust: Trust::Trusted,
+            orig_tags: BTreeSet::new(),
+            server: String::new(),
+            image_size: Some(0),
+            map_seal: None,
+            stored_bytes: None,
+            source: BTreeMap::new(),
+            extra: BTreeMap::new(),
+        };
+        change(&mut revision);
+        revision
+    }
+
+    #[test]
+    fn the_base_is_the_newest_that_can_be_relied_on() {
+        let good = revision(1, |_| ());
+        let better = revision(2, |revision| revision.trust = Trust::Verified);
+        let unfit: [fn(&mut Revision); 4] = [
+            |revision| revision.trust = Trust::Distrusted,
+            |revision| revision.stats.duration_secs = None,
+            |revision| revision.server = "backup2".to_owned(),
+            |revision| revision.backend_type = BackendType::Chunked,
+        ];
+        let mut history = vec![good, better.clone()];
+        history.extend(unfit.into_iter().enumerate().map(|(n, change)| revision(10 + n as u128, change)));
+        assert_eq!(choose_base(&history), Some(&better));
+        assert_eq!(choose_base(&history[2..]), None);
+        assert_eq!(choose_base(&[]), None);
+        let distrusted: Vec<&Revision> = history.iter().filter(is_distrusted).collect();
+        assert_eq!(distrusted, [&history[2]]);
+    }
+}

@@ -1,0 +1,189 @@
+//! The configuration of one job: its `config` file, read and written. Owner of the crate `serde_yaml` in
+//! this crate.
+//!
+//! A file is read whole or not at all: every problem in it is collected and reported at once, each with its
+//! line. Unknown keys are problems, so that a misspelt one cannot silently mean the default. What the
+//! original wrote is accepted. `docs/config.md` describes every key.
+
+mod reader;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use backy_store::DEFAULT_LEVEL;
+use serde_yaml::{Mapping, Value};
+
+use self::reader::Reader;
+use crate::error::{Error, Result};
+use crate::policy::{Schedule, interval};
+use crate::source::{FileConfig, SourceConfig};
+
+/// Largest configuration file.
+const SIZE_BYTES_MAX: u64 = 1 << 20;
+/// The highest zstd level that needs no special decoder.
+const LEVEL_MAX: i32 = 19;
+
+const TYPES: [&str; 5] = ["file", "ceph", "ceph-rbd", "rbd", "flyingcircus"];
+
+/// How a fresh revision is compared with its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VerifyMode {
+    /// All of it.
+    Full,
+    /// A random part.
+    Sample,
+    /// Not.
+    Off,
+}
+
+impl VerifyMode {
+    const ALL: [Self; 3] = [Self::Full, Self::Sample, Self::Off];
+
+    /// Returns the word in the configuration and in manifests.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Sample => "sample",
+            Self::Off => "off",
+        }
+    }
+
+    /// Files are cheap to read again; for RBD every byte crosses the network.
+    fn usual(source: &SourceConfig) -> Self {
+        match source {
+            SourceConfig::File(_) => Self::Full,
+            SourceConfig::Rbd(_) => Self::Sample,
+        }
+    }
+}
+
+/// A job's `config` file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobConfig {
+    /// Where the images come from.
+    pub source: SourceConfig,
+    /// Which tags there are and how long they stay.
+    pub schedule: Schedule,
+    /// How a fresh revision is compared with its source.
+    pub verify: VerifyMode,
+    /// The zstd level of new chunks, 1 to 19.
+    pub compression_level: i32,
+}
+
+impl JobConfig {
+    /// Reads `<job>/config`.
+    pub fn load(path: &Path) -> Result<Self> {
+        let unreadable = |source| Error::ConfigUnreadable { path: path.to_owned(), source };
+        let mut text = Vec::new();
+        let file = File::open(path).map_err(unreadable)?;
+        file.take(SIZE_BYTES_MAX + 1).read_to_end(&mut text).map_err(unreadable)?;
+        let parsed = match String::from_utf8(text) {
+            Ok(text) if text.len() as u64 > SIZE_BYTES_MAX => Err(vec!["it is larger than 1 MiB".to_owned()]),
+            Ok(text) => Self::parse(&text),
+            Err(_) => Err(vec!["it is not UTF-8 text".to_owned()]),
+        };
+        parsed.map_err(|problems| Error::ConfigInvalid { path: path.to_owned(), problems })
+    }
+
+    /// Reads the text of a `config` file; the error is the list of all problems.
+    pub fn parse(text: &str) -> Result<Self, Vec<String>> {
+        let value: Value = serde_yaml::from_str(text).map_err(|error| vec![error.to_string()])?;
+        let mut reader = Reader::new(text);
+        let config = reader.job(&value);
+        match config {
+            Some(config) if reader.problems.is_empty() => Ok(config),
+            _ => Err(reader.problems),
+        }
+    }
+
+    /// From `init TYPE key=value ...`: a source type and its settings, with the usual schedule. A relative
+    /// `filename` counts from the working directory and is made absolute.
+    pub fn for_source(source_type: &str, settings: &[(String, String)]) -> Result<Self> {
+        let mut reader = Reader::new("");
+        let mut mapping = Mapping::from_iter([("type".into(), source_type.into())]);
+        for (key, value) in settings {
+            if mapping.insert(key.as_str().into(), value.as_str().into()).is_some() {
+                reader.problems.push(format!("the key {key} is given twice"));
+            }
+        }
+        let source = reader.source(&Value::Mapping(mapping));
+        let source = match source {
+            Some(source) if reader.problems.is_empty() => source,
+            _ => {
+                let source_type = source_type.to_owned();
+                return Err(Error::SettingsInvalid { source_type, problems: reader.problems });
+            }
+        };
+        let source = absolute(source).map_err(|source| Error::SourceUnusable {
+            name: source_type.to_owned(),
+            doing: "find the absolute name of",
+            source,
+        })?;
+        let verify = VerifyMode::usual(&source);
+        Ok(Self { source, schedule: Schedule::usual(), verify, compression_level: DEFAULT_LEVEL })
+    }
+
+    /// Returns the text of a `config` file. Settings with their default value are left out.
+    pub fn to_yaml(&self) -> String {
+        let mut schedule = Mapping::new();
+        for (tag, rule) in &self.schedule.rules {
+            let interval = interval::format(rule.interval_secs);
+            let rule =
+                Mapping::from_iter([("interval".into(), interval.into()), ("keep".into(), rule.keep.into())]);
+            schedule.insert(tag.as_str().into(), rule.into());
+        }
+        let mut job = Mapping::new();
+        job.insert("source".into(), source_mapping(&self.source).into());
+        job.insert("schedule".into(), schedule.into());
+        if self.verify != VerifyMode::usual(&self.source) {
+            job.insert("verify".into(), self.verify.as_str().into());
+        }
+        if self.compression_level != DEFAULT_LEVEL {
+            job.insert("compression-level".into(), self.compression_level.into());
+        }
+        serde_yaml::to_string(&job).expect("a tree of texts and numbers can be written")
+    }
+
+    /// Returns the names of all source types, for telling `init BASE-DIR` from `init TYPE ...`.
+    pub fn source_types() -> &'static [&'static str] {
+        &TYPES
+    }
+}
+
+fn absolute(source: SourceConfig) -> io::Result<SourceConfig> {
+    match source {
+        SourceConfig::File(file) => {
+            Ok(SourceConfig::File(FileConfig { filename: std::path::absolute(&file.filename)?, ..file }))
+        }
+        other => Ok(other),
+    }
+}
+
+fn source_mapping(source: &SourceConfig) -> Mapping {
+    let mut mapping = Mapping::from_iter([("type".into(), source.source_type().into())]);
+    let mut put = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            mapping.insert(key.into(), value);
+        }
+    };
+    match source {
+        SourceConfig::File(file) => {
+            put("filename", Some(file.filename.display().to_string().into()));
+            put("cow", file.cow.map(Value::from));
+            put("backend", file.backend.clone().map(Value::from));
+        }
+        SourceConfig::Rbd(rbd) => {
+            put("pool", Some(rbd.pool.clone().into()));
+            put("image", Some(rbd.image.clone().into()));
+            put("full-always", rbd.full_always.then_some(Value::from(true)));
+            put("vm", rbd.vm.clone().map(Value::from));
+            put("consul_acl_token", rbd.consul_acl_token.as_ref().map(|token| token.expose().into()));
+            put("backend", rbd.backend.clone().map(Value::from));
+        }
+    }
+    mapping
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,266 @@
+//! The source `file`: an image file or a block device, read where it lies.
+//!
+//! There is no snapshot to take: the file's size, modification time and identity are noted when it is
+//! opened and compared when it was read (`check_unchanged`). A block device has no time that tells of
+//! writes; there only its size and number are compared, and what changes during the backup is found by the
+//! second reading (`compare`).
+//!
+//! Holes are found with `SEEK_DATA` and `SEEK_HOLE` and never read. Where the file system does not know
+//! them, all is data; the store recognises zeros by itself.
+
+use std::collections::BTreeMap;
+use std::fs::{File, Metadata};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use backy_store::{Monitor, RevisionId, Timestamp};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
+use super::{CopyStats, ImageSink, Snapshot, Source};
+use crate::chunks;
+use crate::error::{Error, Result};
+use crate::source::extents::{self, Seeker};
+
+/// An image file or block device that may or may not be there.
+#[derive(Debug)]
+pub struct FileSource {
+    path: PathBuf,
+}
+
+impl FileSource {
+    /// Takes the path; a relative one counts from the working directory.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+}
+
+impl Source for FileSource {
+    fn describe(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn snapshot(&mut self, _id: &RevisionId) -> Result<Box<dyn Snapshot>> {
+        Ok(Box::new(FileSnapshot::open(&self.path)?))
+    }
+
+    /// A file keeps nothing of its revisions.
+    fn release_except(&mut self, _keep: &[RevisionId]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The open file and what it looked like at that moment.
+#[derive(Debug)]
+struct FileSnapshot {
+    path: PathBuf,
+    name: String,
+    file: File,
+    identity: Identity,
+    size_bytes: u64,
+}
+
+/// What tells one state of a file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    is_block_device: bool,
+    /// Device and inode of a file, number of a block device.
+    place: (u64, u64),
+    /// Seconds and nanoseconds of the last modification of a file; nothing for a block device.
+    modified: Option<(i64, i64)>,
+}
+
+impl Identity {
+    fn of(metadata: &Metadata) -> Result<Self, &'static str> {
+        let kind = metadata.file_type();
+        if kind.is_block_device() {
+            return Ok(Self { is_block_device: true, place: (metadata.rdev(), 0), modified: None });
+        }
+        if kind.is_file() {
+            let modified = Some((metadata.mtime(), metadata.mtime_nsec()));
+            return Ok(Self { is_block_device: false, place: (metadata.dev(), metadata.ino()), modified });
+        }
+        Err(match () {
+            () if kind.is_dir() => "directory",
+            () if kind.is_fifo() => "pipe",
+            () if kind.is_char_device() => "character device",
+            () if kind.is_socket() => "socket",
+            () => "special file",
+        })
+    }
+}
+
+impl FileSnapshot {
+    fn open(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let unusable = |doing| {
+            let name = name.clone();
+            move |source: io::Error| match source.kind() {
+                io::ErrorKind::NotFound => Error::SourceMissing { name },
+                _ => Error::SourceUnusable { name, doing, source },
+            }
+        };
+        let kind = |kind| Error::SourceKind { name: name.clone(), kind };
+        // Looked at before it is opened, for opening a pipe would wait for a writer; and again afterwards,
+        // for what counts is what was opened. The standard library opens with O_CLOEXEC.
+        Identity::of(&std::fs::metadata(path).map_err(unusable("look at"))?).map_err(kind)?;
+        let file = File::open(path).map_err(unusable("open"))?;
+        let metadata = file.metadata().map_err(unusable("look at"))?;
+        let identity = Identity::of(&metadata).map_err(kind)?;
+        let size_bytes = size_of(&file, &identity, &metadata).map_err(unusable("measure"))?;
+        // Only advice: what does not help does not harm.
+        let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL);
+        Ok(Self { path: path.to_owned(), name, file, identity, size_bytes })
+    }
+
+    fn read_error(&self, offset: u64, source: io::Error) -> Error {
+        Error::SourceRead { name: self.name.clone(), offset, source }
+    }
+
+    /// Reads one chunk into `buf`, zeros for its holes; returns the bytes read, or `None` when all of it is
+    /// a hole.
+    fn read_chunk(&self, number: u64, buf: &mut [u8]) -> Result<Option<u64>> {
+        let chunk = chunks::range(number, self.size_bytes);
+        let data = extents::data_inside(&FileSeeker(&self.file), chunk.clone())
+            .map_err(|source| self.read_error(chunk.start, source))?;
+        if data.is_empty() {
+            return Ok(None);
+        }
+        let mut filled = chunk.start;
+        let mut bytes_read = 0;
+        let index = |offset: u64| chunks::length(&(chunk.start..offset));
+        for part in data {
+            buf[index(filled)..index(part.start)].fill(0);
+            self.read_at(part.start, &mut buf[index(part.start)..index(part.end)])?;
+            bytes_read += part.end - part.start;
+            filled = part.end;
+        }
+        buf[index(filled)..].fill(0);
+        Ok(Some(bytes_read))
+    }
+}
+
+/// Returns the size of a file, or of a block device, whose metadata do not tell.
+fn size_of(mut file: &File, identity: &Identity, metadata: &Metadata) -> io::Result<u64> {
+    if identity.is_block_device { file.seek(SeekFrom::End(0)) } else { Ok(metadata.len()) }
+}
+
+impl Snapshot for FileSnapshot {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Reads everything that is not a hole: a file does not tell what changed since the base.
+    fn copy_changes(
+        &self,
+        _base: Option<&RevisionId>,
+        to: &dyn ImageSink,
+        threads: usize,
+        monitor: &dyn Monitor,
+    ) -> Result<CopyStats> {
+        assert_eq!(to.size_bytes(), self.size_bytes, "the revision is made for this snapshot");
+        let runs = extents::chunks_with_data(&FileSeeker(&self.file), self.size_bytes)
+            .map_err(|source| self.read_error(0, source))?;
+        let bytes_read = AtomicU64::new(0);
+        let start = || Ok((to.chunk_putter()?, vec![0; chunks::length(&chunks::range(0, self.size_bytes))]));
+        let step = |(putter, buf): &mut (Box<dyn super::ChunkPutter + '_>, Vec<u8>), number| {
+            let length = chunks::length(&chunks::range(number, self.size_bytes));
+            let read = match extents::contains(&runs, number) {
+                true => self.read_chunk(number, &mut buf[..length])?,
+                false => None,
+            };
+            match read {
+                Some(bytes) => {
+                    putter.put(number, &buf[..length])?;
+                    bytes_read.fetch_add(bytes, Ordering::Relaxed);
+                }
+                None => {
+                    putter.hole(number)?;
+                }
+            }
+            monitor.advance(length as u64);
+            Ok(())
+        };
+        chunks::for_each(chunks::count(self.size_bytes), threads, monitor, start, step)?;
+        Ok(CopyStats { bytes_read: bytes_read.into_inner() })
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset + done as u64;
+            match self.file.read_at(&mut buf[done..], at) {
+                Ok(0) => {
+                    let size_bytes = self.size_bytes;
+                    return Err(Error::SourceShort { name: self.name.clone(), offset: at, size_bytes });
+                }
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.read_error(at, error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn is_hole(&self, offset: u64, length: u64) -> Result<bool> {
+        let data = FileSeeker(&self.file).data(offset).map_err(|source| self.read_error(offset, source))?;
+        Ok(data.is_none_or(|data| data >= offset.saturating_add(length)))
+    }
+
+    fn facts(&self) -> BTreeMap<String, serde_json::Value> {
+        let modified = self.identity.modified.and_then(|(secs, nanos)| {
+            Timestamp::from_micros(secs.checked_mul(1_000_000)?.checked_add(nanos / 1_000)?)
+        });
+        let kind = if self.identity.is_block_device { "block device" } else { "regular file" };
+        let mut facts = BTreeMap::from([
+            ("type".to_owned(), "file".into()),
+            ("filename".to_owned(), self.name.clone().into()),
+            ("kind".to_owned(), kind.into()),
+            ("size".to_owned(), self.size_bytes.into()),
+        ]);
+        if let Some(modified) = modified {
+            facts.insert("mtime".to_owned(), modified.to_rfc3339().into());
+        }
+        facts
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        let name = || self.name.clone();
+        let unusable = |source| Error::SourceUnusable { name: name(), doing: "look again at", source };
+        let metadata = self.file.metadata().map_err(unusable)?;
+        let after_bytes = size_of(&self.file, &self.identity, &metadata).map_err(unusable)?;
+        if after_bytes != self.size_bytes {
+            return Err(Error::SourceResized { name: name(), before_bytes: self.size_bytes, after_bytes });
+        }
+        if Identity::of(&metadata) != Ok(self.identity) {
+            return Err(Error::SourceModified { name: name() });
+        }
+        match std::fs::metadata(&self.path) {
+            Ok(there) if Identity::of(&there).map(|identity| identity.place) == Ok(self.identity.place) => {
+                Ok(())
+            }
+            Ok(_) => Err(Error::SourceReplaced { name: name() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(Error::SourceMissing { name: name() })
+            }
+            Err(error) => Err(unusable(error)),
+        }
+    }
+}
+
+/// Asks the file system where data and holes are.
+struct FileSeeker<'a>(&'a File);
+
+impl Seeker for FileSeeker<'_> {
+    fn data(&self, offset: u64) -> io::Result<Option<u64>> {
+        extents::seek_data(self.0, offset)
+    }
+
+    fn hole(&self, offset: u64) -> io::Result<Option<u64>> {
+        extents::seek_hole(self.0, offset)
+    }
+}
+
+#[cfg(test)]
+mod tests;

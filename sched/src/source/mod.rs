@@ -1,0 +1,223 @@
+//! Where images come from. A source takes a snapshot, says what differs from an older one, and reads; it
+//! knows nothing of hashes, maps or what the store keeps.
+//!
+//! Its bytes go into an [`ImageSink`], which is the store's `RevisionWriter`; every source goes through it,
+//! so there is one path from bytes to chunks. The unit on that path is the whole chunk of 4 MiB (the last
+//! one shorter), for that is what can be hashed: a source that knows finer changes reads the rest of the
+//! chunk, too.
+//!
+//! A new kind of source is one file here, a variant of [`SourceConfig`], an arm in [`open`] and its keys in
+//! `config`.
+
+mod extents;
+pub mod file;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use backy_store::{ChunkWriter, Monitor, Put, RevisionId, RevisionWriter};
+
+use crate::error::{Error, Result};
+
+/// What a job's configuration says about its source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceConfig {
+    /// An image file or a block device.
+    File(FileConfig),
+    /// An RBD image, with or without a snapshot asked for through Consul. Read by no code yet.
+    Rbd(RbdConfig),
+}
+
+/// Settings of the type `file`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileConfig {
+    /// The image file or block device.
+    pub filename: PathBuf,
+    /// A setting of the original, kept and without effect.
+    pub cow: Option<bool>,
+    /// A setting of the original, kept and without effect.
+    pub backend: Option<String>,
+}
+
+/// Settings of the types `ceph`, `ceph-rbd`, `rbd` and `flyingcircus`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RbdConfig {
+    /// The type as it is written in the configuration.
+    pub source_type: String,
+    /// The pool.
+    pub pool: String,
+    /// The image in it.
+    pub image: String,
+    /// Whether every backup reads the whole image.
+    pub full_always: bool,
+    /// The virtual machine that Consul knows.
+    pub vm: Option<String>,
+    /// The key to Consul.
+    pub consul_acl_token: Option<Secret>,
+    /// A setting of the original, kept and without effect.
+    pub backend: Option<String>,
+}
+
+/// A text that must not show up in logs and messages.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes the text.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// Returns the text, for whoever must show it to a server.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Secret(..)")
+    }
+}
+
+impl SourceConfig {
+    /// Returns the type as it is written in the configuration.
+    pub fn source_type(&self) -> &str {
+        match self {
+            Self::File(_) => "file",
+            Self::Rbd(rbd) => &rbd.source_type,
+        }
+    }
+}
+
+/// A disk that can be backed up again and again.
+pub trait Source: Send {
+    /// Returns the source's name for people: its path, or pool and image.
+    fn describe(&self) -> String;
+
+    /// Fixes the source's state under the id of the revision that is to be made of it.
+    fn snapshot(&mut self, id: &RevisionId) -> Result<Box<dyn Snapshot>>;
+
+    /// Drops what the source itself keeps of every revision but those in `keep`.
+    fn release_except(&mut self, keep: &[RevisionId]) -> Result<()>;
+}
+
+/// One state of a disk. Reads the same bytes however often it is read, or notices in `check_unchanged`.
+pub trait Snapshot: Sync {
+    /// Size of the image.
+    fn size_bytes(&self) -> u64;
+
+    /// Records in `to` every chunk that is not as in the revision `base`, whose map `to` starts from; all
+    /// of them when the source cannot tell, or there is no base. Reads with up to `threads` threads and
+    /// advances `monitor` by every byte of the image, read or not.
+    fn copy_changes(
+        &self,
+        base: Option<&RevisionId>,
+        to: &dyn ImageSink,
+        threads: usize,
+        monitor: &dyn Monitor,
+    ) -> Result<CopyStats>;
+
+    /// Fills `buf` from `offset`; all of it lies inside the image. Many threads may read at once.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Whether the source knows, without reading, that all these bytes are zero. `false` is always right.
+    fn is_hole(&self, offset: u64, length: u64) -> Result<bool>;
+
+    /// Returns facts for the manifest: `type`, name, size and times.
+    fn facts(&self) -> BTreeMap<String, serde_json::Value>;
+
+    /// Fails when the source shows that it was changed since the snapshot was taken.
+    fn check_unchanged(&self) -> Result<()>;
+}
+
+/// What copying took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopyStats {
+    /// Bytes read from the source, without those it knew to be holes.
+    pub bytes_read: u64,
+}
+
+/// Where chunks are recorded, and what was recorded can be compared. The store's `RevisionWriter`, or a
+/// test's.
+pub trait ImageSink: Sync {
+    /// Size of the image.
+    fn size_bytes(&self) -> u64;
+
+    /// Returns a putter for the calling thread.
+    fn chunk_putter(&self) -> Result<Box<dyn ChunkPutter + '_>>;
+
+    /// Whether the chunk recorded at place `number` has exactly these bytes.
+    fn matches(&self, number: u64, data: &[u8]) -> Result<bool>;
+
+    /// Whether a hole is recorded at place `number`.
+    fn is_hole(&self, number: u64) -> Result<bool>;
+}
+
+/// Records chunks from one thread.
+pub trait ChunkPutter {
+    /// Records the whole chunk at place `number` (counted from 0).
+    fn put(&mut self, number: u64, data: &[u8]) -> Result<Put>;
+
+    /// Records that the whole chunk at place `number` is zero.
+    fn hole(&mut self, number: u64) -> Result<Put>;
+}
+
+impl ImageSink for RevisionWriter {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes()
+    }
+
+    fn chunk_putter(&self) -> Result<Box<dyn ChunkPutter + '_>> {
+        Ok(Box::new(self.chunk_writer()?))
+    }
+
+    fn matches(&self, number: u64, data: &[u8]) -> Result<bool> {
+        Ok(self.matches(number, data)?)
+    }
+
+    fn is_hole(&self, number: u64) -> Result<bool> {
+        Ok(self.is_hole(number)?)
+    }
+}
+
+impl ChunkPutter for ChunkWriter<'_> {
+    fn put(&mut self, number: u64, data: &[u8]) -> Result<Put> {
+        Ok(self.put(number, data)?)
+    }
+
+    fn hole(&mut self, number: u64) -> Result<Put> {
+        Ok(self.hole(number)?)
+    }
+}
+
+/// Makes a source of its configuration. Nothing is opened before its first snapshot.
+pub fn open(config: &SourceConfig) -> Result<Box<dyn Source>> {
+    match config {
+        SourceConfig::File(file) => Ok(Box::new(file::FileSource::new(file.filename.clone()))),
+        SourceConfig::Rbd(rbd) => Err(Error::SourceUnsupported { source_type: rbd.source_type.clone() }),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_without_code_are_refused_by_name() {
+        let rbd = RbdConfig { source_type: "ceph-rbd".to_owned(), ..RbdConfig::default() };
+        let error = open(&SourceConfig::Rbd(rbd)).err().unwrap();
+        assert_eq!(error.to_string(), "source type ceph-rbd is not supported yet");
+    }
+
+    #[test]
+    fn secrets_do_not_show() {
+        let token = Some(Secret::new("5b1c2d3e".to_owned()));
+        let rbd = RbdConfig { consul_acl_token: token, ..RbdConfig::default() };
+        assert!(!format!("{:?}", SourceConfig::Rbd(rbd)).contains("5b1c"));
+    }
+}
