@@ -1,0 +1,181 @@
+//! What can be typed: the global options and the list of commands. The options of a command stand in
+//! the command's own file.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands::{
+    backup, completion, distrust, expire, find, forget, index, init, mount, purge, restore, status, tags,
+    undelete, verify,
+};
+use crate::failure::EXIT_USAGE;
+
+/// The help's last words.
+const AFTER_HELP: &str = "\
+Revisions (-r) are given by id, by count (0 is the newest), as `last`, `first`, `all`, `tag:daily`,
+`trust:distrusted`, by date or range (`2024-03-01..`), combined with `&`, `,` and `not(...)`, or by a tag alone.
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 locked by another run.";
+
+/// Keeps many revisions of virtual machine disks and gives any of them back at once.
+#[derive(Debug, Parser)]
+#[command(name = "backy", version, about, after_help = AFTER_HELP, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// Options that every command takes, before or after its name.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Global {
+    /// Append the log to FILE [default: backy.log in the job's directory]
+    #[arg(short, long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub(crate) logfile: Option<PathBuf>,
+    /// Show every log line on standard error, not only warnings
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    pub(crate) verbose: bool,
+    /// The job's directory, or the store's [default: the current directory]
+    #[arg(short, long, global = true, value_name = "DIR", help_heading = "Global options")]
+    pub(crate) backupdir: Option<PathBuf>,
+    /// Marks the log lines of this run [default: random]
+    #[arg(short, long, global = true, value_name = "ID", help_heading = "Global options")]
+    pub(crate) taskid: Option<String>,
+}
+
+/// The commands, in the order of a revision's life.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a store, or a job below it
+    Init(init::Arguments),
+    /// Make a new revision of the job's source
+    Backup(backup::Arguments),
+    /// List the revisions of a job, or the jobs of a store
+    Status(status::Arguments),
+    /// Print where revisions are kept
+    Find(find::Arguments),
+    /// Copy a revision's image out
+    Restore(restore::Arguments),
+    /// Show all revisions as files below a mount point
+    Mount(mount::Arguments),
+    /// Read revisions back and check every byte
+    Verify(verify::Arguments),
+    /// Mark revisions as possibly damaged
+    Distrust(distrust::Arguments),
+    /// Change the tags of revisions
+    Tags(tags::Arguments),
+    /// Drop the tags that the schedule no longer keeps, and the revisions without tags
+    Expire(expire::Arguments),
+    /// Remove revisions; `undelete` brings them back until they are purged
+    Forget(forget::Arguments),
+    /// Bring a forgotten revision back
+    Undelete(undelete::Arguments),
+    /// Delete the chunks that no revision needs
+    Purge(purge::Arguments),
+    /// Look after the index of revisions
+    Index(index::Arguments),
+    /// Print a completion script for a shell
+    Completion(completion::Arguments),
+}
+
+impl Command {
+    /// Returns the name as it is typed.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Init(_) => "init",
+            Self::Backup(_) => "backup",
+            Self::Status(_) => "status",
+            Self::Find(_) => "find",
+            Self::Restore(_) => "restore",
+            Self::Mount(_) => "mount",
+            Self::Verify(_) => "verify",
+            Self::Distrust(_) => "distrust",
+            Self::Tags(_) => "tags",
+            Self::Expire(_) => "expire",
+            Self::Forget(_) => "forget",
+            Self::Undelete(_) => "undelete",
+            Self::Purge(_) => "purge",
+            Self::Index(_) => "index",
+            Self::Completion(_) => "completion",
+        }
+    }
+
+    /// Whether it only looks. Such a command leaves no line in the job's log.
+    pub(crate) fn only_reads(&self) -> bool {
+        matches!(self, Self::Status(_) | Self::Find(_) | Self::Completion(_))
+    }
+}
+
+/// Prints what clap has to say: help and version on standard output, misuse on standard error.
+pub(crate) fn report(error: &clap::Error) -> ExitCode {
+    // Nobody is left to hear that the message could not be printed.
+    let _ = error.print();
+    u8::try_from(error.exit_code()).map_or(ExitCode::from(EXIT_USAGE), ExitCode::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn names_are_those_that_are_typed() {
+        let typed: Vec<String> =
+            Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
+        for words in
+            [&["backup", "daily"][..], &["expire"], &["index", "rebuild"], &["undelete"], &["mount", "/m"]]
+        {
+            let cli = Cli::try_parse_from(std::iter::once(&"backy").chain(words)).unwrap();
+            let name = cli.command.unwrap().name();
+            assert_eq!(name, words[0]);
+            assert!(typed.iter().any(|known| known == name), "{name}");
+        }
+    }
+
+    #[test]
+    fn global_options_stand_before_or_after_the_command() {
+        for words in [["-b", "/x", "-v", "status"], ["status", "-b", "/x", "-v"]] {
+            let cli = Cli::try_parse_from(std::iter::once("backy").chain(words)).unwrap();
+            assert_eq!(cli.global.backupdir.as_deref(), Some(std::path::Path::new("/x")));
+            assert!(cli.global.verbose);
+        }
+    }
+
+    #[test]
+    fn the_manual_names_every_command_and_option() {
+        let manual = include_str!("../docs/cli.md");
+        let named = |text: &str, argument: &clap::Arg| {
+            let long = argument.get_long().map(|long| format!("`--{long}"));
+            let short = argument.get_short().map(|short| format!("`-{short}"));
+            long.iter().chain(&short).all(|name| text.contains(name.as_str()))
+        };
+        for argument in Cli::command().get_arguments() {
+            assert!(named(manual, argument), "{}", argument.get_id());
+        }
+        for command in Cli::command().get_subcommands() {
+            let head = format!("\n## {}\n", command.get_name());
+            let (_, section) = manual.split_once(&head).unwrap_or_else(|| panic!("no section{head}"));
+            let section = section.split("\n## ").next().unwrap();
+            assert!(section.contains("Exit status:"), "{head}");
+            for argument in command.get_arguments() {
+                assert!(named(section, argument), "{} in {head}", argument.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn a_misspelt_command_is_answered_with_the_nearest() {
+        let error = Cli::try_parse_from(["backy", "restroe"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("'restore'"), "{error}");
+    }
+}

@@ -1,0 +1,198 @@
+//! One file for each command, and what they share: where the job is, and its revisions.
+
+pub(crate) mod backup;
+pub(crate) mod completion;
+pub(crate) mod distrust;
+pub(crate) mod expire;
+pub(crate) mod find;
+pub(crate) mod forget;
+pub(crate) mod index;
+pub(crate) mod init;
+pub(crate) mod mount;
+pub(crate) mod purge;
+pub(crate) mod restore;
+pub(crate) mod status;
+pub(crate) mod tags;
+pub(crate) mod undelete;
+pub(crate) mod verify;
+
+use std::path::{Component, Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use backy_sched::JobConfig;
+use backy_store::{Job, Listing, Location, Repository, Revision, Zone};
+use clap::CommandFactory as _;
+
+use crate::cli::{Cli, Command, Global};
+use crate::failure::{self, Outcome, Result};
+use crate::logging::Log;
+use crate::output::terminal;
+use crate::output::text::count;
+
+/// The most threads that `--threads` takes.
+const THREADS_MAX: i64 = 256;
+
+/// What every command gets beside its own arguments.
+pub(crate) struct Context {
+    log: Log,
+    /// `-b` as it was given.
+    given_dir: Option<PathBuf>,
+    /// The command's name, for the log; `None` for those that leave no trace there.
+    logged_name: Option<&'static str>,
+    /// The zone in which dates are shown and read.
+    pub(crate) zone: Zone,
+}
+
+/// Runs one command to its exit status.
+pub(crate) fn run(cli: Cli) -> ExitCode {
+    let Some(command) = cli.command else {
+        return failure::conclude(usage());
+    };
+    failure::conclude(Context::start(cli.global, &command).and_then(|context| dispatch(&context, command)))
+}
+
+fn usage() -> Result {
+    terminal::print(Cli::command().render_help().to_string())?;
+    Ok(Outcome::Done)
+}
+
+fn dispatch(context: &Context, command: Command) -> Result {
+    match command {
+        Command::Init(arguments) => init::run(context, &arguments),
+        Command::Backup(arguments) => backup::run(context, &arguments),
+        Command::Status(arguments) => status::run(context, &arguments),
+        Command::Find(arguments) => find::run(context, &arguments),
+        Command::Restore(arguments) => restore::run(context, &arguments),
+        Command::Mount(arguments) => mount::run(context, &arguments),
+        Command::Verify(arguments) => verify::run(context, &arguments),
+        Command::Distrust(arguments) => distrust::run(context, &arguments),
+        Command::Tags(arguments) => tags::run(context, &arguments),
+        Command::Expire(arguments) => expire::run(context, &arguments),
+        Command::Forget(arguments) => forget::run(context, &arguments),
+        Command::Undelete(arguments) => undelete::run(context, &arguments),
+        Command::Purge(arguments) => purge::run(context, &arguments),
+        Command::Index(arguments) => index::run(context, &arguments),
+        Command::Completion(arguments) => completion::run(&arguments),
+    }
+}
+
+impl Context {
+    fn start(global: Global, command: &Command) -> anyhow::Result<Self> {
+        let log = Log::start(global.logfile.as_deref(), global.verbose, global.taskid)?;
+        let logged_name = (!command.only_reads()).then(|| command.name());
+        Ok(Self { log, given_dir: global.backupdir, logged_name, zone: Zone::system() })
+    }
+
+    /// Whether `-b` was given.
+    pub(crate) fn has_given_dir(&self) -> bool {
+        self.given_dir.is_some()
+    }
+
+    /// Returns the directory that `-b` names, absolute; the current one without it.
+    pub(crate) fn dir(&self) -> anyhow::Result<PathBuf> {
+        absolute(self.given_dir.as_deref().unwrap_or(Path::new(".")))
+    }
+
+    /// Finds the store, and the job if the directory is one; the log goes on in the job's.
+    pub(crate) fn location(&self) -> anyhow::Result<Location> {
+        let location = Repository::discover(&self.dir()?)?;
+        if let Some(job) = &location.job {
+            self.log.enter_job(job.name(), job.dir());
+            if let Some(command) = self.logged_name {
+                tracing::info!(target: crate::logging::QUIET, command, "invoked");
+            }
+        }
+        Ok(location)
+    }
+
+    /// Finds the job.
+    pub(crate) fn job(&self) -> anyhow::Result<Job> {
+        Ok(self.location()?.into_job()?)
+    }
+}
+
+/// Returns a job's revisions, oldest first, after warning of those that cannot be listed.
+pub(crate) fn revisions(job: &Job) -> anyhow::Result<Vec<Revision>> {
+    Ok(listing(job)?.revisions)
+}
+
+/// As [`revisions`], with the findings.
+pub(crate) fn listing(job: &Job) -> anyhow::Result<Listing> {
+    let listing =
+        job.revisions().with_context(|| format!("cannot list the revisions of job {}", job.name()))?;
+    for finding in &listing.damaged {
+        terminal::warn(finding);
+    }
+    if listing.damaged.len() > 1 {
+        terminal::warn(format_args!("{} revisions cannot be listed", listing.damaged.len()));
+    }
+    Ok(listing)
+}
+
+/// Reads the job's configuration.
+pub(crate) fn load_config(job: &Job) -> anyhow::Result<JobConfig> {
+    JobConfig::load(&job.config_path())
+        .with_context(|| format!("cannot read the configuration of job {}", job.name()))
+}
+
+/// Says on standard error that a specification selected no revision; that is no failure.
+pub(crate) fn note_nothing_selected(spec: &str) -> Outcome {
+    terminal::note(format_args!("no revision matches {spec:?}"));
+    Outcome::Done
+}
+
+/// Returns how many threads to use: as told, else one for each processor.
+pub(crate) fn thread_count(told: Option<u16>) -> usize {
+    told.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
+}
+
+/// Parser of `--threads`.
+pub(crate) fn threads_parser() -> clap::builder::RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(1..=THREADS_MAX)
+}
+
+/// Returns the names of revisions for a message: `7Qk2, 9xYz`, shortened when there are many.
+pub(crate) fn id_list(revisions: &[Revision]) -> String {
+    const SHOWN_MAX: usize = 5;
+    let mut ids: Vec<String> =
+        revisions.iter().take(SHOWN_MAX).map(|revision| revision.id.to_string()).collect();
+    if revisions.len() > SHOWN_MAX {
+        ids.push(format!("and {}", count(revisions.len() - SHOWN_MAX, "other", "others")));
+    }
+    ids.join(", ")
+}
+
+/// Returns tags as one comma-separated text.
+pub(crate) fn join_tags<'t>(tags: impl IntoIterator<Item = &'t backy_store::Tag>) -> String {
+    tags.into_iter().map(backy_store::Tag::as_str).collect::<Vec<_>>().join(",")
+}
+
+/// Makes a path absolute. Links are followed only where `..` would otherwise mean another directory.
+pub(crate) fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    let climbs = path.components().any(|part| part == Component::ParentDir);
+    if climbs && let Ok(real) = path.canonicalize() {
+        return Ok(real);
+    }
+    // An empty argument means what a shell's empty variable means: nothing.
+    anyhow::ensure!(!path.as_os_str().is_empty(), failure::usage("the path of a directory is empty", ""));
+    std::path::absolute(path).with_context(|| format!("cannot tell where {} is", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_become_absolute_without_following_links() {
+        assert_eq!(absolute(Path::new("/x/./y")).unwrap(), Path::new("/x/y"));
+        assert_eq!(absolute(Path::new("/usr/..")).unwrap(), Path::new("/"));
+        assert!(absolute(Path::new("a")).unwrap().ends_with("a"));
+        assert!(absolute(Path::new("")).is_err());
+    }
+
+    #[test]
+    fn lists_of_tags_are_joined_in_order() {
+        assert_eq!(join_tags(&backy_store::Tag::parse_list("weekly, daily").unwrap()), "daily,weekly");
+    }
+}

@@ -1,0 +1,86 @@
+//! `backy purge`: deletes the chunks that nothing refers to. Given a store it also looks after the jobs
+//! that have a store of their own.
+
+use std::collections::BTreeSet;
+
+use anyhow::Context as _;
+use backy_store::sweep::{SweepOptions, SweepReport, sweep};
+use backy_store::{Location, Repository, Timestamp};
+use clap::Args;
+
+use super::Context;
+use crate::failure::{Outcome, Result};
+use crate::output::progress::Progress;
+use crate::output::size::{human_bytes, parse_duration};
+use crate::output::terminal;
+
+/// Deletes the chunks that no revision needs, and for good the revisions forgotten long enough ago.
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// Only count what would be deleted
+    #[arg(long)]
+    dry_run: bool,
+    /// Delete also the revisions forgotten just now: same as --hold 0
+    #[arg(long, conflicts_with = "hold")]
+    now: bool,
+    /// Delete even when something about the store is suspicious
+    #[arg(long)]
+    force: bool,
+    /// How long forgotten revisions can still be undeleted
+    #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = parse_duration)]
+    hold: i64,
+}
+
+/// Sweeps one store, and those below it.
+pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
+    let stores = stores(context.location()?)?;
+    let progress = Progress::start();
+    let options = SweepOptions {
+        dry_run: arguments.dry_run,
+        force: arguments.force,
+        hold_secs: if arguments.now { 0 } else { arguments.hold },
+        now: Timestamp::now(),
+    };
+    for store in &stores {
+        let report = sweep(store, &options, &progress)
+            .with_context(|| format!("cannot purge the store at {}", store.root().display()))?;
+        print_report(store, &report, arguments.dry_run)?;
+    }
+    Ok(Outcome::bad_if(progress.findings() > 0))
+}
+
+/// Returns the store itself, then those of jobs that have their own, each once.
+fn stores(location: Location) -> anyhow::Result<Vec<Repository>> {
+    let mut stores = vec![location.repository];
+    if location.job.is_none() {
+        let mut roots = BTreeSet::from([stores[0].root().to_owned()]);
+        for job in stores[0].jobs()? {
+            if roots.insert(job.repository().root().to_owned()) {
+                stores.push(job.repository().clone());
+            }
+        }
+    }
+    Ok(stores)
+}
+
+fn print_report(store: &Repository, report: &SweepReport, dry_run: bool) -> anyhow::Result<()> {
+    let verb = if dry_run { "would delete" } else { "deleted" };
+    for (job, id) in &report.revisions_deleted {
+        terminal::print_line(format_args!("{verb} the forgotten revision {id} of job {job}"))?;
+    }
+    terminal::print_line(format_args!(
+        "{}: {verb} {} chunks ({}) and {} left-over files, kept {} chunks",
+        store.root().display(),
+        report.chunks_deleted,
+        human_bytes(report.bytes_deleted),
+        report.temporary_deleted,
+        report.chunks_kept
+    ))?;
+    if report.revisions_held > 0 {
+        terminal::note(format_args!(
+            "{} forgotten revisions can still be undeleted; `--now` deletes them",
+            report.revisions_held
+        ));
+    }
+    Ok(())
+}

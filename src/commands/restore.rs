@@ -1,0 +1,112 @@
+//! `backy restore [-r SPEC] TARGET`: copies an image out. With `-` standard output carries the image, so
+//! every word about it goes to standard error.
+
+use std::fs::File;
+use std::io::{self, IsTerminal as _};
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use backy_store::restore::{RestoreOptions, RestoreReport, Target};
+use backy_store::revision::select;
+use backy_store::{Job, Revision, Trust};
+use clap::Args;
+
+use super::{Context, revisions, thread_count, threads_parser};
+use crate::failure::{Outcome, Result, refused, usage};
+use crate::output::progress::Progress;
+use crate::output::size::human_bytes;
+use crate::output::terminal;
+
+/// Copies a revision's image to a file, a block device or standard output, checking every byte.
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// A new or existing file, a block device, or `-` for standard output
+    target: PathBuf,
+    /// The revision [default: the latest that is complete]
+    #[arg(short, long, value_name = "SPEC", allow_hyphen_values = true)]
+    revision: Option<String>,
+    /// Overwrite a target that holds data
+    #[arg(long)]
+    force: bool,
+    /// Go on past damage: what is lost is left as zeros and listed
+    #[arg(long)]
+    salvage: bool,
+    /// Threads that decompress [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = threads_parser())]
+    threads: Option<u16>,
+}
+
+/// Restores one revision.
+pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
+    let target = target(&arguments.target)?;
+    let job = context.job()?;
+    let revision = choose(context, &job, arguments.revision.as_deref())?;
+    if revision.trust == Trust::Distrusted {
+        terminal::warn(format_args!("revision {} is distrusted: it may be damaged", revision.id));
+    }
+    let options = RestoreOptions {
+        force: arguments.force,
+        salvage: arguments.salvage,
+        threads: thread_count(arguments.threads),
+    };
+    let progress = Progress::start();
+    let report = backy_store::restore::restore(&job, &revision, target, &options, &progress)
+        .with_context(|| format!("cannot restore revision {} of job {}", revision.id, job.name()))?;
+    drop(progress);
+    note_report(&revision, &report);
+    Ok(Outcome::bad_if(!report.lost.is_empty()))
+}
+
+fn target(path: &std::path::Path) -> anyhow::Result<Target> {
+    if path.as_os_str() != "-" {
+        return Ok(Target::Path(path.to_owned()));
+    }
+    let stdout = io::stdout();
+    if stdout.is_terminal() {
+        return Err(usage("a disk image does not belong on a terminal", "send it into a file or a pipe"));
+    }
+    // Not through the buffer of standard output, which looks for line ends.
+    let stream = stdout.as_fd().try_clone_to_owned().context("cannot use standard output")?;
+    Ok(Target::Stream(Box::new(File::from(stream))))
+}
+
+/// Selects the revision. Unasked, it is one that can be restored: complete, and on this server.
+fn choose(context: &Context, job: &Job, spec: Option<&str>) -> anyhow::Result<Revision> {
+    let mut all = revisions(job)?;
+    let Some(spec) = spec else {
+        all.retain(|revision| revision.is_clean() && revision.is_local());
+        return Ok(select::select_one("latest", &all, &context.zone)?);
+    };
+    let revision = select::select_one(spec, &all, &context.zone)?;
+    if !revision.is_local() {
+        return Err(refused(
+            format!("revision {} lies on the server {}", revision.id, revision.server),
+            "restore it there",
+        ));
+    }
+    if !revision.is_clean() {
+        terminal::warn(format_args!("revision {} is incomplete: its backup did not end well", revision.id));
+    }
+    Ok(revision)
+}
+
+fn note_report(revision: &Revision, report: &RestoreReport) {
+    for (offset, length) in &report.lost {
+        terminal::note(format_args!(
+            "lost: bytes {offset} to {} ({})",
+            offset.saturating_add(*length),
+            human_bytes(*length)
+        ));
+    }
+    if !report.lost.is_empty() {
+        let lost_bytes = report.lost.iter().fold(0u64, |sum, (_, length)| sum.saturating_add(*length));
+        terminal::warn(format_args!("{} could not be read and are zeros now", human_bytes(lost_bytes)));
+    }
+    terminal::note(format_args!(
+        "restored revision {}: {}, of which {} are data",
+        revision.id,
+        human_bytes(report.bytes),
+        human_bytes(report.bytes_written)
+    ));
+}

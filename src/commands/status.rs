@@ -1,0 +1,215 @@
+//! `backy status`: the revisions of a job, or one line for each job of a store.
+//!
+//! What cannot be read is named on standard error and shows in the exit status; the rest is listed.
+
+use std::fmt::Write as _;
+
+use backy_store::revision::{manifest, select};
+use backy_store::{Job, Repository, Revision, Trust, Zone};
+use clap::Args;
+use serde::Serialize;
+use serde_json::json;
+
+use super::{Context, join_tags, listing, undelete};
+use crate::failure::{Outcome, Result};
+use crate::output::json::{self, RevisionEntry};
+use crate::output::size::{human_bytes, human_duration};
+use crate::output::table::{Column, Table};
+use crate::output::terminal;
+use crate::output::text::count;
+
+/// Lists the revisions of a job, or the jobs of a store.
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// The revisions [default: all]
+    #[arg(short, long, value_name = "SPEC", allow_hyphen_values = true)]
+    revision: Option<String>,
+    /// Print the manifests as YAML, in the original's form
+    #[arg(long, conflicts_with_all = ["json", "forgotten"])]
+    yaml: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// List what `undelete` can bring back
+    #[arg(long, conflicts_with = "revision")]
+    forgotten: bool,
+}
+
+/// Lists.
+pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
+    let location = context.location()?;
+    let of_jobs = arguments.revision.is_none() && !arguments.yaml && !arguments.forgotten;
+    if location.job.is_none() && of_jobs {
+        return list_jobs(&location.repository, &context.zone, arguments.json);
+    }
+    let job = location.into_job()?;
+    if arguments.forgotten {
+        return undelete::list(&job, &context.zone, arguments.json);
+    }
+    let listing = listing(&job)?;
+    let spec = arguments.revision.as_deref().unwrap_or("all");
+    let selected = select::select(spec, &listing.revisions, &context.zone)?;
+    if arguments.yaml {
+        terminal::print(format!("{}\n\n", manifest::to_yaml_list(&selected).trim_end()))?;
+    } else if arguments.json {
+        let entries: Vec<RevisionEntry<'_>> = selected.iter().map(RevisionEntry::from).collect();
+        let damaged: Vec<String> = listing.damaged.iter().map(ToString::to_string).collect();
+        json::print(&json!({ "job": job.name(), "revisions": entries, "damaged": damaged }))?;
+    } else {
+        terminal::print(revision_table(&selected, &context.zone, terminal::stdout_width()))?;
+    }
+    Ok(Outcome::bad_if(!listing.damaged.is_empty()))
+}
+
+fn revision_table(revisions: &[Revision], zone: &Zone, width: Option<usize>) -> String {
+    let mut table = Table::new(vec![
+        Column::left(format!("Date ({})", zone.name())),
+        Column::left("ID"),
+        Column::right("Size"),
+        Column::right("Duration"),
+        Column::wrapping("Tags"),
+        Column::left("Trust"),
+        Column::wrapping("Server"),
+    ]);
+    for revision in revisions {
+        table.row([
+            revision.timestamp.format(zone),
+            revision.id.to_string(),
+            human_bytes(revision.stats.bytes_written),
+            revision.stats.duration_secs.map_or_else(|| "-".to_owned(), human_duration),
+            join_tags(&revision.tags),
+            revision.trust.to_string(),
+            revision.server.clone(),
+        ]);
+    }
+    let mut text = table.render(width);
+    let total = revisions.iter().fold(0u64, |sum, revision| sum.saturating_add(revision.stats.bytes_written));
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        text,
+        "{} containing {} data (estimated)",
+        count(revisions.len(), "revision", "revisions"),
+        human_bytes(total)
+    );
+    text
+}
+
+/// One job of a store.
+#[derive(Debug, Serialize)]
+struct JobEntry {
+    /// Its name.
+    job: String,
+    /// Complete revisions.
+    revisions: usize,
+    /// Revisions whose backup did not end well.
+    incomplete: usize,
+    /// Distrusted revisions.
+    distrusted: usize,
+    /// Revisions that cannot be listed; `null` when none of the job's can.
+    damaged: Option<usize>,
+    /// Start of the newest complete backup.
+    newest: Option<String>,
+    /// The newest one's tags.
+    newest_tags: Vec<String>,
+    /// Sum over the revisions of what the backups read.
+    bytes_written: u64,
+    /// For the table.
+    #[serde(skip)]
+    newest_revision: Option<Revision>,
+}
+
+fn list_jobs(repository: &Repository, zone: &Zone, as_json: bool) -> Result {
+    let entries: Vec<JobEntry> = repository.jobs()?.iter().map(job_entry).collect();
+    if as_json {
+        json::print(&json!({ "store": repository.root().to_string_lossy(), "jobs": entries }))?;
+    } else {
+        terminal::print(job_table(&entries, zone, terminal::stdout_width()))?;
+    }
+    Ok(Outcome::bad_if(entries.iter().any(|entry| entry.damaged != Some(0))))
+}
+
+/// Sums up one job. A job that cannot be listed must not hide the others.
+fn job_entry(job: &Job) -> JobEntry {
+    match listing(job) {
+        Ok(listing) => summary(job.name().to_string(), &listing.revisions, Some(listing.damaged.len())),
+        Err(error) => {
+            terminal::warn(format_args!("{error:#}"));
+            summary(job.name().to_string(), &[], None)
+        }
+    }
+}
+
+fn summary(job: String, revisions: &[Revision], damaged: Option<usize>) -> JobEntry {
+    let clean: Vec<&Revision> = revisions.iter().filter(|revision| revision.is_clean()).collect();
+    let newest = clean.last().copied();
+    JobEntry {
+        job,
+        revisions: clean.len(),
+        incomplete: revisions.len() - clean.len(),
+        distrusted: revisions.iter().filter(|revision| revision.trust == Trust::Distrusted).count(),
+        damaged,
+        newest: newest.map(|revision| revision.timestamp.to_rfc3339()),
+        newest_tags: newest.iter().flat_map(|revision| &revision.tags).map(ToString::to_string).collect(),
+        bytes_written: revisions
+            .iter()
+            .fold(0, |sum: u64, revision| sum.saturating_add(revision.stats.bytes_written)),
+        newest_revision: newest.cloned(),
+    }
+}
+
+fn job_table(entries: &[JobEntry], zone: &Zone, width: Option<usize>) -> String {
+    let mut table = Table::new(vec![
+        Column::left("Job"),
+        Column::right("Revisions"),
+        Column::left(format!("Newest ({})", zone.name())),
+        Column::wrapping("Tags"),
+        Column::wrapping("Trust"),
+    ]);
+    for entry in entries {
+        let newest = entry.newest_revision.as_ref();
+        table.row([
+            entry.job.clone(),
+            entry.revisions.to_string(),
+            newest.map_or_else(|| "-".to_owned(), |revision| revision.timestamp.format(zone)),
+            entry.newest_tags.join(","),
+            problems(entry),
+        ]);
+    }
+    let total = count(entries.len(), "job", "jobs");
+    format!("{}{total} shown\n", table.render(width))
+}
+
+/// Returns what is wrong with a job, in a few words.
+fn problems(entry: &JobEntry) -> String {
+    let Some(damaged) = entry.damaged else {
+        return "cannot be listed".to_owned();
+    };
+    let counted =
+        [(entry.distrusted, "distrusted"), (entry.incomplete, "incomplete"), (damaged, "unreadable")];
+    let present: Vec<String> = counted
+        .iter()
+        .filter(|(number, _)| *number > 0)
+        .map(|(number, word)| format!("{number} {word}"))
+        .collect();
+    if present.is_empty() { "ok".to_owned() } else { present.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_without_revisions_has_no_newest() {
+        let entry = summary("web01".to_owned(), &[], Some(0));
+        assert_eq!((entry.revisions, entry.newest.as_deref(), problems(&entry).as_str()), (0, None, "ok"));
+        let text = job_table(&[entry], &Zone::utc(), None);
+        assert!(text.ends_with("\n1 job shown\n"), "{text}");
+        assert_eq!(problems(&summary("web01".to_owned(), &[], None)), "cannot be listed");
+    }
+
+    #[test]
+    fn an_empty_list_still_has_its_last_line() {
+        let text = revision_table(&[], &Zone::utc(), None);
+        assert!(text.ends_with("0 revisions containing 0 Bytes data (estimated)\n"), "{text}");
+    }
+}

@@ -1,0 +1,94 @@
+//! `backy undelete [-r ID]`: brings a forgotten revision back, or lists what can be brought back.
+
+use anyhow::Context as _;
+use backy_store::{Forgotten, Job, RevisionId, Zone};
+use clap::Args;
+use serde::Serialize;
+
+use super::{Context, join_tags};
+use crate::failure::{Outcome, Result, refused};
+use crate::output::json::{self, RevisionEntry};
+use crate::output::size::human_bytes;
+use crate::output::table::{Column, Table};
+use crate::output::terminal;
+use crate::output::text::count;
+
+/// The word for the most recently forgotten revision.
+const LAST: &str = "last";
+
+/// Brings a forgotten revision back; without -r lists what can be brought back.
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// The revision's id, or `last` for the most recently forgotten one
+    #[arg(short, long, value_name = "ID")]
+    revision: Option<String>,
+    /// List as JSON
+    #[arg(long, conflicts_with = "revision")]
+    json: bool,
+}
+
+/// One forgotten revision for programs.
+#[derive(Serialize)]
+struct ForgottenEntry<'f> {
+    #[serde(flatten)]
+    revision: RevisionEntry<'f>,
+    forgotten_at: String,
+}
+
+/// Undeletes or lists.
+pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
+    let job = context.job()?;
+    let Some(word) = &arguments.revision else {
+        return list(&job, &context.zone, arguments.json);
+    };
+    let guard = job.lock_manifests()?;
+    let id = if word == LAST {
+        let newest = job.forgotten()?.into_iter().max_by_key(|forgotten| forgotten.forgotten_at);
+        newest
+            .ok_or_else(|| refused(format!("job {} has no forgotten revision", job.name()), ""))?
+            .revision
+            .id
+    } else {
+        RevisionId::parse(word)?
+    };
+    job.undelete(&guard, &id).with_context(|| format!("cannot bring back revision {id}"))?;
+    tracing::info!(target: crate::logging::QUIET, revision = %id, "undeleted");
+    terminal::print_line(format_args!("brought back {id}"))?;
+    Ok(Outcome::Done)
+}
+
+/// Lists what can be brought back; also `status --forgotten`.
+pub(crate) fn list(job: &Job, zone: &Zone, as_json: bool) -> Result {
+    let forgotten = job.forgotten()?;
+    if as_json {
+        let entries: Vec<ForgottenEntry<'_>> = forgotten.iter().map(entry).collect();
+        json::print(&serde_json::json!({ "job": job.name(), "forgotten": entries }))?;
+        return Ok(Outcome::Done);
+    }
+    let mut table = Table::new(vec![
+        Column::left(format!("Date ({})", zone.name())),
+        Column::left("ID"),
+        Column::right("Size"),
+        Column::wrapping("Tags"),
+        Column::left(format!("Forgotten ({})", zone.name())),
+    ]);
+    for Forgotten { revision, forgotten_at } in &forgotten {
+        table.row([
+            revision.timestamp.format(zone),
+            revision.id.to_string(),
+            human_bytes(revision.stats.bytes_written),
+            join_tags(&revision.tags),
+            forgotten_at.format(zone),
+        ]);
+    }
+    let total = count(forgotten.len(), "forgotten revision", "forgotten revisions");
+    terminal::print(format!("{}{total}\n", table.render(terminal::stdout_width())))?;
+    Ok(Outcome::Done)
+}
+
+fn entry(forgotten: &Forgotten) -> ForgottenEntry<'_> {
+    ForgottenEntry {
+        revision: RevisionEntry::from(&forgotten.revision),
+        forgotten_at: forgotten.forgotten_at.to_rfc3339(),
+    }
+}

@@ -1,0 +1,68 @@
+//! `backy verify [-r SPEC]`: reads revisions back. Damage distrusts, it deletes nothing.
+
+use anyhow::Context as _;
+use backy_store::revision::select;
+use clap::Args;
+
+use super::{Context, note_nothing_selected, revisions, thread_count, threads_parser};
+use crate::failure::{Outcome, Result};
+use crate::output::progress::Progress;
+use crate::output::size::human_bytes;
+use crate::output::terminal;
+use crate::output::text::count;
+
+/// Reads every chunk of the revisions: the good become verified, the others distrusted.
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// The revisions
+    #[arg(
+        short,
+        long,
+        value_name = "SPEC",
+        default_value = "trust:distrusted&local",
+        allow_hyphen_values = true
+    )]
+    revision: String,
+    /// Threads that decompress [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = threads_parser())]
+    threads: Option<u16>,
+}
+
+/// Verifies and prints a line for each revision.
+pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
+    let job = context.job()?;
+    let mut selected = select::select(&arguments.revision, &revisions(&job)?, &context.zone)?;
+    for remote in selected.iter().filter(|revision| !revision.is_local()) {
+        terminal::note(format_args!(
+            "skipping revision {}, which lies on server {}",
+            remote.id, remote.server
+        ));
+    }
+    selected.retain(backy_store::Revision::is_local);
+    if selected.is_empty() {
+        return Ok(note_nothing_selected(&arguments.revision));
+    }
+    let progress = Progress::start();
+    let threads = thread_count(arguments.threads);
+    let report =
+        backy_store::verify::verify(&job, &selected, threads, backy_store::Timestamp::now(), &progress)
+            .with_context(|| format!("cannot verify job {}", job.name()))?;
+    let findings = progress.findings();
+    drop(progress);
+    let mut all_good = true;
+    for revision in &selected {
+        let good = report.good.contains(&revision.id) && !report.bad.contains(&revision.id);
+        all_good &= good;
+        terminal::print_line(format_args!("{} {}", revision.id, if good { "good" } else { "bad" }))?;
+    }
+    for (name, id) in &report.distrusted {
+        terminal::warn(format_args!(
+            "revision {id} of job {name} uses a damaged chunk and is distrusted now"
+        ));
+    }
+    if findings > 0 {
+        terminal::note(format_args!("{} of damage", count(findings, "finding", "findings")));
+    }
+    terminal::note(format_args!("read {} in {} chunks", human_bytes(report.bytes), report.chunks));
+    Ok(Outcome::bad_if(!all_good))
+}

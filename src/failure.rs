@@ -1,0 +1,278 @@
+//! What a command that failed says, and with which status it ends. Libraries know neither hints nor exit
+//! statuses; both are found here by the kind of error, never by its text.
+
+use std::fmt;
+use std::fmt::Write as _;
+use std::io;
+use std::process::ExitCode;
+
+use backy_sched::Error as SchedError;
+use backy_store::{Error as StoreError, JobName};
+
+use crate::logging;
+use crate::output::terminal;
+use crate::output::text::quote;
+
+/// Result of a command.
+pub(crate) type Result<T = Outcome> = anyhow::Result<T>;
+
+/// How a command ended that came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// All is well.
+    Done,
+    /// The work was done and showed something bad, which has been printed.
+    Bad,
+}
+
+impl Outcome {
+    /// `Bad` when `bad` is true.
+    pub(crate) fn bad_if(bad: bool) -> Self {
+        if bad { Self::Bad } else { Self::Done }
+    }
+}
+
+/// The command failed, or its work showed something bad.
+pub(crate) const EXIT_FAILED: u8 = 1;
+/// The command line makes no sense.
+pub(crate) const EXIT_USAGE: u8 = 2;
+/// Another run holds the lock.
+pub(crate) const EXIT_LOCKED: u8 = 3;
+
+/// An error that the command line itself raises.
+#[derive(Debug)]
+pub(crate) struct Complaint {
+    message: String,
+    hint: String,
+    usage: bool,
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Complaint {}
+
+/// Makes an error of wrong usage, which ends with status 2.
+pub(crate) fn usage(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    Complaint { message: message.into(), hint: hint.into(), usage: true }.into()
+}
+
+/// Makes an error that knows what to do about it; an empty hint is none.
+pub(crate) fn refused(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    Complaint { message: message.into(), hint: hint.into(), usage: false }.into()
+}
+
+/// Turns the end of a command into an exit status, after printing what went wrong.
+pub(crate) fn conclude(result: Result) -> ExitCode {
+    match result {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Bad) => ExitCode::from(EXIT_FAILED),
+        Err(error) => {
+            let failure = Failure { error };
+            failure.lines().iter().for_each(terminal::note);
+            tracing::error!(target: logging::QUIET, "{}", failure.lines().join("\n"));
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+/// An error on its way to a person.
+struct Failure {
+    error: anyhow::Error,
+}
+
+impl Failure {
+    fn code(&self) -> u8 {
+        let complaint = self.error.chain().find_map(|cause| cause.downcast_ref::<Complaint>());
+        if complaint.is_some_and(|complaint| complaint.usage) {
+            EXIT_USAGE
+        } else if self.store_errors().any(|error| matches!(error, StoreError::Locked { .. })) {
+            EXIT_LOCKED
+        } else {
+            EXIT_FAILED
+        }
+    }
+
+    /// The error, each cause once, and what to do.
+    fn lines(&self) -> Vec<String> {
+        let mut messages: Vec<String> = Vec::new();
+        for cause in self.error.chain() {
+            let message = cause.to_string();
+            if messages.last() != Some(&message) {
+                messages.push(message);
+            }
+            if let Some(SchedError::ConfigInvalid { problems, .. }) = cause.downcast_ref::<SchedError>() {
+                messages.extend(problems.iter().cloned());
+            }
+        }
+        let mut lines = Vec::new();
+        for (place, message) in messages.iter().enumerate() {
+            let label = if place == 0 { "error" } else { "  cause" };
+            lines.push(format!("{label}: {message}"));
+        }
+        lines.extend(self.hint().map(|hint| format!("hint: {hint}")));
+        lines
+    }
+
+    fn hint(&self) -> Option<String> {
+        self.error
+            .chain()
+            .find_map(|cause| cause.downcast_ref::<Complaint>())
+            .map(|complaint| complaint.hint.clone())
+            .or_else(|| self.error.chain().find_map(|cause| sched_hint(cause.downcast_ref()?)))
+            .or_else(|| self.store_errors().find_map(store_hint))
+            .filter(|hint| !hint.is_empty())
+    }
+
+    /// The store's errors in the chain, also those that `sched` passes on.
+    fn store_errors(&self) -> impl Iterator<Item = &StoreError> {
+        self.error.chain().filter_map(|cause| match cause.downcast_ref::<SchedError>() {
+            Some(SchedError::Store(error)) => Some(error),
+            _ => cause.downcast_ref::<StoreError>(),
+        })
+    }
+}
+
+fn sched_hint(error: &SchedError) -> Option<String> {
+    match error {
+        SchedError::TagsUnknown { known, .. } => Some(format!(
+            "the schedule has {}; use one of these, a tag that begins with `manual:`, or `--force`",
+            if known.is_empty() { "no tags".to_owned() } else { known.join(", ") }
+        )),
+        SchedError::ConfigInvalid { path, .. } => Some(format!("correct {}", quote(&path.to_string_lossy()))),
+        _ => None,
+    }
+}
+
+fn store_hint(error: &StoreError) -> Option<String> {
+    let text = |path: &std::path::Path| quote(&path.to_string_lossy()).into_owned();
+    Some(match error {
+        StoreError::StoreMissing { path } => {
+            format!("create one with `backy init {}`, or mount the disk it is on", text(path))
+        }
+        StoreError::StoreNotCreatable { .. } => "choose an empty or a new directory".to_owned(),
+        StoreError::NotAJob { path, jobs } => {
+            format!("choose a job with `-b {}/JOB`; {}", text(path), job_names(jobs))
+        }
+        StoreError::JobUnknown { store, .. } => {
+            format!("`backy -b {} status` lists the jobs", text(store))
+        }
+        StoreError::JobExists { path, .. } => {
+            format!("back it up with `backy -b {} backup TAGS`", text(path))
+        }
+        StoreError::RevisionUnknown { .. } | StoreError::SpecInvalid { .. } => {
+            "`backy status` lists the revisions, `backy --help` the forms of `-r`".to_owned()
+        }
+        StoreError::ManifestCorrupt { .. } => "the other revisions of the job can be used as before".to_owned(),
+        StoreError::MapCorrupt { .. } => "restore an older revision; the map cannot be read".to_owned(),
+        StoreError::ImageDamaged { revision, .. } => format!(
+            "run `backy verify -r {revision}`, then restore an older revision, or what is left of this one \
+             with `--salvage`"
+        ),
+        StoreError::ChunkMissing { .. } | StoreError::ChunkCorrupt { .. } => {
+            "run `backy verify -r all`; the next backup stores damaged chunks anew where the source still has them"
+                .to_owned()
+        }
+        StoreError::Locked { .. } => "wait for the other run to end, then try again".to_owned(),
+        StoreError::SweepRefused { .. } => {
+            "look at the store first; `backy purge --force` deletes all the same".to_owned()
+        }
+        StoreError::TargetRefused { .. } => {
+            "`--force` overwrites a target that holds data; it cannot make one larger".to_owned()
+        }
+        StoreError::FormatNewer { .. } => "use the backy that wrote it, or a newer one".to_owned(),
+        StoreError::Index { path, .. } => format!(
+            "the index can be made anew: `backy -b {} index rebuild`",
+            path.parent().map_or_else(|| "DIR".to_owned(), text)
+        ),
+        StoreError::Io { source, .. } => io_hint(source.kind())?,
+        _ => return None,
+    })
+}
+
+fn io_hint(kind: io::ErrorKind) -> Option<String> {
+    match kind {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Some("`backy purge` works on a full disk; `forget` and `purge --now` free more".to_owned())
+        }
+        io::ErrorKind::PermissionDenied => Some("run it as the owner of the store, usually root".to_owned()),
+        io::ErrorKind::ReadOnlyFilesystem => Some("the file system is mounted read-only".to_owned()),
+        _ => None,
+    }
+}
+
+fn job_names(jobs: &[JobName]) -> String {
+    const SHOWN_MAX: usize = 20;
+    if jobs.is_empty() {
+        return "there is none yet".to_owned();
+    }
+    let names: Vec<&str> = jobs.iter().take(SHOWN_MAX).map(JobName::as_str).collect();
+    let mut text = format!("jobs here: {}", names.join(", "));
+    if jobs.len() > SHOWN_MAX {
+        // Writing to a string cannot fail.
+        let _ = write!(text, " and {} more", jobs.len() - SHOWN_MAX);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use anyhow::Context as _;
+
+    use super::*;
+
+    fn failure(error: impl Into<anyhow::Error>) -> Failure {
+        Failure { error: error.into() }
+    }
+
+    #[test]
+    fn the_chain_is_printed_once() {
+        let cause = io::Error::from(io::ErrorKind::PermissionDenied);
+        let result: Result = Err(StoreError::io("read", "/x", cause)).context("cannot restore");
+        let lines = failure(result.unwrap_err()).lines();
+        assert_eq!(lines[0], "error: cannot restore");
+        assert_eq!(lines[1], "  cause: cannot read /x");
+        assert_eq!(lines[2], "  cause: permission denied");
+        assert!(lines[3].starts_with("hint: run it as"), "{lines:?}");
+        assert_eq!(lines.len(), 4);
+    }
+
+    #[test]
+    fn a_lock_is_told_apart_wherever_it_comes_from() {
+        let locked = || StoreError::Locked { what: "job web01 (backup)".to_owned() };
+        assert_eq!(failure(locked()).code(), EXIT_LOCKED);
+        assert_eq!(failure(SchedError::Store(locked())).code(), EXIT_LOCKED);
+        let wrapped: Result = Err(SchedError::Store(locked())).context("cannot back up job web01");
+        let wrapped = failure(wrapped.unwrap_err());
+        assert_eq!(wrapped.code(), EXIT_LOCKED);
+        assert_eq!(wrapped.lines().len(), 3, "{:?}", wrapped.lines());
+        assert_eq!(failure(StoreError::Cancelled).code(), EXIT_FAILED);
+        assert_eq!(failure(usage("no", "")).code(), EXIT_USAGE);
+        assert_eq!(failure(refused("no", "")).code(), EXIT_FAILED);
+    }
+
+    #[test]
+    fn hints_name_what_to_do() {
+        let path = PathBuf::from("/srv/backy");
+        let missing = failure(StoreError::StoreMissing { path: path.clone() });
+        assert!(missing.hint().unwrap().contains("`backy init /srv/backy`"));
+        let jobs = vec![JobName::parse("web01").unwrap(), JobName::parse("web02").unwrap()];
+        let hint = failure(StoreError::NotAJob { path: path.clone(), jobs }).hint().unwrap();
+        assert!(hint.contains("web01, web02") && hint.contains("-b /srv/backy/"), "{hint}");
+        let hint = failure(StoreError::JobUnknown { name: "x".into(), store: path }).hint().unwrap();
+        assert_eq!(hint, "`backy -b /srv/backy status` lists the jobs");
+        assert_eq!(failure(StoreError::Cancelled).hint(), None);
+    }
+
+    #[test]
+    fn every_problem_of_a_configuration_is_named() {
+        let problems = vec!["line 2: unknown key `filenam`".to_owned(), "line 3: no `type`".to_owned()];
+        let lines = failure(SchedError::ConfigInvalid { path: "/x/config".into(), problems }).lines();
+        assert_eq!(lines[2], "  cause: line 3: no `type`");
+    }
+}

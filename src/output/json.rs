@@ -1,0 +1,96 @@
+//! The same data for programs. Fields may be added; none is renamed, removed or given another meaning.
+//! `docs/cli.md` describes each. Times are RFC 3339 in UTC, sizes bytes, durations seconds; what is not
+//! known is `null`.
+
+use std::collections::BTreeSet;
+
+use anyhow::Context as _;
+use backy_store::{BackendType, Revision, RevisionId, Tag, Trust};
+use serde::Serialize;
+
+use super::terminal;
+
+/// Prints `value` as indented JSON with a final line end.
+pub(crate) fn print(value: &impl Serialize) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(value).context("cannot write JSON")?;
+    terminal::print(format!("{text}\n"))
+}
+
+/// One revision, wherever a listing shows one.
+#[derive(Debug, Serialize)]
+pub(crate) struct RevisionEntry<'r> {
+    /// Its id.
+    id: &'r RevisionId,
+    /// Start of the backup.
+    timestamp: String,
+    /// Whether the backup came to its end.
+    complete: bool,
+    /// Size of the image.
+    image_size: Option<u64>,
+    /// Bytes of the image that the backup read and handed to the store.
+    bytes_written: u64,
+    /// Bytes that the backup added to the store.
+    stored_bytes: Option<u64>,
+    /// Length of the backup.
+    duration: Option<f64>,
+    /// The tags, sorted.
+    tags: &'r BTreeSet<Tag>,
+    /// `trusted`, `verified` or `distrusted`.
+    trust: Trust,
+    /// Empty for local revisions, else the peer's name.
+    server: &'r str,
+    /// `framed`, or `chunked` and `cowfile` in old stores.
+    backend_type: &'r BackendType,
+    /// The revision before, for information.
+    parent: Option<&'r str>,
+}
+
+impl<'r> From<&'r Revision> for RevisionEntry<'r> {
+    fn from(revision: &'r Revision) -> Self {
+        Self {
+            id: &revision.id,
+            timestamp: revision.timestamp.to_rfc3339(),
+            complete: revision.is_clean(),
+            image_size: revision.image_size,
+            bytes_written: revision.stats.bytes_written,
+            stored_bytes: revision.stored_bytes,
+            duration: revision.stats.duration_secs.filter(|secs| secs.is_finite()),
+            tags: &revision.tags,
+            trust: revision.trust,
+            server: &revision.server,
+            backend_type: &revision.backend_type,
+            parent: revision.parent.as_deref().filter(|parent| !parent.is_empty()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use backy_store::{Stats, Timestamp};
+
+    use super::*;
+
+    #[test]
+    fn a_revision_has_stable_fields() {
+        let revision = Revision {
+            id: RevisionId::from_bits(0),
+            timestamp: Timestamp::from_secs(1_709_294_400).unwrap(),
+            parent: Some(String::new()),
+            stats: Stats { bytes_written: 7, duration_secs: Some(1.5), ..Stats::default() },
+            tags: Tag::parse_list("b,a").unwrap(),
+            backend_type: BackendType::Framed,
+            trust: Trust::Trusted,
+            orig_tags: BTreeSet::new(),
+            server: String::new(),
+            image_size: Some(8),
+            map_seal: None,
+            stored_bytes: None,
+            source: Default::default(),
+            extra: Default::default(),
+        };
+        let expected = "{\"id\":\"2222222222222222222222\",\"timestamp\":\"2024-03-01T12:00:00Z\",\
+            \"complete\":true,\"image_size\":8,\"bytes_written\":7,\"stored_bytes\":null,\"duration\":1.5,\
+            \"tags\":[\"a\",\"b\"],\"trust\":\"trusted\",\"server\":\"\",\"backend_type\":\"framed\",\"parent\":null}";
+        assert_eq!(serde_json::to_string(&RevisionEntry::from(&revision)).unwrap(), expected);
+    }
+}
