@@ -154,6 +154,7 @@ fn store_hint(error: &StoreError) -> Option<String> {
             format!("create one with `backy init {}`, or mount the disk it is on", text(path))
         }
         StoreError::StoreNotCreatable { .. } => "choose an empty or a new directory".to_owned(),
+        StoreError::StoreUnsafe { path, .. } => format!("if it is yours: `chmod go-w {}`", text(path)),
         StoreError::NotAJob { path, jobs } => {
             format!("choose a job with `-b {}/JOB`; {}", text(path), job_names(jobs))
         }

@@ -156,13 +156,16 @@ impl Backup<'_> {
             reuse: if has_distrusted { Reuse::Full } else { Reuse::Header },
             level: self.config.compression_level,
         };
-        let damage = match (self.job.new_revision(self.guard, new.clone()), base) {
-            (Err(error), Some(base)) if error.is_damage() => (error, base),
+        match (self.job.new_revision(self.guard, new.clone()), base) {
+            (Err(error), Some(base)) if error.is_damage() => {
+                self.distrust_base(base, &error)?;
+                new.reuse = Reuse::Full;
+            }
+            // Forgotten and purged since it was listed.
+            (Err(backy_store::Error::RevisionUnknown { .. }), Some(_)) => {}
             (begun, base) => return Ok((begun?, base.map(|base| base.id.clone()))),
-        };
-        self.distrust_base(damage.1, &damage.0)?;
+        }
         new.base = None;
-        new.reuse = Reuse::Full;
         Ok((self.job.new_revision(self.guard, new)?, None))
     }
 

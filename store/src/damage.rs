@@ -59,6 +59,7 @@ pub fn record_chunks(
                     });
                     users.insert(revision.id);
                 }
+                Err(crate::Error::RevisionUnknown { .. }) => {}
                 Err(error) => return Err(error),
             }
         }

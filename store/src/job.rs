@@ -244,7 +244,7 @@ impl Job {
             .max();
         let (_, path) = newest.ok_or_else(|| self.unknown(id))?;
         let revision = manifest::read(&path, id)?;
-        self.open_map(&revision)?;
+        self.open_any_map(&revision)?;
         if !disk::rename_new(&path, &self.manifest_path(id))? {
             let reason = "it exists already".to_owned();
             return Err(Error::ChangeRefused { job: self.name.clone(), revision: id.clone(), reason });
@@ -278,12 +278,20 @@ impl Job {
         Ok(removed)
     }
 
-    /// Opens the map of a revision of our own format, as its manifest vouches for it.
+    /// Opens the map of a revision of our own format, as its manifest vouches for it. `RevisionUnknown` when the
+    /// revision was forgotten and purged since it was listed, which is no damage.
     pub(crate) fn open_map(&self, revision: &Revision) -> Result<ChunkMap> {
-        self.open_map_at(revision, &self.map_path(&revision.id))
+        match self.open_any_map(revision) {
+            Err(error) if error.is_damage() && !self.manifest_path(&revision.id).exists() => {
+                Err(self.unknown(&revision.id))
+            }
+            other => other,
+        }
     }
 
-    pub(crate) fn open_map_at(&self, revision: &Revision, path: &Path) -> Result<ChunkMap> {
+    /// As [`Job::open_map`], for a revision that may be forgotten.
+    fn open_any_map(&self, revision: &Revision) -> Result<ChunkMap> {
+        let path = &self.map_path(&revision.id);
         let seal = revision.map_seal.as_deref().and_then(crate::chunk::id::parse_hex);
         match (&revision.backend_type, seal, revision.image_size) {
             (BackendType::Framed, Some(seal), Some(size)) => ChunkMap::open_sealed(path, size, &seal),

@@ -78,6 +78,7 @@ impl Repository {
             }
             Err(error) => return Err(Error::io("list", root, error)),
             Ok(entries) => {
+                check_mode(root)?;
                 for entry in entries {
                     let name = entry.context("list", root)?.file_name();
                     if name == MARKER {
@@ -144,10 +145,7 @@ impl Repository {
             return Err(Error::FormatNewer { what, found: format, known: FORMAT });
         }
         let marker: Marker = serde_yaml::from_str(&text).map_err(unreadable)?;
-        let mode = std::fs::metadata(root).context("examine", root)?.mode();
-        if mode & 0o022 != 0 {
-            return Err(Error::StoreUnsafe { path: root.to_owned(), mode: mode & 0o7777 });
-        }
+        check_mode(root)?;
         Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), marker }) })
     }
 
@@ -221,8 +219,10 @@ impl Repository {
             let Some(name) = entry.file_name().to_str().and_then(|name| JobName::parse(name).ok()) else {
                 continue;
             };
-            if let Some(job) = self.job_at(&name, &entry.path())? {
-                jobs.push(job);
+            match self.job_at(&name, &entry.path()) {
+                Ok(job) => jobs.extend(job),
+                // One job that cannot be opened does not hide the others.
+                Err(error) => tracing::warn!(job = %name, %error, "leaving out a job that cannot be opened"),
             }
         }
         jobs.sort_by(|one, other| one.name().cmp(other.name()));
@@ -322,6 +322,16 @@ impl Repository {
         if made.is_err() {
             drop(disk::remove(&path));
         }
+    }
+}
+
+/// Refuses a directory that others may write.
+fn check_mode(root: &Path) -> Result<()> {
+    let mode = std::fs::metadata(root).context("examine", root)?.mode();
+    if mode & 0o022 == 0 {
+        Ok(())
+    } else {
+        Err(Error::StoreUnsafe { path: root.to_owned(), mode: mode & 0o7777 })
     }
 }
 

@@ -79,6 +79,8 @@ pub fn verify(
         match verifier.revision(revision) {
             Ok(true) => report.good.push(revision.id.clone()),
             Ok(false) => report.bad.push(revision.id.clone()),
+            // Forgotten and purged since it was listed.
+            Err(Error::RevisionUnknown { .. }) => {}
             Err(error) => {
                 stopped = Err(error);
                 break;

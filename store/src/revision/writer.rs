@@ -355,7 +355,8 @@ impl ChunkWriter<'_> {
         let number = writer.counters.temporaries.fetch_add(1, Ordering::Relaxed);
         let temporary = format!("{}.{number}", writer.session.name());
         writer.backend.put(id, &self.file, &temporary, replace)?;
-        if replace {
+        // A chunk that was missing can be marked as well.
+        if replace || writer.job.repository().damage_mark(id).exists() {
             tracing::info!(chunk = %id, "a damaged chunk was written anew");
             writer.healed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(*id);
         }
