@@ -254,7 +254,20 @@ impl Job {
 
     /// Removes what dead runs left in the job's directory. Returns how many unfinished revisions there were.
     pub fn remove_unfinished(&self, _guard: &BackupGuard) -> Result<u64> {
-        let _manifests = self.lock_manifests()?;
+        let manifests = self.lock_manifests()?;
+        let mut removed = self.remove_orphan_maps(&manifests)?;
+        for (file, path) in job_files(&self.dir)? {
+            if file == JobFile::Unfinished {
+                disk::remove(&path)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Removes maps without a manifest. A commit holds the lock from its map's name to its manifest, so such a map
+    /// belongs to a run that died in between, or to a purge that did.
+    pub(crate) fn remove_orphan_maps(&self, _guard: &ManifestGuard) -> Result<u64> {
         let files = job_files(&self.dir)?;
         let known: BTreeSet<&RevisionId> = files
             .iter()
@@ -265,12 +278,9 @@ impl Job {
             .collect();
         let mut removed = 0;
         for (file, path) in &files {
-            let orphan = match file {
-                JobFile::Unfinished => true,
-                JobFile::Map(id) => !known.contains(id),
-                JobFile::Manifest(_) | JobFile::Forgotten(..) => false,
-            };
-            if orphan {
+            if let JobFile::Map(id) = file
+                && !known.contains(id)
+            {
                 disk::remove(path)?;
                 removed += 1;
             }

@@ -14,6 +14,7 @@
 //! references have all vanished or that would lose more than half of its chunks for no known reason stop it.
 
 use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::backend::Backend;
@@ -73,6 +74,8 @@ struct Sweep<'s> {
     backend: LocalBackend,
     live: HashSet<ChunkId>,
     tails: LogTails,
+    /// Whether readers hold images whose revisions are gone: their chunks stay, and a later sweep finds them unnamed.
+    has_ghosts: bool,
     report: SweepReport,
 }
 
@@ -84,7 +87,7 @@ pub fn sweep(repository: &Repository, options: &SweepOptions, monitor: &dyn Moni
     let (sessions, temporary_deleted) = Sessions::scan(repository.root())?;
     let report = SweepReport { temporary_deleted, ..SweepReport::default() };
     let (live, tails) = (HashSet::new(), LogTails::new(&sessions));
-    let mut sweep = Sweep { repository, options, monitor, backend, live, tails, report };
+    let mut sweep = Sweep { repository, options, monitor, backend, live, tails, has_ghosts: false, report };
     let gone = sweep.remove_forgotten(&guard)?;
     sweep.mark(&sessions, &gone)?;
     let written_by_the_dead = sessions.suspects(repository.root())?.unproven;
@@ -95,14 +98,16 @@ pub fn sweep(repository: &Repository, options: &SweepOptions, monitor: &dyn Moni
     sweep.delete(&guard)?;
     damage::remove_stale_marks(repository, &sweep.backend)?;
     sessions.remove_dead(repository.root())?;
-    disk::remove(&sweep.intent_path())?;
+    if !sweep.has_ghosts {
+        disk::remove(&sweep.intent_path())?;
+    }
     repository.refill_reserve();
     Ok(sweep.report)
 }
 
 fn refuse(options: &SweepOptions, reason: String) -> Result<()> {
     if options.force {
-        tracing::warn!(%reason, "going on because of --force");
+        tracing::warn!(%reason, "refusal overridden");
         return Ok(());
     }
     Err(Error::SweepRefused { reason })
@@ -122,7 +127,8 @@ impl Sweep<'_> {
         refuse(self.options, reason)
     }
 
-    /// While this file is there, a sweep that removed revisions has not ended: what it left unnamed has a reason.
+    /// While this file is there, a sweep that removed revisions has not ended, or left chunks to readers: what it
+    /// left unnamed has a reason.
     fn intent_path(&self) -> PathBuf {
         self.repository.root().join(".purging")
     }
@@ -138,12 +144,10 @@ impl Sweep<'_> {
     fn remove_forgotten(&mut self, _guard: &SweepGuard) -> Result<HashSet<PathBuf>> {
         let mut gone = HashSet::new();
         for job in self.jobs()? {
-            if !self.options.dry_run
-                && let Ok(guard) = job.lock_for_backup()
-            {
-                self.report.temporary_deleted += job.remove_unfinished(&guard)?;
+            let manifests = job.lock_manifests()?;
+            if !self.options.dry_run {
+                self.report.temporary_deleted += job.remove_orphan_maps(&manifests)?;
             }
-            let _manifests = job.lock_manifests()?;
             let files = job_files(job.dir())?;
             for (file, path) in &files {
                 let JobFile::Forgotten(id, at) = file else { continue };
@@ -187,6 +191,7 @@ impl Sweep<'_> {
         })?;
         let mut seen_pages = HashSet::new();
         for map in session::pinned_maps(root, sessions)? {
+            self.has_ghosts |= std::fs::metadata(&map).is_ok_and(|facts| facts.nlink() == 1);
             self.mark_map(&map, &mut seen_pages)?;
         }
         self.mark_below(root, 0, gone, &mut seen_pages)?;
@@ -464,8 +469,7 @@ mod tests {
         reader.read_at(0, &mut read).unwrap();
         assert!(read == data);
         drop(reader);
-        assert!(run(&job, options()).is_err(), "what nobody asked to remove is not removed");
-        assert_eq!(run(&job, SweepOptions { force: true, ..options() }).unwrap().chunks_deleted, 2);
+        assert_eq!(run(&job, options()).unwrap().chunks_deleted, 2, "and goes when nobody reads it any more");
     }
 
     #[test]
