@@ -1,0 +1,114 @@
+//! What can go wrong with a mount. Every variant names the thing; causes are linked, not repeated.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Result of an operation on a mount.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The store has a complaint of its own.
+    #[error(transparent)]
+    Store(#[from] backy_store::Error),
+    /// There is no such mount option.
+    #[error("unknown mount option {option:?}; the nearest known one is {nearest:?}")]
+    OptionUnknown {
+        /// The option as it was given.
+        option: String,
+        /// The most similar one that exists.
+        nearest: &'static str,
+    },
+    /// A mount option cannot be used as it was given.
+    #[error("cannot use mount option {option:?}: {reason}")]
+    OptionInvalid {
+        /// The option as it was given.
+        option: String,
+        /// Why.
+        reason: String,
+    },
+    /// The mount point cannot be used.
+    #[error("cannot mount at {}: {reason}", path.display())]
+    MountpointRefused {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A backy mount is there already and works.
+    #[error("{} is a mount of backy already", path.display())]
+    AlreadyMounted {
+        /// The mount point.
+        path: PathBuf,
+    },
+    /// This system or this user cannot mount anything through FUSE.
+    #[error("cannot use FUSE: {reason}")]
+    FuseUnavailable {
+        /// What is missing.
+        reason: String,
+    },
+    /// The kernel refused the mount.
+    #[error("cannot mount at {}", path.display())]
+    MountFailed {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The mount cannot be taken away.
+    #[error("cannot unmount {}", path.display())]
+    UnmountFailed {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The mount ended by itself.
+    #[error("the mount at {} broke off", path.display())]
+    SessionFailed {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The mount was told twice to end while files were open.
+    #[error("files below {} were still open and were cut off", path.display())]
+    CutOff {
+        /// The mount point.
+        path: PathBuf,
+    },
+    /// The process in the background ended before the mount was ready.
+    #[error("the mount in the background was not made: its process ended with {status}")]
+    BackgroundFailed {
+        /// How it ended, for people: `exit status: 1`.
+        status: String,
+    },
+    /// A system call failed.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// What was being done: `read`, `start`.
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// Makes an `Io` error: `doing` what to `path`.
+    pub(crate) fn io(doing: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {
+        Self::Io { doing, path: path.as_ref().to_owned(), source: source.into() }
+    }
+
+    /// Makes a `MountpointRefused` error.
+    pub(crate) fn refused(path: &Path, reason: impl Into<String>) -> Self {
+        Self::MountpointRefused { path: path.to_owned(), reason: reason.into() }
+    }
+}

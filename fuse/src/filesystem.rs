@@ -1,0 +1,291 @@
+//! The answers to the kernel: asks the view, reads through a handle, replies. Owner, with `mount.rs`, of
+//! the crate `fuser`.
+//!
+//! Every method runs in one of several event loops and ends in exactly one reply.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
+    ReplyLseek, ReplyOpen, ReplyStatfs, Request,
+};
+use nix::unistd::Whence;
+
+use crate::errno::Code;
+use crate::handles::{Kind, Open};
+use crate::inode::Node;
+use crate::tree::RevisionFile;
+use crate::view::{Facts, Owner, Result, View};
+
+thread_local! {
+    /// What is read, per event loop: grows to the largest request, 1 MiB.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The file system that the kernel talks to.
+#[derive(Debug)]
+pub(crate) struct FileSystem {
+    view: View,
+}
+
+impl FileSystem {
+    pub(crate) fn new(view: View) -> Self {
+        Self { view }
+    }
+
+    fn open_file(&self, inode: u64, node: &Node) -> Result<(u64, FopenFlags)> {
+        match node {
+            Node::File(job, id, RevisionFile::Image) => {
+                let (view, _, revision) = self.view.revision(job.as_str(), id)?;
+                let image =
+                    self.view.handles.open_image(inode, view.job(), &revision, &self.view.cache).map_err(
+                        |error| {
+                            self.view.damage.met_at_open(view.job(), &revision, &error);
+                            Code::from(error)
+                        },
+                    )?;
+                // The content of a revision never changes, so neither do the pages that the kernel has.
+                let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
+                Ok((self.view.handles.insert(Open::Image(image)), flags))
+            }
+            Node::File(job, id, RevisionFile::Info) => {
+                let (view, tree, revision) = self.view.revision(job.as_str(), id)?;
+                let text = tree.info_json(job, view.job().repository().id(), &revision);
+                // Tags and trust change, and with them the length: the kernel must not judge by an older one.
+                let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
+                Ok((self.view.handles.insert(Open::Text(Arc::new(text))), flags))
+            }
+            Node::Link(..) => Err(Code::INVALID),
+            Node::Root | Node::Job(_) | Node::Revision(..) => Err(Code::A_DIRECTORY),
+        }
+    }
+
+    /// Reads, and replies from the buffer that was read into.
+    fn read_file(&self, handle: u64, offset: u64, length: usize, reply: ReplyData) {
+        match self.view.handles.get(handle) {
+            Some(Open::Image(image)) => BUFFER.with_borrow_mut(|buffer| {
+                if buffer.len() < length {
+                    buffer.resize(length, 0);
+                }
+                match image.reader.read_at(offset, &mut buffer[..length]) {
+                    Ok(done) => reply.data(&buffer[..done]),
+                    Err(error) => {
+                        self.view.damage.met(&image, offset, &error);
+                        reply.error(errno(Code::from(error)));
+                    }
+                }
+            }),
+            Some(Open::Text(text)) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+                let end = start.saturating_add(length).min(text.len());
+                reply.data(&text[start..end]);
+            }
+            Some(Open::Directory(_)) => reply.error(errno(Code::A_DIRECTORY)),
+            None => reply.error(errno(Code::INVALID)),
+        }
+    }
+
+    /// Finds the next data or hole.
+    fn seek(&self, handle: u64, offset: i64, whence: i32) -> Result<i64> {
+        let from = u64::try_from(offset).map_err(|_| Code::NO_DATA)?;
+        let data = match whence {
+            whence if whence == Whence::SeekData as i32 => true,
+            whence if whence == Whence::SeekHole as i32 => false,
+            _ => return Err(Code::INVALID),
+        };
+        let found = match self.view.handles.get(handle) {
+            Some(Open::Image(image)) => {
+                if from >= image.reader.size_bytes() {
+                    return Err(Code::NO_DATA);
+                }
+                let next =
+                    if data { image.reader.next_data(from) } else { image.reader.next_hole(from).map(Some) };
+                next.map_err(|error| {
+                    self.view.damage.met(&image, from, &error);
+                    Code::from(error)
+                })?
+            }
+            Some(Open::Text(text)) => {
+                let size = text.len() as u64;
+                (from < size).then_some(if data { from } else { size })
+            }
+            _ => return Err(Code::INVALID),
+        };
+        found.and_then(|found| i64::try_from(found).ok()).ok_or(Code::NO_DATA)
+    }
+}
+
+impl fuser::Filesystem for FileSystem {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        // An older kernel does without.
+        let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.view.node(parent.0).and_then(|parent| self.view.lookup(&parent, name)) {
+            Ok(facts) => {
+                let attr = attr(&facts, self.view.owner);
+                reply.entry_with_ttls(&facts.attr_ttl, &facts.entry_ttl, &attr, Generation(0));
+            }
+            Err(code) => reply.error(errno(code)),
+        }
+    }
+
+    fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        match self.view.node(inode.0).and_then(|node| self.view.facts(inode.0, &node)) {
+            Ok(facts) => reply.attr(&facts.attr_ttl, &attr(&facts, self.view.owner)),
+            Err(code) => reply.error(errno(code)),
+        }
+    }
+
+    fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
+        match self.view.node(inode.0).and_then(|node| self.view.target(&node)) {
+            Ok(target) => reply.data(target.as_str().as_bytes()),
+            Err(code) => reply.error(errno(code)),
+        }
+    }
+
+    fn open(&self, _request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+            return reply.error(errno(Code::READ_ONLY));
+        }
+        match self.view.node(inode.0).and_then(|node| self.open_file(inode.0, &node)) {
+            Ok((handle, flags)) => reply.opened(FileHandle(handle), flags),
+            Err(code) => reply.error(errno(code)),
+        }
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.read_file(handle.0, offset, length as usize, reply);
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        match self.seek(handle.0, offset, whence) {
+            Ok(found) => reply.offset(found),
+            Err(code) => reply.error(errno(code)),
+        }
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.view.handles.remove(handle.0);
+        reply.ok();
+    }
+
+    fn opendir(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.view.node(inode.0).and_then(|node| self.view.list(inode.0, &node)) {
+            Ok(entries) => {
+                let handle = self.view.handles.insert(Open::Directory(Arc::new(entries)));
+                reply.opened(FileHandle(handle), FopenFlags::empty());
+            }
+            Err(code) => reply.error(errno(code)),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let Some(Open::Directory(entries)) = self.view.handles.get(handle.0) else {
+            return reply.error(errno(Code::INVALID));
+        };
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (place, entry) in entries.iter().enumerate().skip(start) {
+            if reply.add(INodeNo(entry.inode), place as u64 + 1, file_type(entry.kind), &entry.name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.view.handles.remove(handle.0);
+        reply.ok();
+    }
+
+    fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
+        // The store's file system has a size, this tree has none.
+        reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
+    }
+}
+
+fn errno(code: Code) -> Errno {
+    Errno::from_i32(code.number())
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::Directory => FileType::Directory,
+        Kind::Link => FileType::Symlink,
+        Kind::File => FileType::RegularFile,
+    }
+}
+
+fn attr(facts: &Facts, owner: Owner) -> FileAttr {
+    let perm = match (facts.kind, owner.shared) {
+        (Kind::Link, _) => 0o777,
+        (Kind::Directory, true) => 0o555,
+        (Kind::Directory, false) => 0o500,
+        (Kind::File, true) => 0o444,
+        (Kind::File, false) => 0o400,
+    };
+    FileAttr {
+        ino: INodeNo(facts.inode),
+        size: facts.size_bytes,
+        blocks: facts.data_bytes.div_ceil(512),
+        atime: facts.time,
+        mtime: facts.time,
+        ctime: facts.time,
+        crtime: facts.time,
+        kind: file_type(facts.kind),
+        perm,
+        // One means "not counted" for directories: tools must not infer the number of directories inside.
+        nlink: 1,
+        uid: owner.uid,
+        gid: owner.gid,
+        rdev: 0,
+        blksize: 65_536,
+        flags: 0,
+    }
+}

@@ -1,0 +1,217 @@
+//! The jobs and their directories as they are now, without reading them again for every question.
+//!
+//! What was read is used for [`CHECK_EVERY`]; then one `stat` per job tells whether anything changed, and only
+//! then the revisions are listed again, through the index. The kernel keeps what it was told for
+//! [`crate::view::FRESH`]; both together stay below a second.
+//!
+//! A directory that changed less than two seconds before it was read could change again without its time
+//! stamp showing it, so it is listed again at every check until it has settled.
+//!
+//! No lock is held while the disk is read, except the right to be the one who reads: others go on with what
+//! was known before.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::ErrorKind;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use backy_store::{Error, Generation, Job, Repository, Result, Timestamp};
+
+use crate::tree::JobTree;
+
+/// How long an answer is used before it is checked.
+const CHECK_EVERY: Duration = Duration::from_millis(300);
+
+/// Complaints remembered per job, so that each is logged once.
+const REPORTED_MAX: usize = 10_000;
+
+/// What is mounted.
+#[derive(Debug)]
+pub(crate) enum Scope {
+    /// All jobs of a store.
+    Store(Repository),
+    /// One job.
+    Job(Job),
+}
+
+/// The jobs that are shown, by name.
+pub(crate) type JobsByName = BTreeMap<String, Arc<JobView>>;
+
+/// The jobs of a mount.
+#[derive(Debug)]
+pub(crate) struct Jobs {
+    scope: Scope,
+    known: Mutex<Option<(Instant, Arc<JobsByName>)>>,
+    reading: Mutex<()>,
+    reported: Reported,
+}
+
+impl Jobs {
+    pub(crate) fn new(scope: Scope) -> Self {
+        Self { scope, known: Mutex::default(), reading: Mutex::default(), reported: Reported::default() }
+    }
+
+    /// Returns the jobs as they were at most [`CHECK_EVERY`] ago.
+    pub(crate) fn list(&self) -> Result<Arc<JobsByName>> {
+        let known = || lock(&self.known).clone();
+        let fresh = |at: Instant| at.elapsed() < CHECK_EVERY;
+        let before = match known() {
+            Some((at, jobs)) if fresh(at) => return Ok(jobs),
+            other => other.map(|(_, jobs)| jobs),
+        };
+        let _reading = match (try_lock(&self.reading), &before) {
+            (Some(right), _) => right,
+            (None, Some(jobs)) => return Ok(Arc::clone(jobs)),
+            (None, None) => lock(&self.reading),
+        };
+        if let Some((_, jobs)) = known().filter(|(at, _)| fresh(*at)) {
+            return Ok(jobs);
+        }
+        let jobs = match (self.read(before.as_deref()), before) {
+            (Ok(jobs), _) => Arc::new(jobs),
+            // One unreadable moment must not take everything away from those who use it.
+            (Err(error), Some(jobs)) => {
+                self.reported.once(&error, || tracing::error!(%error, "cannot list the jobs of the store"));
+                jobs
+            }
+            (Err(error), None) => return Err(error),
+        };
+        *lock(&self.known) = Some((Instant::now(), Arc::clone(&jobs)));
+        Ok(jobs)
+    }
+
+    fn read(&self, before: Option<&JobsByName>) -> Result<JobsByName> {
+        let jobs = match &self.scope {
+            Scope::Store(repository) => repository.jobs()?,
+            Scope::Job(job) if job.dir().is_dir() => vec![job.clone()],
+            Scope::Job(_) => Vec::new(),
+        };
+        let view = |job: Job| {
+            let name = job.name().to_string();
+            let known = before.and_then(|before| before.get(&name));
+            let same = |known: &&Arc<JobView>| known.job.repository().id() == job.repository().id();
+            (name, known.filter(same).cloned().unwrap_or_else(|| Arc::new(JobView::new(job))))
+        };
+        Ok(jobs.into_iter().map(view).collect())
+    }
+
+    /// Returns a job that is shown.
+    pub(crate) fn get(&self, name: &str) -> Result<Option<Arc<JobView>>> {
+        Ok(self.list()?.get(name).cloned())
+    }
+}
+
+/// One job and what was last seen of it.
+#[derive(Debug)]
+pub(crate) struct JobView {
+    job: Job,
+    seen: Mutex<Option<Seen>>,
+    reading: Mutex<()>,
+    reported: Reported,
+}
+
+#[derive(Clone, Debug)]
+struct Seen {
+    checked: Instant,
+    generation: Generation,
+    /// Whether an equal generation proves that nothing changed.
+    settled: bool,
+    tree: Arc<JobTree>,
+}
+
+impl JobView {
+    fn new(job: Job) -> Self {
+        Self { job, seen: Mutex::default(), reading: Mutex::default(), reported: Reported::default() }
+    }
+
+    /// Returns the job.
+    pub(crate) fn job(&self) -> &Job {
+        &self.job
+    }
+
+    /// Returns the job's directory as it was at most [`CHECK_EVERY`] ago.
+    pub(crate) fn tree(&self) -> Result<Arc<JobTree>> {
+        let seen = || lock(&self.seen).clone();
+        let fresh = |seen: &Seen| seen.checked.elapsed() < CHECK_EVERY;
+        let before = seen();
+        if let Some(seen) = before.as_ref().filter(|seen| fresh(seen)) {
+            return Ok(Arc::clone(&seen.tree));
+        }
+        let _reading = match (try_lock(&self.reading), &before) {
+            (Some(right), _) => right,
+            (None, Some(seen)) => return Ok(Arc::clone(&seen.tree)),
+            (None, None) => lock(&self.reading),
+        };
+        let before = seen();
+        if let Some(seen) = before.as_ref().filter(|seen| fresh(seen)) {
+            return Ok(Arc::clone(&seen.tree));
+        }
+        let now = match (self.read(before.as_ref()), before) {
+            (Ok(seen), _) => seen,
+            (Err(error), Some(seen)) if error.io_kind() != Some(ErrorKind::NotFound) => {
+                self.reported.once(&error, || {
+                    tracing::error!(job = %self.job.name(), %error, "cannot list the revisions of a job");
+                });
+                Seen { checked: Instant::now(), settled: false, ..seen }
+            }
+            (Err(error), _) => return Err(error),
+        };
+        let tree = Arc::clone(&now.tree);
+        *lock(&self.seen) = Some(now);
+        Ok(tree)
+    }
+
+    fn read(&self, before: Option<&Seen>) -> Result<Seen> {
+        // The generation is taken before the list: what changes in between shows as a difference next time.
+        let generation = self.job.generation()?;
+        let checked = Instant::now();
+        if let Some(seen) = before.filter(|seen| seen.settled && seen.generation == generation) {
+            return Ok(Seen { checked, ..seen.clone() });
+        }
+        // A mount lives for months: it is a place where the clock has to be read.
+        let settled = generation.is_settled(Timestamp::now());
+        let listing = self.job.revisions()?;
+        let tree = JobTree::new(listing.revisions);
+        for finding in listing.damaged {
+            self.reported.once(&finding, || tracing::error!(%finding, "a revision is hidden"));
+        }
+        for (revision, reason) in tree.left_out() {
+            self.reported.once(&format!("{revision}: {reason}"), || {
+                tracing::warn!(job = %self.job.name(), %revision, reason, "a revision is not shown");
+            });
+        }
+        Ok(Seen { checked, generation, settled, tree: Arc::new(tree) })
+    }
+}
+
+/// What was logged already.
+#[derive(Debug, Default)]
+struct Reported(Mutex<HashSet<String>>);
+
+impl Reported {
+    fn once(&self, what: &dyn std::fmt::Display, log: impl FnOnce()) {
+        let mut reported = lock(&self.0);
+        if reported.len() < REPORTED_MAX && reported.insert(what.to_string()) {
+            drop(reported);
+            log();
+        }
+    }
+}
+
+/// Whether a lookup failed because the job is gone.
+pub(crate) fn is_gone(error: &Error) -> bool {
+    error.io_kind() == Some(ErrorKind::NotFound)
+}
+
+/// A thread that panicked left nothing half done behind these locks: values are replaced whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poison)) => Some(poison.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}

@@ -1,0 +1,38 @@
+//! All revisions of a store as a read-only file system: look into any of them at once, without restoring.
+//!
+//! ```text
+//! /mnt/backy/
+//!   web01/                              one directory per job
+//!     7Qk2mB9xTfLw4RzHc8NvYe/           one directory per complete revision
+//!       image                           the disk: exact size, time of the backup
+//!       info.json                       what the manifest says, and the links that lead here
+//!     last -> 7Qk2mB9xTfLw4RzHc8NvYe    the newest revision
+//!     daily -> 7Qk2mB9xTfLw4RzHc8NvYe   one link per tag: the newest revision that has it
+//! ```
+//!
+//! `last` and the tags lead to the newest revision that is not distrusted, or to the newest at all where every
+//! candidate is distrusted. Distrusted revisions have their directory like all others.
+//!
+//! What is always true: nothing is written but trust states, when damage is met; a byte that cannot be proven is
+//! `EIO`, never zero; a new revision, a moved tag and a forgotten revision show within a second; a file that is
+//! open stays what it was and stays readable; an inode number never changes its meaning.
+//!
+//! Where to start reading: [`run`] in `mount.rs`, the answers to the kernel in `filesystem.rs`, what a directory
+//! holds in `tree.rs`, how changes are noticed in `jobs.rs`.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod damage;
+mod errno;
+pub mod error;
+mod filesystem;
+mod handles;
+mod inode;
+mod jobs;
+pub mod mount;
+mod tree;
+mod view;
+
+pub use error::{Error, Result};
+pub use mount::options::{Access, Options};
+pub use mount::{Mounted, run};

@@ -1,0 +1,216 @@
+//! Makes a mount, keeps it until someone unmounts it or a signal asks for its end, and takes it away.
+//!
+//! The order of the end: the tree is detached, so that nobody can enter any more; those who have files open
+//! read on; when the last is closed the kernel ends the session and its threads are joined. A second signal
+//! does not wait for them. fuser's own unmounting is not used: it fails on a busy mount and gives up its handle.
+
+pub(crate) mod background;
+pub mod options;
+pub(crate) mod point;
+pub(crate) mod signals;
+pub(crate) mod table;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use backy_store::Repository;
+use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use nix::unistd::{getegid, geteuid};
+
+use self::options::{Access, Options};
+use self::signals::{Signals, Wanted};
+use crate::error::{Error, Result};
+use crate::filesystem::FileSystem;
+use crate::jobs::Scope;
+use crate::view::{Owner, View};
+
+/// What the mount reads ahead for one reader, where the system lets it be set.
+const READ_AHEAD_KIB: u32 = 1024;
+
+/// Mounts the revisions of `base`, a store or a job's directory, at `mountpoint` and returns when the mount has
+/// ended; with `background` it returns when the mount is ready, and another process of this program serves it.
+///
+/// Call it before other threads are started: they must not take the signals that end a mount.
+pub fn run(base: &Path, mountpoint: &Path, options: &[String], background: bool) -> Result<()> {
+    let options = Options::parse(options)?;
+    if background && !background::is_child() {
+        return background::start();
+    }
+    if background {
+        background::leave_terminal();
+    }
+    let signals = Signals::block().map_err(|errno| Error::io("block", "signals", errno))?;
+    let mounted = Mounted::start(base, mountpoint, &options, signals::wake)?;
+    if background {
+        background::announce()?;
+    }
+    serve(mounted, &signals)
+}
+
+/// Waits for the end of a mount, whoever brings it about.
+fn serve(mounted: Mounted, signals: &Signals) -> Result<()> {
+    let mut asked = false;
+    while !mounted.is_over() {
+        match signals.wait() {
+            Wanted::Look => {}
+            Wanted::End(_) if asked => return Err(Error::CutOff { path: mounted.mountpoint.clone() }),
+            Wanted::End(signal) => {
+                asked = true;
+                tracing::info!(signal, mountpoint = %mounted.mountpoint.display(), "unmounting");
+                if let Err(error) = mounted.detach() {
+                    tracing::error!(%error, "a second signal ends the mount by force");
+                }
+            }
+        }
+    }
+    mounted.finish()
+}
+
+/// A mount that is there. Dropping it takes it away without waiting for those who use it.
+#[derive(Debug)]
+pub struct Mounted {
+    mountpoint: PathBuf,
+    /// `major:minor` of the mount.
+    device: String,
+    over: Arc<AtomicBool>,
+    joiner: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Mounted {
+    /// Mounts the revisions of `base`, a store or a job's directory. When it returns, the mount answers.
+    pub fn new(base: &Path, mountpoint: &Path, options: &Options) -> Result<Self> {
+        Self::start(base, mountpoint, options, || {})
+    }
+
+    /// Mounts, and calls `on_end` in some thread when the mount has ended.
+    fn start(
+        base: &Path,
+        mountpoint: &Path,
+        options: &Options,
+        on_end: impl FnOnce() + Send + 'static,
+    ) -> Result<Self> {
+        let location = Repository::discover(base)?;
+        let root = location.repository.root().to_owned();
+        point::check_system(options)?;
+        let mountpoint = point::prepare(mountpoint, &root, options)?;
+        let scope = location.job.map_or_else(|| Scope::Store(location.repository), Scope::Job);
+        let owner = Owner {
+            uid: geteuid().as_raw(),
+            gid: getegid().as_raw(),
+            shared: options.access == Access::Everyone,
+        };
+        let failed = |source| Error::MountFailed { path: mountpoint.clone(), source };
+        let view = View::new(scope, options.cache_bytes, owner).map_err(failed)?;
+        let session = Session::new(FileSystem::new(view), &mountpoint, &config(options)).map_err(failed)?;
+        let session = session.spawn().map_err(failed)?;
+        let over = Arc::new(AtomicBool::new(false));
+        let joiner = join_in_thread(session, Arc::clone(&over), on_end).map_err(failed)?;
+        let mut mounted = Self { mountpoint, device: String::new(), over, joiner: Some(joiner) };
+        // The first question to the mount: it is ready when it has an answer.
+        match table::device_of(&mounted.mountpoint) {
+            Ok(device) => mounted.device = device,
+            Err(source) => {
+                drop(table::detach(&mounted.mountpoint));
+                return Err(Error::MountFailed { path: mounted.mountpoint.clone(), source });
+            }
+        }
+        raise_read_ahead(&mounted.device);
+        tracing::info!(store = %root.display(), mountpoint = %mounted.mountpoint.display(), "mounted");
+        Ok(mounted)
+    }
+
+    /// Returns the mount point, absolute.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Whether the mount has ended.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// Unmounts and waits until the last open file is closed.
+    pub fn unmount(self) -> Result<()> {
+        self.detach()?;
+        self.finish()
+    }
+
+    /// Takes the mount out of the tree of directories, wherever it is bound. It is no error if it is out already.
+    fn detach(&self) -> Result<()> {
+        let failed = |source| Error::UnmountFailed { path: self.mountpoint.clone(), source };
+        for mount in table::mounts().map_err(failed)?.iter().rev() {
+            if mount.device == self.device {
+                table::detach(&mount.point).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the end.
+    fn finish(mut self) -> Result<()> {
+        let ended = match self.joiner.take().map(JoinHandle::join) {
+            None | Some(Ok(Ok(()))) => return Ok(()),
+            Some(Ok(Err(source))) => source,
+            Some(Err(_)) => io::Error::other("the thread that waits for it broke off"),
+        };
+        Err(Error::SessionFailed { path: self.mountpoint.clone(), source: ended })
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if self.joiner.is_some()
+            && !self.is_over()
+            && let Err(error) = self.detach()
+        {
+            tracing::error!(%error, "the mount stays");
+        }
+    }
+}
+
+fn join_in_thread(
+    session: BackgroundSession,
+    over: Arc<AtomicBool>,
+    on_end: impl FnOnce() + Send + 'static,
+) -> io::Result<JoinHandle<io::Result<()>>> {
+    std::thread::Builder::new().name("joiner".to_owned()).spawn(move || {
+        let result = session.join();
+        over.store(true, Ordering::Release);
+        on_end();
+        result
+    })
+}
+
+fn config(options: &Options) -> Config {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::RO,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::NoExec,
+        MountOption::NoAtime,
+        MountOption::DefaultPermissions,
+        MountOption::FSName("backy".to_owned()),
+        // fuser's own `Subtype` reaches only the helper for ordinary users, this one the kernel too.
+        MountOption::CUSTOM("subtype=backy".to_owned()),
+    ];
+    config.acl = match options.access {
+        Access::Owner => SessionACL::Owner,
+        Access::OwnerAndRoot => SessionACL::RootAndOwner,
+        Access::Everyone => SessionACL::All,
+    };
+    config.n_threads = Some(options.threads);
+    config.clone_fd = true;
+    config
+}
+
+/// Lets the kernel read further ahead than FUSE can ask for. Only root may; others do without.
+fn raise_read_ahead(device: &str) {
+    let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
+    if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {
+        tracing::debug!(path, %error, "the read-ahead stays as it is");
+    }
+}

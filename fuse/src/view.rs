@@ -1,0 +1,224 @@
+//! What every file of the mount is at this moment: nodes become facts and listings. No type of `fuser` is
+//! named here, so that the rules can be read without knowing its interface.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use backy_store::{FrameCache, Revision, RevisionId, Timestamp};
+
+use crate::damage::DamageLog;
+use crate::errno::Code;
+use crate::handles::{DirectoryEntry, Handles, Kind};
+use crate::inode::{Inodes, Node, ROOT};
+use crate::jobs::{JobView, Jobs, Scope, is_gone};
+use crate::tree::{Entry, JobTree, RevisionFile};
+
+/// How long the kernel may keep what can change: jobs, links, revisions, `info.json`.
+pub(crate) const FRESH: Duration = Duration::from_millis(500);
+
+/// How long it may keep what never changes: what an image is called in its revision, and its size.
+const FOREVER: Duration = Duration::from_secs(86_400);
+
+/// Result of a question of the kernel.
+pub(crate) type Result<T> = std::result::Result<T, Code>;
+
+/// To whom the files belong and who may read them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owner {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Whether every user may read.
+    pub(crate) shared: bool,
+}
+
+/// The mounted tree.
+#[derive(Debug)]
+pub(crate) struct View {
+    pub(crate) handles: Handles,
+    pub(crate) cache: Arc<FrameCache>,
+    pub(crate) damage: DamageLog,
+    pub(crate) owner: Owner,
+    jobs: Jobs,
+    inodes: Inodes,
+    mounted_at: SystemTime,
+}
+
+/// What a file is at the moment, and how long the kernel may believe it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts {
+    pub(crate) inode: u64,
+    pub(crate) kind: Kind,
+    pub(crate) size_bytes: u64,
+    /// Bytes that are not in holes.
+    pub(crate) data_bytes: u64,
+    pub(crate) time: SystemTime,
+    pub(crate) attr_ttl: Duration,
+    pub(crate) entry_ttl: Duration,
+}
+
+impl View {
+    pub(crate) fn new(scope: Scope, cache_bytes: usize, owner: Owner) -> std::io::Result<Self> {
+        Ok(Self {
+            handles: Handles::new(),
+            cache: Arc::new(FrameCache::new(cache_bytes)),
+            damage: DamageLog::start()?,
+            owner,
+            jobs: Jobs::new(scope),
+            inodes: Inodes::new(),
+            mounted_at: system_time(Timestamp::now()),
+        })
+    }
+
+    /// Returns what a number stands for.
+    pub(crate) fn node(&self, inode: u64) -> Result<Arc<Node>> {
+        self.inodes.node(inode).ok_or(Code::MISSING)
+    }
+
+    /// Finds a job and its directory as they are now.
+    fn job(&self, name: &str) -> Result<(Arc<JobView>, Arc<JobTree>)> {
+        let view = self.jobs.get(name)?.ok_or(Code::MISSING)?;
+        match view.tree() {
+            Ok(tree) => Ok((view, tree)),
+            Err(error) if is_gone(&error) => Err(Code::MISSING),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Finds a revision that is shown now.
+    pub(crate) fn revision(
+        &self,
+        job: &str,
+        id: &RevisionId,
+    ) -> Result<(Arc<JobView>, Arc<JobTree>, Arc<Revision>)> {
+        let (view, tree) = self.job(job)?;
+        let revision = tree.revision(id).cloned().ok_or(Code::MISSING)?;
+        Ok((view, tree, revision))
+    }
+
+    /// Returns where a link leads now.
+    pub(crate) fn target(&self, link: &Node) -> Result<RevisionId> {
+        let Node::Link(job, name) = link else { return Err(Code::INVALID) };
+        match self.job(job.as_str())?.1.get(name) {
+            Some(Entry::Link(target)) => Ok(target.clone()),
+            _ => Err(Code::MISSING),
+        }
+    }
+
+    /// Finds a name in a directory.
+    pub(crate) fn lookup(&self, parent: &Node, name: &OsStr) -> Result<Facts> {
+        let name = name.to_str().ok_or(Code::MISSING)?;
+        let node = match parent {
+            Node::Root => {
+                let view = self.jobs.get(name)?.ok_or(Code::MISSING)?;
+                Node::Job(view.job().name().clone())
+            }
+            Node::Job(job) => match self.job(job.as_str())?.1.get(name).ok_or(Code::MISSING)? {
+                Entry::Revision(revision) => Node::Revision(job.clone(), revision.id.clone()),
+                Entry::Link(_) => Node::Link(job.clone(), name.to_owned()),
+            },
+            Node::Revision(job, id) => {
+                let file = RevisionFile::named(name).ok_or(Code::MISSING)?;
+                Node::File(job.clone(), id.clone(), file)
+            }
+            Node::Link(..) | Node::File(..) => return Err(Code::NOT_A_DIRECTORY),
+        };
+        self.facts(self.inodes.number(node.clone()), &node)
+    }
+
+    /// Returns what a file is at the moment; `MISSING` if it is gone.
+    pub(crate) fn facts(&self, inode: u64, node: &Node) -> Result<Facts> {
+        let facts = |kind, size_bytes, time| Facts {
+            inode,
+            kind,
+            size_bytes,
+            data_bytes: size_bytes,
+            time,
+            attr_ttl: FRESH,
+            entry_ttl: FRESH,
+        };
+        match node {
+            Node::Root => Ok(facts(Kind::Directory, 0, self.mounted_at)),
+            Node::Job(job) => {
+                let view = self.jobs.get(job.as_str())?.ok_or(Code::MISSING)?;
+                let metadata = std::fs::metadata(view.job().dir()).map_err(|_| Code::MISSING)?;
+                Ok(facts(Kind::Directory, 0, metadata.modified().unwrap_or(self.mounted_at)))
+            }
+            Node::Revision(job, id) => {
+                let (_, _, revision) = self.revision(job.as_str(), id)?;
+                Ok(facts(Kind::Directory, 0, system_time(revision.timestamp)))
+            }
+            Node::Link(..) => {
+                let length = self.target(node)?.as_str().len() as u64;
+                Ok(facts(Kind::Link, length, self.mounted_at))
+            }
+            Node::File(job, id, RevisionFile::Info) => {
+                let (view, tree, revision) = self.revision(job.as_str(), id)?;
+                let length = tree.info_json(job, view.job().repository().id(), &revision).len() as u64;
+                Ok(facts(Kind::File, length, system_time(revision.timestamp)))
+            }
+            Node::File(job, id, RevisionFile::Image) => {
+                // Who has it open may ask after the revision was forgotten.
+                let revision = match self.handles.image(inode) {
+                    Some(image) => Arc::clone(&image.revision),
+                    None => self.revision(job.as_str(), id)?.2,
+                };
+                let size = revision.image_size.unwrap_or(0);
+                // The holes are counted only for those who open the image; until then the kernel must ask again.
+                let counted = self.handles.data_bytes(inode);
+                Ok(Facts {
+                    data_bytes: counted.unwrap_or(size),
+                    attr_ttl: if counted.is_some() { FOREVER } else { Duration::ZERO },
+                    entry_ttl: FOREVER,
+                    ..facts(Kind::File, size, system_time(revision.timestamp))
+                })
+            }
+        }
+    }
+
+    /// Lists a directory.
+    pub(crate) fn list(&self, inode: u64, node: &Node) -> Result<Vec<DirectoryEntry>> {
+        let entry = |node: Node, kind, name: &str| DirectoryEntry {
+            inode: self.inodes.number(node),
+            kind,
+            name: name.to_owned(),
+        };
+        let (parent, entries): (u64, Vec<DirectoryEntry>) = match node {
+            Node::Root => {
+                let jobs = self.jobs.list()?;
+                let entries = jobs
+                    .iter()
+                    .map(|(name, view)| entry(Node::Job(view.job().name().clone()), Kind::Directory, name));
+                (ROOT, entries.collect())
+            }
+            Node::Job(job) => {
+                let (_, tree) = self.job(job.as_str())?;
+                let entries = tree.iter().map(|(name, found)| match found {
+                    Entry::Revision(revision) => {
+                        entry(Node::Revision(job.clone(), revision.id.clone()), Kind::Directory, name)
+                    }
+                    Entry::Link(_) => entry(Node::Link(job.clone(), name.to_owned()), Kind::Link, name),
+                });
+                (ROOT, entries.collect())
+            }
+            Node::Revision(job, id) => {
+                self.revision(job.as_str(), id)?;
+                let entries = RevisionFile::ALL
+                    .into_iter()
+                    .map(|file| entry(Node::File(job.clone(), id.clone(), file), Kind::File, file.name()));
+                (self.inodes.number(Node::Job(job.clone())), entries.collect())
+            }
+            Node::Link(..) | Node::File(..) => return Err(Code::NOT_A_DIRECTORY),
+        };
+        let dot = |inode, name: &str| DirectoryEntry { inode, kind: Kind::Directory, name: name.to_owned() };
+        Ok([dot(inode, "."), dot(parent, "..")].into_iter().chain(entries).collect())
+    }
+}
+
+/// Converts without a panic at either end of time.
+fn system_time(at: Timestamp) -> SystemTime {
+    let distance = Duration::from_micros(at.as_micros().unsigned_abs());
+    let epoch = SystemTime::UNIX_EPOCH;
+    let time = if at.as_micros() < 0 { epoch.checked_sub(distance) } else { epoch.checked_add(distance) };
+    time.unwrap_or(epoch)
+}
