@@ -1,0 +1,148 @@
+#!/usr/bin/env python3
+"""Restores one revision of a backy store. Written from docs/format.md alone, to show that the page is enough."""
+
+import argparse
+import os
+import re
+import struct
+import sys
+
+import blake3
+import zstandard
+
+CHUNK, FRAME, PAGE = 4 << 20, 64 << 10, 2048
+HOLE = bytes(32)
+
+
+class Damaged(Exception):
+    """Something in the store is not as docs/format.md says."""
+
+
+def require(condition, what):
+    if not condition:
+        raise Damaged(what)
+
+
+def blake(*parts):
+    hasher = blake3.blake3()
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest()
+
+
+def read(path, limit):
+    with open(path, "rb") as file:
+        content = file.read(limit + 1)
+    require(len(content) <= limit, f"{path}: longer than {limit} bytes")
+    return content
+
+
+def top_level(text):
+    """The scalars of a YAML mapping that stand on the line of their key."""
+    found = re.findall(r"^([a-z_-]+): *(\S.*?) *$", text, re.MULTILINE)
+    return {key: value.strip("'\"") for key, value in found}
+
+
+def chunk_store(store, job):
+    """The nearest directory at or above the job that is marked as a store."""
+    root = next((path for path in (os.path.join(store, job), store) if os.path.exists(f"{path}/backy.store")), None)
+    require(root, f"{store}: no backy.store here")
+    version = top_level(read(f"{root}/backy.store", 1 << 20).decode()).get("format")
+    require(version == "1", f"{root}: format {version} is not supported")
+    return root
+
+
+def read_manifest(path, revision):
+    content = read(path, 1 << 20)
+    sealed, line, seal = content.rpartition(b"\nseal: ")
+    require(line and re.fullmatch(rb"[0-9a-f]{64}\n?", seal), f"{path}: no seal")
+    require(blake(sealed + b"\n").hex() == seal.decode().strip(), f"{path}: wrong seal")
+    keys = top_level(content.decode())
+    require(keys.get("uuid") == revision, f"{path}: is of revision {keys.get('uuid')}")
+    require(keys.get("backend_type") == "framed", f"{path}: backend_type {keys.get('backend_type')} is not supported")
+    return int(keys["image_size"]), bytes.fromhex(keys["map_seal"])
+
+
+def read_map(path, size, seal):
+    entries = -(-size // CHUNK)
+    pages = -(-entries // PAGE)
+    content = read(path, 64 + 32 * pages + 32 * entries)
+    head = struct.pack("<8sHBBIQQ", b"BACKYMAP", 1, 22, 0, PAGE, size, entries)
+    require(content[:32] == head, f"{path}: header does not fit an image of {size} bytes")
+    require(len(content) == 64 + 32 * pages + 32 * entries, f"{path}: wrong length")
+    table, body = content[64 : 64 + 32 * pages], content[64 + 32 * pages :]
+    require(content[32:64] == seal == blake(head, table), f"{path}: wrong seal")
+    for page in range(pages):
+        part = body[32 * PAGE * page : 32 * PAGE * (page + 1)]
+        require(blake(part) == table[32 * page : 32 * page + 32], f"{path}: page {page} is damaged")
+    return [body[32 * entry : 32 * entry + 32] for entry in range(entries)]
+
+
+def decode(kind, stored, length, name):
+    if kind == 0 and not stored:
+        return bytes(length)
+    if kind == 1 and len(stored) == length:
+        return stored
+    require(kind == 2 and 1 <= len(stored) < length, f"{name}: kind {kind} with {len(stored)} stored bytes")
+    require(zstandard.frame_content_size(stored) in (-1, length), f"{name}: unpacks to another length")
+    unpacked = zstandard.ZstdDecompressor().decompress(stored, max_output_size=length, allow_extra_data=False)
+    require(len(unpacked) == length, f"{name}: unpacks to {len(unpacked)} bytes")
+    return unpacked
+
+
+def read_chunk(root, identity, length):
+    path = f"{root}/chunks/{identity.hex()[:2]}/{identity.hex()}"
+    content = read(path, 32 + 64 * 36 + CHUNK)
+    frames = -(-length // FRAME)
+    head, total = content[:20], int.from_bytes(content[20:24], "little")
+    require(head == struct.pack("<8sHBBII", b"BACKYCHK", 1, 16, 0, length, frames), f"{path}: wrong header")
+    position = 32 + 36 * frames
+    require(content[24:32] == bytes(8) and len(content) == position + total, f"{path}: wrong header or length")
+    chunk = bytearray()
+    for number in range(frames):
+        word, _value = struct.unpack_from("<I32s", content, 32 + 36 * number)
+        kind, stored = word >> 24, content[position : position + (word & 0xFFFFFF)]
+        name = f"{path}: frame {number}"
+        require(len(stored) == word & 0xFFFFFF, f"{name}: lies beyond the end")
+        chunk += decode(kind, stored, min(FRAME, length - number * FRAME), name)
+        position += len(stored)
+    require(position == len(content), f"{path}: bytes behind the last frame")
+    require(blake(chunk) == identity, f"{path}: content does not match the id")
+    return chunk
+
+
+def write_image(root, ids, size, target):
+    target.truncate(size)
+    for number, identity in enumerate(ids):
+        if identity != HOLE:
+            target.seek(number * CHUNK)
+            target.write(read_chunk(root, identity, min(CHUNK, size - number * CHUNK)))
+
+
+def restore(store, job, revision, output):
+    require(re.fullmatch(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}", job), f"{job!r} is no name of a job")
+    require(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", revision), f"{revision!r} is no id of a revision")
+    root, base = chunk_store(store, job), os.path.join(store, job, revision)
+    size, seal = read_manifest(f"{base}.rev", revision)
+    ids = read_map(f"{base}.map", size, seal)
+    with open(output, "xb") as target:
+        try:
+            write_image(root, ids, size, target)
+        except BaseException:
+            os.unlink(output)
+            raise
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("store", "job", "revision", "output"):
+        parser.add_argument(name, metavar=name.upper())
+    arguments = parser.parse_args()
+    try:
+        restore(**vars(arguments))
+    except (Damaged, OSError, ValueError, KeyError, zstandard.ZstdError) as error:
+        sys.exit(f"error: {type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
