@@ -54,9 +54,8 @@ fn note_report(report: &BackupReport) {
     }
     let stats = &report.revision.stats;
     terminal::note(format_args!(
-        "read {}, new {}, stored {}, {}",
+        "read {}, stored {}, {}",
         human_bytes(stats.bytes_written),
-        human_bytes(report.stats.new_bytes),
         human_bytes(report.stats.stored_bytes),
         stats.duration_secs.map_or_else(|| "-".to_owned(), human_duration),
     ));

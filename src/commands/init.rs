@@ -158,10 +158,16 @@ fn open_or_create(parent: &Path) -> anyhow::Result<Repository> {
     Ok(repository)
 }
 
-/// Whether `dir` is an empty directory or not there at all.
+/// Whether `dir` is an empty directory or not there at all. What an `init` that was cut off has left there, and what
+/// an empty file system has, does not count: making the store fails if there is anything in it.
 fn is_vacant(dir: &Path) -> anyhow::Result<bool> {
+    const NOTHING: [&str; 5] = ["chunks", "tmp", "writers", "damaged", "lost+found"];
+    let is_nothing = |entry: &fs::DirEntry| {
+        let name = entry.file_name();
+        NOTHING.iter().any(|&nothing| name == nothing) || name.as_encoded_bytes().starts_with(b".unfinished-")
+    };
     match fs::read_dir(dir) {
-        Ok(mut entries) => Ok(entries.next().is_none()),
+        Ok(mut entries) => Ok(entries.all(|entry| entry.is_ok_and(|entry| is_nothing(&entry)))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(error) => Err(error).with_context(|| format!("cannot list {}", dir.display())),
     }
