@@ -32,6 +32,16 @@ pub(crate) fn length(range: &Range<u64>) -> usize {
     usize::try_from(range.end - range.start).expect("a chunk fits into memory")
 }
 
+/// Bytes that are read at once for comparing: few enough to stay in the processor's cache from read to hash.
+const PIECE_SIZE: u64 = 256 << 10;
+
+/// Cuts a chunk in pieces for comparing.
+pub(crate) fn pieces(chunk: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    let end = chunk.end;
+    let starts = (chunk.start..end).step_by(PIECE_SIZE as usize);
+    starts.map(move |start| start..end.min(start + PIECE_SIZE))
+}
+
 /// Calls `step` for the numbers 0 to `count`, each once, on up to `threads` threads with a state from
 /// `start` each.
 pub(crate) fn for_each<S>(

@@ -7,6 +7,8 @@ pub mod chunk;
 pub mod damage;
 pub(crate) mod disk;
 pub mod error;
+#[cfg(feature = "testing")]
+pub mod fuzzing;
 pub mod index;
 pub mod job;
 pub mod lock;
@@ -25,7 +27,7 @@ pub mod verify;
 
 pub use chunk::cache::FrameCache;
 pub use chunk::frame::DEFAULT_LEVEL;
-pub use chunk::{CHUNK_SIZE, ChunkId, FRAME_SIZE};
+pub use chunk::{CHUNK_SIZE, ChunkCheck, ChunkId, FRAME_SIZE};
 pub use error::{Error, Result};
 pub use job::{Forgotten, Generation, Job, Listing};
 pub use monitor::{Finding, Monitor, Silent};

@@ -242,7 +242,9 @@ impl Sweep<'_> {
         let problem = match manifest::read(path, id) {
             Ok(revision) if revision.backend_type != BackendType::Framed => return Ok(()),
             // Committed after the list was read; its chunks are in its log.
-            Ok(_) if path.with_extension("map").exists() => return Ok(()),
+            Ok(_) if std::fs::symlink_metadata(path.with_extension("map")).is_ok_and(|map| map.is_file()) => {
+                return Ok(());
+            }
             Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => return Ok(()),
             Ok(_) => "its chunk map is missing".to_owned(),
             Err(error) => error.to_string(),

@@ -11,14 +11,15 @@
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use backy_store::{Monitor, RevisionId, Timestamp};
+use backy_store::{ChunkCheck, Monitor, RevisionId, Timestamp};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use super::{CopyStats, ImageSink, Snapshot, Source};
+use super::{ChunkPutter, CopyStats, ImageSink, Snapshot, Source};
 use crate::chunks;
 use crate::error::{Error, Result};
 use crate::source::extents::{self, Seeker};
@@ -118,26 +119,70 @@ impl FileSnapshot {
         Error::SourceRead { name: self.name.clone(), offset, source }
     }
 
-    /// Reads one chunk into `buf`, zeros for its holes; returns the bytes read, or `None` when all of it is
-    /// a hole.
-    fn read_chunk(&self, number: u64, buf: &mut [u8]) -> Result<Option<u64>> {
-        let chunk = chunks::range(number, self.size_bytes);
-        let data = extents::data_inside(&FileSeeker(&self.file), chunk.clone())
-            .map_err(|source| self.read_error(chunk.start, source))?;
-        if data.is_empty() {
-            return Ok(None);
-        }
-        let mut filled = chunk.start;
-        let mut bytes_read = 0;
-        let index = |offset: u64| chunks::length(&(chunk.start..offset));
-        for part in data {
-            buf[index(filled)..index(part.start)].fill(0);
-            self.read_at(part.start, &mut buf[index(part.start)..index(part.end)])?;
-            bytes_read += part.end - part.start;
-            filled = part.end;
+    /// Returns the parts of a chunk that hold data.
+    fn parts(&self, chunk: &Range<u64>) -> Result<Vec<Range<u64>>> {
+        extents::data_inside(&FileSeeker(&self.file), chunk.clone())
+            .map_err(|source| self.read_error(chunk.start, source))
+    }
+
+    /// Fills `buf` with the bytes of `range`: what lies in `parts` is read, the rest is zeros.
+    fn read_parts(&self, parts: &[Range<u64>], range: &Range<u64>, buf: &mut [u8]) -> Result<()> {
+        let index = |offset: u64| chunks::length(&(range.start..offset));
+        let mut filled = range.start;
+        for part in parts {
+            let (start, end) = (part.start.max(range.start), part.end.min(range.end));
+            if start < end {
+                buf[index(filled)..index(start)].fill(0);
+                self.read_at(start, &mut buf[index(start)..index(end)])?;
+                filled = end;
+            }
         }
         buf[index(filled)..].fill(0);
-        Ok(Some(bytes_read))
+        Ok(())
+    }
+
+    /// Whether the chunk still is what the base has there. Read in small pieces: a chunk that changed is read once more.
+    fn agrees(
+        &self,
+        mut check: ChunkCheck,
+        parts: &[Range<u64>],
+        chunk: &Range<u64>,
+        buf: &mut [u8],
+    ) -> Result<bool> {
+        for piece in chunks::pieces(chunk) {
+            let buf = &mut buf[..chunks::length(&piece)];
+            self.read_parts(parts, &piece, buf)?;
+            check.update(buf);
+        }
+        Ok(check.agrees())
+    }
+
+    /// Records one chunk that may hold data; returns the bytes read.
+    fn copy_chunk(
+        &self,
+        number: u64,
+        has_base: bool,
+        to: &dyn ImageSink,
+        putter: &mut dyn ChunkPutter,
+        buf: &mut [u8],
+    ) -> Result<u64> {
+        let chunk = chunks::range(number, self.size_bytes);
+        let parts = self.parts(&chunk)?;
+        if parts.is_empty() {
+            putter.hole(number)?;
+            return Ok(0);
+        }
+        let bytes_read = parts.iter().map(|part| part.end - part.start).sum();
+        if has_base {
+            let check = to.check(number)?;
+            if !check.expects_hole() && self.agrees(check, &parts, &chunk, buf)? && putter.keep(number)? {
+                return Ok(bytes_read);
+            }
+        }
+        let buf = &mut buf[..chunks::length(&chunk)];
+        self.read_parts(&parts, &chunk, buf)?;
+        putter.put(number, buf)?;
+        Ok(bytes_read)
     }
 }
 
@@ -154,7 +199,7 @@ impl Snapshot for FileSnapshot {
     /// Reads everything that is not a hole: a file does not tell what changed since the base.
     fn copy_changes(
         &self,
-        _base: Option<&RevisionId>,
+        base: Option<&RevisionId>,
         to: &dyn ImageSink,
         threads: usize,
         monitor: &dyn Monitor,
@@ -164,22 +209,14 @@ impl Snapshot for FileSnapshot {
             .map_err(|source| self.read_error(0, source))?;
         let bytes_read = AtomicU64::new(0);
         let start = || Ok((to.chunk_putter()?, vec![0; chunks::length(&chunks::range(0, self.size_bytes))]));
-        let step = |(putter, buf): &mut (Box<dyn super::ChunkPutter + '_>, Vec<u8>), number| {
-            let length = chunks::length(&chunks::range(number, self.size_bytes));
-            let read = match extents::contains(&runs, number) {
-                true => self.read_chunk(number, &mut buf[..length])?,
-                false => None,
-            };
-            match read {
-                Some(bytes) => {
-                    putter.put(number, &buf[..length])?;
-                    bytes_read.fetch_add(bytes, Ordering::Relaxed);
-                }
-                None => {
-                    putter.hole(number)?;
-                }
+        let step = |(putter, buf): &mut (Box<dyn ChunkPutter + '_>, Vec<u8>), number| {
+            if extents::contains(&runs, number) {
+                let read = self.copy_chunk(number, base.is_some(), to, &mut **putter, buf)?;
+                bytes_read.fetch_add(read, Ordering::Relaxed);
+            } else {
+                putter.hole(number)?;
             }
-            monitor.advance(length as u64);
+            monitor.advance(chunks::length(&chunks::range(number, self.size_bytes)) as u64);
             Ok(())
         };
         chunks::for_each(chunks::count(self.size_bytes), threads, monitor, start, step)?;

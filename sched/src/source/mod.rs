@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use backy_store::{ChunkWriter, Monitor, Put, RevisionId, RevisionWriter};
+use backy_store::{ChunkCheck, ChunkWriter, Monitor, Put, RevisionId, RevisionWriter};
 
 use crate::error::{Error, Result};
 
@@ -148,11 +148,8 @@ pub trait ImageSink: Sync {
     /// Returns a putter for the calling thread.
     fn chunk_putter(&self) -> Result<Box<dyn ChunkPutter + '_>>;
 
-    /// Whether the chunk recorded at place `number` has exactly these bytes.
-    fn matches(&self, number: u64, data: &[u8]) -> Result<bool>;
-
-    /// Whether a hole is recorded at place `number`.
-    fn is_hole(&self, number: u64) -> Result<bool>;
+    /// A comparison with what is recorded at place `number`.
+    fn check(&self, number: u64) -> Result<ChunkCheck>;
 }
 
 /// Records chunks from one thread.
@@ -162,6 +159,9 @@ pub trait ChunkPutter {
 
     /// Records that the whole chunk at place `number` is zero.
     fn hole(&mut self, number: u64) -> Result<Put>;
+
+    /// Keeps what the base has at place `number`, which was compared and agrees; `false` when it must be put after all.
+    fn keep(&mut self, number: u64) -> Result<bool>;
 }
 
 impl ImageSink for RevisionWriter {
@@ -173,12 +173,8 @@ impl ImageSink for RevisionWriter {
         Ok(Box::new(self.chunk_writer()?))
     }
 
-    fn matches(&self, number: u64, data: &[u8]) -> Result<bool> {
-        Ok(self.matches(number, data)?)
-    }
-
-    fn is_hole(&self, number: u64) -> Result<bool> {
-        Ok(self.is_hole(number)?)
+    fn check(&self, number: u64) -> Result<ChunkCheck> {
+        Ok(self.check(number)?)
     }
 }
 
@@ -189,6 +185,10 @@ impl ChunkPutter for ChunkWriter<'_> {
 
     fn hole(&mut self, number: u64) -> Result<Put> {
         Ok(self.hole(number)?)
+    }
+
+    fn keep(&mut self, number: u64) -> Result<bool> {
+        Ok(self.keep(number)?)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use backy_store::{Finding, Monitor, Put};
+use backy_store::{ChunkCheck, ChunkId, Finding, Monitor, Put};
 
 use super::{ChunkPutter, ImageSink};
 use crate::chunks;
@@ -53,11 +53,10 @@ impl ImageSink for MemorySink {
     fn chunk_putter(&self) -> Result<Box<dyn ChunkPutter + '_>> {
         Ok(Box::new(MemoryPutter(self)))
     }
-    fn matches(&self, number: u64, data: &[u8]) -> Result<bool> {
-        Ok(self.chunks.lock().unwrap()[&number].as_deref() == Some(data))
-    }
-    fn is_hole(&self, number: u64) -> Result<bool> {
-        Ok(self.chunks.lock().unwrap()[&number].is_none())
+    fn check(&self, number: u64) -> Result<ChunkCheck> {
+        let chunks = self.chunks.lock().unwrap();
+        let chunk = chunks.get(&number).and_then(Option::as_deref);
+        Ok(ChunkCheck::expecting(chunk.map(ChunkId::of)))
     }
 }
 
@@ -73,6 +72,9 @@ impl ChunkPutter for MemoryPutter<'_> {
     fn hole(&mut self, number: u64) -> Result<Put> {
         assert!(self.0.chunks.lock().unwrap().insert(number, None).is_none(), "chunk {number} came twice");
         Ok(Put::Hole)
+    }
+    fn keep(&mut self, number: u64) -> Result<bool> {
+        Ok(self.0.chunks.lock().unwrap().contains_key(&number))
     }
 }
 

@@ -45,24 +45,22 @@ impl Encoder {
         Ok(Self { compressor, decoder: Decoder::new()?, check: Box::new([0; FRAME_LEN]) })
     }
 
-    /// Appends the smaller of compressed and raw to `out`. What was compressed has been decoded again and
-    /// compared: a codec or memory that fails while writing must not become damage that a restore finds.
-    pub(crate) fn encode(&mut self, frame: &[u8], out: &mut Vec<u8>) -> std::io::Result<Kind> {
-        let start = out.len();
-        out.resize(start + frame.len(), 0);
+    /// Writes the smaller of compressed and raw to the beginning of `out`, which has room for the raw frame; returns
+    /// its length. What was compressed has been decoded again and compared: a codec or memory that fails while
+    /// writing must not become damage that a restore finds.
+    pub(crate) fn encode(&mut self, frame: &[u8], out: &mut [u8]) -> std::io::Result<(Kind, usize)> {
         // The room is one byte short of raw, so that what does not shrink fails at once.
-        let room = &mut out[start..start + frame.len().saturating_sub(1)];
+        let room = &mut out[..frame.len().saturating_sub(1)];
         if let Ok(length) = self.compressor.compress_to_buffer(frame, room) {
-            out.truncate(start + length);
             let check = &mut self.check[..frame.len()];
-            self.decoder.decode(Kind::Zstd, &out[start..], check).map_err(std::io::Error::other)?;
+            self.decoder.decode(Kind::Zstd, &room[..length], check).map_err(std::io::Error::other)?;
             if check != frame {
                 return Err(std::io::Error::other("compressed data does not decode to what was compressed"));
             }
-            return Ok(Kind::Zstd);
+            return Ok((Kind::Zstd, length));
         }
-        out[start..].copy_from_slice(frame);
-        Ok(Kind::Raw)
+        out[..frame.len()].copy_from_slice(frame);
+        Ok((Kind::Raw, frame.len()))
     }
 }
 
@@ -118,11 +116,11 @@ mod tests {
         for (frame, expected) in
             [(&noise[..], Kind::Raw), (&text[..FRAME_LEN - 3], Kind::Zstd), (&b"x"[..], Kind::Raw)]
         {
-            let mut stored = vec![9];
-            let kind = encoder.encode(frame, &mut stored).unwrap();
+            let mut stored = vec![9; frame.len()];
+            let (kind, length) = encoder.encode(frame, &mut stored).unwrap();
             assert_eq!(kind, expected);
             let mut back = vec![1; frame.len()];
-            Decoder::new().unwrap().decode(kind, &stored[1..], &mut back).unwrap();
+            Decoder::new().unwrap().decode(kind, &stored[..length], &mut back).unwrap();
             assert_eq!(back, frame);
         }
     }

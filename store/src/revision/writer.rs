@@ -17,9 +17,9 @@ use super::map::MapWriter;
 use super::{BackendType, Revision, RevisionId, Stats, Trust};
 use crate::backend::Backend;
 use crate::backend::local::LocalBackend;
-use crate::chunk::container::{header_len, write_header};
+use crate::chunk::container::{HEADER_LEN_MAX, header_len, write_header};
 use crate::chunk::frame::{Encoder, Kind};
-use crate::chunk::id::{self, ChunkId, Digest};
+use crate::chunk::id::{self, ChunkCheck, ChunkId, Digest};
 use crate::chunk::layout::chunk_len;
 use crate::chunk::store::{self, Scratch};
 use crate::chunk::{CHUNK_LEN, FRAME_LEN, FRAMES_MAX};
@@ -193,17 +193,9 @@ impl RevisionWriter {
         }
     }
 
-    /// Whether the chunk recorded at place `number` has exactly these bytes, by hash.
-    pub fn matches(&self, number: u64, data: &[u8]) -> Result<bool> {
-        Ok(match self.map.get(number)? {
-            None => crate::chunk::is_zero(data),
-            Some(id) => data.len() == chunk_len(self.size_bytes(), number) && ChunkId::of(data) == id,
-        })
-    }
-
-    /// Whether the map has a hole at place `number`.
-    pub fn is_hole(&self, number: u64) -> Result<bool> {
-        Ok(self.map.get(number)?.is_none())
+    /// A comparison with what is recorded at place `number`.
+    pub fn check(&self, number: u64) -> Result<ChunkCheck> {
+        Ok(ChunkCheck::expecting(self.map.get(number)?))
     }
 
     /// Reads the chunk recorded at place `number` back from the store, verified; `None` for a hole. For reports.
@@ -225,7 +217,11 @@ impl RevisionWriter {
         stats: Stats,
         source: BTreeMap<String, serde_json::Value>,
     ) -> Result<Revision> {
-        self.barrier()?;
+        // Where nothing was written and nothing found that the base did not have, all is durable since the base was.
+        let sums = self.stats();
+        if sums.new_bytes + sums.known_bytes > 0 {
+            self.barrier()?;
+        }
         let seal = self.map.seal()?;
         self.session.new_is_durable()?;
         let revision = Revision {
@@ -319,6 +315,19 @@ impl ChunkWriter<'_> {
         Ok(put)
     }
 
+    /// Keeps the base's chunk at place `number`, whose bytes were compared with a [`ChunkCheck`] and agree. Returns
+    /// `false` when that chunk cannot be used again: then it must be put.
+    pub fn keep(&mut self, number: u64) -> Result<bool> {
+        let writer = self.writer;
+        let Some(id) = writer.map.get(number)? else { return Ok(false) };
+        let length = chunk_len(writer.size_bytes(), number);
+        let usable = matches!(self.existing(&id, length)?, Existing::Usable);
+        if usable {
+            writer.counters.unchanged.fetch_add(length as u64, Ordering::Relaxed);
+        }
+        Ok(usable)
+    }
+
     /// Records a hole at place `number` without looking at data.
     pub fn hole(&mut self, number: u64) -> Result<Put> {
         let writer = self.writer;
@@ -350,17 +359,17 @@ impl ChunkWriter<'_> {
 
     fn store(&mut self, id: &ChunkId, data: &[u8], replace: bool) -> Result<Put> {
         let writer = self.writer;
-        self.encode(id, data)?;
+        let length = self.encode(id, data)?;
         writer.session.record_new(id)?;
         let number = writer.counters.temporaries.fetch_add(1, Ordering::Relaxed);
         let temporary = format!("{}.{number}", writer.session.name());
-        writer.backend.put(id, &self.file, &temporary, replace)?;
+        writer.backend.put(id, &self.file[..length], &temporary, replace)?;
         // A chunk that was missing can be marked as well.
         if replace || writer.job.repository().damage_mark(id).exists() {
             tracing::info!(chunk = %id, "a damaged chunk was written anew");
             writer.healed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(*id);
         }
-        let bytes = self.file.len() as u64;
+        let bytes = length as u64;
         writer.counters.new.fetch_add(data.len() as u64, Ordering::Relaxed);
         let before = writer.counters.stored.fetch_add(bytes, Ordering::Relaxed);
         if before / BARRIER_EVERY_BYTES != (before + bytes) / BARRIER_EVERY_BYTES {
@@ -369,27 +378,24 @@ impl ChunkWriter<'_> {
         Ok(Put::Stored { bytes })
     }
 
-    /// Fills `self.file` with the chunk file of `data`, whose digest was just taken.
-    fn encode(&mut self, id: &ChunkId, data: &[u8]) -> Result<()> {
+    /// Writes the chunk file of `data`, whose digest was just taken, to the beginning of `self.file`; returns its length.
+    fn encode(&mut self, id: &ChunkId, data: &[u8]) -> Result<usize> {
         let header = header_len(data.len());
-        self.file.clear();
-        self.file.reserve(header + CHUNK_LEN);
-        self.file.resize(header, 0);
+        // Made once: what an earlier chunk left in it is overwritten or lies behind the end.
+        self.file.resize(HEADER_LEN_MAX + CHUNK_LEN, 0);
         let mut frames = [(Kind::Zero, 0); FRAMES_MAX];
         let count = self.digest.values.len();
+        let mut end = header;
         for (number, frame) in data.chunks(FRAME_LEN).enumerate() {
-            if self.digest.zero_frames >> number & 1 == 1 {
-                continue;
+            if self.digest.zero_frames >> number & 1 == 0 {
+                let encoded = self.encoder.encode(frame, &mut self.file[end..]);
+                frames[number] =
+                    encoded.map_err(|error| Error::io("compress", format!("chunk {id}"), error))?;
+                end += frames[number].1;
             }
-            let before = self.file.len();
-            let kind = self
-                .encoder
-                .encode(frame, &mut self.file)
-                .map_err(|error| Error::io("compress", format!("chunk {id}"), error))?;
-            frames[number] = (kind, self.file.len() - before);
         }
         write_header(&mut self.file[..header], data.len(), &frames[..count], &self.digest.values);
-        Ok(())
+        Ok(end)
     }
 }
 
@@ -486,13 +492,14 @@ mod tests {
         let mut data = image(1, (1 << 22) + 3);
         let writer = job.new_revision(&guard, new_revision(&data, None)).unwrap();
         writer.chunk_writer().unwrap().put(0, &data[..1 << 22]).unwrap();
-        assert!(writer.matches(0, &data[..1 << 22]).unwrap());
-        assert!(
-            writer.is_hole(1).unwrap()
-                && !writer.matches(1, &[0, 0, 1]).unwrap()
-                && writer.matches(1, &[0; 3]).unwrap()
-        );
+        let agrees = |number, data: &[u8]| {
+            let mut check = writer.check(number).unwrap();
+            data.chunks(1 << 18).for_each(|piece| check.update(piece));
+            check.agrees()
+        };
+        assert!(agrees(0, &data[..1 << 22]) && !agrees(0, &data[..(1 << 22) - 1]));
+        assert!(writer.check(1).unwrap().expects_hole() && !agrees(1, &[0, 0, 1]) && agrees(1, &[0; 3]));
         data[77] ^= 1;
-        assert!(!writer.matches(0, &data[..1 << 22]).unwrap());
+        assert!(!agrees(0, &data[..1 << 22]));
     }
 }

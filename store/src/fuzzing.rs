@@ -1,0 +1,149 @@
+//! What the fuzz targets call: parsers of stored bytes that are not public otherwise. Hashes and seals stop
+//! nearly all wrong bytes; to try what lies behind them, each is also called with hashes made right. Only with
+//! the feature `testing`.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use crate::chunk::container::{HEADER_LEN_MAX, header_len, parse_header};
+use crate::chunk::frame::{Decoder, Kind};
+use crate::chunk::id::{self, ChunkId, combine};
+use crate::chunk::{CHUNK_LEN, FRAME_LEN};
+use crate::revision::map::ChunkMap;
+use crate::revision::{Revision, RevisionId, manifest};
+use crate::timestamp::Timestamp;
+
+/// Parses a chunk file: `data` with the id that its own frame table gives, and without its first 32 bytes,
+/// which are the id.
+pub fn chunk(data: &[u8]) {
+    if let Some((id, file)) = data.split_first_chunk() {
+        chunk_of(file, &ChunkId::from_bytes(*id));
+    }
+    let Some(table) = data.get(32..) else { return };
+    let plain_len = u32::from_le_bytes([data[12], data[13], data[14], data[15]]) as usize;
+    if !(1..=CHUNK_LEN).contains(&plain_len) {
+        return;
+    }
+    let entries = table.chunks_exact(36).take(plain_len.div_ceil(FRAME_LEN));
+    let values: Vec<[u8; 32]> = entries.map(|entry| std::array::from_fn(|at| entry[4 + at])).collect();
+    if values.len() == plain_len.div_ceil(FRAME_LEN) {
+        chunk_of(data, &combine(&values));
+    }
+}
+
+fn chunk_of(file: &[u8], id: &ChunkId) {
+    let Ok(header) = parse_header(&file[..file.len().min(HEADER_LEN_MAX)], file.len() as u64, id) else {
+        return;
+    };
+    assert!(header.plain_len <= CHUNK_LEN && header.frames.len() == header.plain_len.div_ceil(FRAME_LEN));
+    let mut at = header_len(header.plain_len);
+    let mut out = vec![0; FRAME_LEN];
+    // The process is short of memory for a decoder only when something else has gone wrong.
+    let Ok(mut decoder) = Decoder::new() else { return };
+    for (number, frame) in header.frames.iter().enumerate() {
+        assert_eq!(frame.offset as usize, at, "a frame is not where the one before ends");
+        at += frame.stored_len as usize;
+        let length = FRAME_LEN.min(header.plain_len - number * FRAME_LEN);
+        let _ = decoder.decode(frame.kind, &file[frame.offset as usize..at], &mut out[..length]);
+    }
+    assert_eq!(at, file.len(), "bytes behind the last frame");
+}
+
+/// Decodes a frame: two bytes of length, then what is stored.
+pub fn frame(data: &[u8]) {
+    let Some((length, stored)) = data.split_first_chunk() else { return };
+    let mut out = vec![0; usize::from(u16::from_le_bytes(*length)) + 1];
+    let Ok(mut decoder) = Decoder::new() else { return };
+    let kind = if out.len().is_multiple_of(5) { Kind::Raw } else { Kind::Zstd };
+    let _ = decoder.decode(kind, stored, &mut out);
+}
+
+/// Opens a map, as it is and with hashes made right, and reads all pages.
+pub fn map(data: &[u8]) {
+    const HEADER: usize = 64;
+    open_map(data);
+    let mut sealed = data.to_vec();
+    let Some(entries) = sealed.get(24..32) else { return };
+    let entries = entries.iter().rev().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
+    let pages = entries.div_ceil(crate::revision::map::PAGE_ENTRIES) as usize;
+    let Some(table_end) = pages.checked_mul(32).map(|length| HEADER.saturating_add(length)) else { return };
+    if table_end > sealed.len() {
+        return;
+    }
+    let hashes: Vec<[u8; 32]> = sealed[table_end..].chunks(2048 * 32).map(|page| id::seal(&[page])).collect();
+    for (place, hash) in sealed[HEADER..table_end].chunks_exact_mut(32).zip(&hashes) {
+        place.copy_from_slice(hash);
+    }
+    let seal = id::seal(&[&sealed[..32], &sealed[HEADER..table_end]]);
+    sealed[32..HEADER].copy_from_slice(&seal);
+    open_map(&sealed);
+}
+
+fn open_map(data: &[u8]) {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    let path = PATH.get_or_init(|| {
+        let name = format!("backy-fuzz-{}.map", std::process::id());
+        let memory = PathBuf::from("/dev/shm");
+        if memory.is_dir() { memory } else { std::env::temp_dir() }.join(name)
+    });
+    if std::fs::write(path, data).is_err() {
+        return;
+    }
+    if let Ok(map) = ChunkMap::open(path) {
+        for page in 0..map.page_count() {
+            let _ = map.read_page(page);
+        }
+    }
+}
+
+/// Parses `body` closed by the seal that is right for it.
+pub fn sealed_manifest(body: &[u8]) -> Result<Revision, String> {
+    let mut text = body.to_vec();
+    if !text.ends_with(b"\n") {
+        text.push(b'\n');
+    }
+    let seal = id::hex(&id::seal(&[&text]));
+    text.extend_from_slice(format!("seal: {seal}\n").as_bytes());
+    manifest::parse(&text)
+}
+
+/// Writes a manifest and reads it: the revision must be the same.
+pub fn write_and_read(revision: &Revision) {
+    let text = manifest::to_text(revision);
+    assert_eq!(manifest::parse(text.as_bytes()).as_ref(), Ok(revision), "{text}");
+}
+
+/// Some revisions to select from.
+pub fn revisions() -> Vec<Revision> {
+    let body = |number: i64, rest: &str| {
+        let at = Timestamp::from_secs(1_709_294_400 + number * 86_400);
+        format!(
+            "uuid: {}\ntimestamp: {}\nparent: null\nstats: {{bytes_written: 0}}\nbackend_type: chunked\n{rest}\n",
+            RevisionId::from_bits(number as u128),
+            at.map(|at| at.to_string()).unwrap_or_default(),
+        )
+    };
+    let manifests = [
+        body(1, "tags: [daily]\ntrust: trusted\norig_tags: []\nserver: ''"),
+        body(2, "tags: [weekly, 'manual:x']\ntrust: verified\norig_tags: []\nserver: ''"),
+        body(3, "tags: []\ntrust: distrusted\norig_tags: [daily]\nserver: backup2"),
+    ];
+    manifests.iter().filter_map(|text| manifest::parse(text.as_bytes()).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_targets_get_past_the_hashes() {
+        assert_eq!(revisions().len(), 3);
+        revisions().iter().for_each(write_and_read);
+        for data in [&[][..], &[0; 40], &[255; 3000], b"BACKYMAP", b"BACKYCHK"] {
+            chunk(data);
+            map(data);
+            frame(data);
+            let _ = sealed_manifest(data);
+        }
+    }
+}
