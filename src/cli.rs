@@ -32,7 +32,7 @@ pub(crate) struct Cli {
 /// Options that every command takes, before or after its name.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Global {
-    /// Append the log to FILE [default: backy.log in the job's directory]
+    /// Append the log to FILE [default: backy.log in the directory of the job or store]
     #[arg(short, long, global = true, value_name = "FILE", help_heading = "Global options")]
     pub(crate) logfile: Option<PathBuf>,
     /// Show every log line on standard error, not only warnings

@@ -78,8 +78,13 @@ impl Log {
 
     /// Goes on in the job's own log file, unless another was asked for by name.
     pub(crate) fn enter_job(&self, name: &JobName, dir: &Path) {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).job = name.to_string();
+        self.enter_dir(dir);
+    }
+
+    /// Goes on in the log file of a directory, a job's or a store's, unless another was asked for by name.
+    pub(crate) fn enter_dir(&self, dir: &Path) {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.job = name.to_string();
         if !matches!(state.file, Sink::Open { by_name: true, .. }) {
             state.file = Sink::Pending(dir.join("backy.log"));
         }

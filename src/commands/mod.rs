@@ -94,14 +94,15 @@ impl Context {
         absolute(self.given_dir.as_deref().unwrap_or(Path::new(".")))
     }
 
-    /// Finds the store, and the job if the directory is one; the log goes on in the job's.
+    /// Finds the store, and the job if the directory is one; the log goes on there.
     pub(crate) fn location(&self) -> anyhow::Result<Location> {
         let location = Repository::discover(&self.dir()?)?;
-        if let Some(job) = &location.job {
-            self.log.enter_job(job.name(), job.dir());
-            if let Some(command) = self.logged_name {
-                tracing::info!(target: crate::logging::QUIET, command, "invoked");
-            }
+        match &location.job {
+            Some(job) => self.log.enter_job(job.name(), job.dir()),
+            None => self.log.enter_dir(location.repository.root()),
+        }
+        if let Some(command) = self.logged_name {
+            tracing::info!(target: crate::logging::QUIET, command, "invoked");
         }
         Ok(location)
     }

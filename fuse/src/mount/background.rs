@@ -63,5 +63,7 @@ pub(crate) fn announce() -> Result<()> {
     let null = std::fs::File::options().write(true).open("/dev/null");
     let null = null.map_err(|source| Error::io("open", "/dev/null", source))?;
     nix::unistd::dup2_stdout(&null).map_err(|errno| Error::io("redirect", "standard output", errno))?;
+    // Whoever reads the end of standard error, through a pipe for instance, must not wait for the mount to end.
+    nix::unistd::dup2_stderr(&null).map_err(|errno| Error::io("redirect", "standard error", errno))?;
     std::env::set_current_dir("/").map_err(|source| Error::io("enter", "/", source))
 }
