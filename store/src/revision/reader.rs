@@ -165,3 +165,45 @@ pub(crate) fn pin(job: &Job, revision: &Revision) -> Result<(Option<Session>, Ch
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{image, new_job, write_revision};
+
+    #[test]
+    fn a_small_read_decodes_one_frame_and_not_the_chunk() {
+        let (_dir, job) = new_job("web01");
+        let mut data = image(1, 2 << 22);
+        data[(5 << 20) + 4096..][..4096].fill(7);
+        let revision = write_revision(&job, &data, None);
+        let cache = Arc::new(FrameCache::new(1 << 24));
+        let reader = job.open_revision(&revision, &cache).unwrap();
+        let mut page = [0; 4096];
+        reader.read_at((5 << 20) + 4096, &mut page).unwrap();
+        assert_eq!(page, [7; 4096]);
+        // One frame and the only page of the map: two entries of 32 bytes.
+        assert_eq!(cache.bytes(), 65536 + 64);
+    }
+
+    #[test]
+    fn holes_and_ends_are_found() {
+        let (_dir, job) = new_job("web01");
+        let mut data = image(1, (3 << 22) + 100);
+        data[1 << 22..3 << 22].fill(0);
+        data[3 << 22..].fill(1);
+        let revision = write_revision(&job, &data, None);
+        let reader = job.open_revision(&revision, &Arc::new(FrameCache::new(1 << 20))).unwrap();
+        assert_eq!((reader.next_data(5).unwrap(), reader.next_hole(5).unwrap()), (Some(5), 1 << 22));
+        assert_eq!(
+            (reader.next_data(5 << 20).unwrap(), reader.next_hole(5 << 20).unwrap()),
+            (Some(3 << 22), 5 << 20)
+        );
+        let end = (3 << 22) + 100;
+        assert_eq!((reader.next_data(end).unwrap(), reader.next_hole(end - 1).unwrap()), (None, end));
+        assert_eq!(reader.data_bytes().unwrap(), (1 << 22) + 100);
+        assert_eq!(reader.chunk_at(end).unwrap(), None);
+        assert_eq!(reader.read_at(end - 10, &mut [0; 100]).unwrap(), 10);
+        assert_eq!(reader.read_at(u64::MAX, &mut [0; 100]).unwrap(), 0);
+    }
+}
