@@ -11,10 +11,15 @@ mod output;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 
 fn main() -> ExitCode {
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    // A limit on the size of files then makes the write fail, which is reported, instead of ending the program.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGXFSZ);
+    let _ = signals.thread_block();
     match cli::Cli::try_parse() {
         Ok(cli) => commands::run(cli),
         Err(error) => cli::report(&error),

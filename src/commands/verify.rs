@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use backy_store::revision::select;
 use clap::Args;
 
-use super::{Context, note_nothing_selected, revisions, thread_count, threads_parser};
+use super::{Context, listing, note_nothing_selected, thread_count, threads_parser};
 use crate::failure::{Outcome, Result};
 use crate::output::progress::Progress;
 use crate::output::size::human_bytes;
@@ -31,7 +31,8 @@ pub(crate) struct Arguments {
 /// Verifies and prints a line for each revision.
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     let job = context.job()?;
-    let mut selected = select::select(&arguments.revision, &revisions(&job)?, &context.zone)?;
+    let listing = listing(&job)?;
+    let mut selected = select::select(&arguments.revision, &listing.revisions, &context.zone)?;
     for remote in selected.iter().filter(|revision| !revision.is_local()) {
         terminal::note(format_args!(
             "skipping revision {}, which lies on server {}",
@@ -39,8 +40,12 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
         ));
     }
     selected.retain(backy_store::Revision::is_local);
+    // A manifest that cannot be read may be one of those that were asked for, unless that is one by its id.
+    let is_the_one = matches!(&selected[..], [one] if one.id.as_str() == arguments.revision);
+    let hidden = !listing.damaged.is_empty() && !is_the_one;
     if selected.is_empty() {
-        return Ok(note_nothing_selected(&arguments.revision));
+        note_nothing_selected(&arguments.revision);
+        return Ok(Outcome::bad_if(hidden));
     }
     let progress = Progress::start();
     let threads = thread_count(arguments.threads);
@@ -49,7 +54,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
             .with_context(|| format!("cannot verify job {}", job.name()))?;
     let findings = progress.findings();
     drop(progress);
-    let mut all_good = true;
+    let mut all_good = !hidden;
     for revision in &selected {
         let good = report.good.contains(&revision.id) && !report.bad.contains(&revision.id);
         all_good &= good;

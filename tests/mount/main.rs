@@ -3,6 +3,8 @@
 //! Needs root, `/dev/fuse` and loop devices, and the Debian packages that `scripts/test` installs. Where the kernel
 //! has no FUSE the tests say so and pass; anything else that is missing makes them fail.
 
+#![expect(clippy::print_stdout, reason = "tests tell what they did and what they skip")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -6,6 +6,9 @@
 //! success had been reported) and exact or absent otherwise, the next backup succeeding without manual steps, a
 //! purge without force, and a clean verify.
 
+#![expect(clippy::print_stdout, reason = "tests tell what they did and what they skip")]
+#![expect(clippy::disallowed_methods, reason = "tests change files beside the program")]
+
 mod disk;
 
 use std::fs;

@@ -1,0 +1,203 @@
+//! Selecting, tagging, distrusting, forgetting, expiring and purging revisions.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use backy_testkit::{JOB, Tree, World};
+
+use crate::world;
+
+fn select(world: &World, spec: &str) -> Vec<String> {
+    world.ok(&["find", "--uuid", "-r", spec]).text().lines().map(str::to_owned).collect()
+}
+
+/// Tags and trust of each revision, by id.
+fn facts(world: &World) -> BTreeMap<String, (String, String)> {
+    let status = world.ok(&["status", "--json"]).json();
+    let text = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
+    let facts = status["revisions"].as_array().expect("a list").iter().map(|revision| {
+        let tags: Vec<String> = revision["tags"].as_array().expect("a list").iter().map(text).collect();
+        (text(&revision["id"]), (tags.join(","), text(&revision["trust"])))
+    });
+    facts.collect()
+}
+
+#[test]
+fn the_grammar_of_the_manual_selects_what_it_says() {
+    let (world, [a, b, c]) = world();
+    world.ok(&["distrust", "-r", &b]);
+    let cases: [(&str, &[&String]); 20] = [
+        (&a, &[&a]),
+        ("0", &[&c]),
+        ("2", &[&a]),
+        ("last", &[&c]),
+        ("latest", &[&c]),
+        ("first", &[&a]),
+        ("all", &[&a, &b, &c]),
+        ("clean", &[&a, &b, &c]),
+        ("local", &[&a, &b, &c]),
+        ("remote", &[]),
+        ("tag:daily", &[&a, &c]),
+        ("last(tag:daily)", &[&c]),
+        ("first(tag:daily)", &[&a]),
+        ("trust:distrusted", &[&b]),
+        ("not(tag:daily)", &[&b]),
+        ("reverse(all)", &[&c, &b, &a]),
+        ("tag:daily&tag:manual:keep", &[&c]),
+        ("1,first", &[&b, &a]),
+        ("first..1", &[&a, &b]),
+        ("weekly", &[&b]),
+    ];
+    for (spec, wanted) in cases {
+        assert_eq!(select(&world, spec).iter().collect::<Vec<_>>(), wanted, "{spec}");
+    }
+    assert_eq!(select(&world, "1970-01-01..2000-01-01"), Vec::<String>::new());
+    assert_eq!(select(&world, "2000-01-01.."), [a, b, c]);
+    world.ok(&["status", "-r", "tag:none"]);
+}
+
+#[test]
+fn tags_are_set_added_and_removed() {
+    let (world, [a, b, c]) = world();
+    world.ok(&["tags", "set", "last", "weekly"]);
+    world.ok(&["tags", "add", "-r", "all", "manual:x"]);
+    world.ok(&["tags", "remove", &a, "daily"]);
+    let tags = |id: &String| facts(&world)[id].0.clone();
+    assert_eq!([tags(&a), tags(&b), tags(&c)], ["manual:x", "manual:x,weekly", "manual:x,weekly"]);
+    world.ok(&["tags", "add", "-f", &a, "unknown"]);
+    world.ok(&["tags", "remove", &a, "unknown"]);
+    let run = world.ok(&["tags", "set", &a, ""]);
+    assert_eq!(run.text().trim_end(), a);
+    assert_eq!(tags(&a), "");
+    world.must_restore_all("after changes of tags");
+}
+
+#[test]
+fn expect_changes_all_or_nothing() {
+    let (world, [a, b, _]) = world();
+    let before = Tree::of(&world.store());
+    world.run(&["tags", "set", "--expect", "daily", "-r", "all", "weekly"]).expect(1).says(&b);
+    before.must_equal(&Tree::of(&world.store()), "--expect");
+    world.ok(&["tags", "set", "--expect", "daily", &a, "weekly"]);
+    assert_eq!(facts(&world)[&a].0, "weekly");
+}
+
+#[test]
+fn autoremove_forgets_what_has_no_tags() {
+    let (world, [a, b, c]) = world();
+    let run = world.ok(&["tags", "remove", "--autoremove", "-r", "all", "daily"]);
+    assert!(run.text().contains(&format!("{a} forgotten")), "{run}");
+    assert_eq!(select(&world, "all"), [b, c]);
+    world.ok(&["undelete", "-r", "last"]);
+    world.must_restore_all("after undelete");
+}
+
+#[test]
+fn distrust_takes_revisions_or_days() {
+    let (world, [a, b, c]) = world();
+    let trust = || facts(&world).into_values().map(|(_, trust)| trust).collect::<Vec<_>>();
+    world.ok(&["distrust", "-f", "2000-01-01", "-u", "2000-12-31"]);
+    assert!(trust().iter().all(|trust| trust == "trusted"));
+    world.ok(&["distrust", "-r", "first"]);
+    assert_eq!(facts(&world)[&a].1, "distrusted");
+    assert_eq!((&*facts(&world)[&b].1, &*facts(&world)[&c].1), ("trusted", "trusted"));
+    world.ok(&["distrust", "-f", "2000-01-01"]);
+    assert!(trust().iter().all(|trust| trust == "distrusted"));
+    let run = world.ok(&["verify"]);
+    assert_eq!(run.text().lines().filter(|line| line.ends_with(" good")).count(), 3, "{run}");
+    assert!(trust().iter().all(|trust| trust == "verified"));
+    world.ok(&["distrust", "-u", "2999-01-01"]);
+    assert!(trust().iter().all(|trust| trust == "distrusted"));
+}
+
+#[test]
+fn what_is_forgotten_comes_back_until_it_is_purged() {
+    let (mut world, [a, b, c]) = world();
+    world.ok(&["forget", "-r", "first,last"]);
+    assert_eq!(select(&world, "all"), std::slice::from_ref(&b));
+    let held = world.ok(&["purge"]);
+    assert!(held.stderr.contains("2 forgotten"), "{held}");
+    for id in [&a, &c] {
+        world.ok(&["undelete", "-r", id]);
+    }
+    world.must_restore_all("after undelete");
+    world.ok(&["forget", "-r", &a]);
+    let chunks = world.chunks();
+    let before = Tree::of(&world.store());
+    let dry = world.ok(&["purge", "--now", "--dry-run"]);
+    assert!(dry.text().contains("would delete") && dry.text().contains(&a), "{dry}");
+    before.must_equal(&Tree::of(&world.store()), "purge --dry-run");
+    let real = world.ok(&["purge", "--now"]);
+    assert_eq!(real.text().replace("deleted", "would delete").lines().count(), dry.text().lines().count());
+    assert!(world.chunks().len() < chunks.len());
+    world.expected.remove(&a);
+    world.must_restore_all("after the purge");
+    world.run(&["undelete", "-r", &a]).expect(1).says(&a);
+    world.run(&["restore", "-r", &a, "out"]).expect(1).says(&a);
+}
+
+#[test]
+fn expire_does_what_its_dry_run_explains() {
+    let (world, [a, b, c]) = world();
+    world.configure(
+        JOB,
+        "source: {type: file, filename: image.img}\nschedule: {daily: {interval: 1d, keep: 2}}\n",
+    );
+    let before = Tree::of(&world.store());
+    let explained = world.ok(&["expire", "--dry-run", "--explain"]);
+    for id in [&a, &b, &c] {
+        assert!(explained.text().contains(id.as_str()), "{explained}");
+    }
+    let plan = world.ok(&["expire", "--dry-run", "--json"]).json();
+    before.must_equal(&Tree::of(&world.store()), "expire --dry-run");
+    let removed: Vec<&str> = plan["decisions"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter(|decision| decision["removed"] == true)
+        .filter_map(|decision| decision["id"].as_str())
+        .collect();
+    assert_eq!(removed, [b.as_str()], "{plan}");
+    world.ok(&["expire"]);
+    assert_eq!(select(&world, "all"), [a, c]);
+    world.ok(&["undelete", "-r", "last"]);
+    world.must_restore_all("after expire and undelete");
+}
+
+#[test]
+fn a_job_with_its_own_store_can_be_moved() {
+    let (world, _) = world();
+    let bare = |words: &[&str]| backy_testkit::Run::of(&mut world.bare(words)).expect(0);
+    bare(&["-b", "srv/alone", "init", "--own-store", "file", "filename=image.img"]);
+    let id = bare(&["-b", "srv/alone", "backup", "daily"]).line();
+    assert!(world.store().join("alone/chunks").is_dir());
+    // The store's purge looks after it and harms neither.
+    bare(&["-b", "srv", "purge", "--now"]);
+    fs::rename(world.store().join("alone"), world.path("moved")).unwrap();
+    bare(&["-b", "moved", "restore", "-r", &id, "out"]);
+    assert_eq!(fs::read(world.path("out")).unwrap(), fs::read(world.path("image.img")).unwrap());
+    let next = bare(&["-b", "moved", "backup", "weekly"]).line();
+    bare(&["-b", "moved", "purge", "--now"]);
+    bare(&["-b", "moved", "verify", "-r", "all"]);
+    bare(&["-b", "moved", "restore", "--force", "-r", &next, "out"]);
+    bare(&["-b", "srv", "purge", "--now"]);
+    world.must_restore_all("after its neighbour has gone");
+}
+
+#[test]
+fn a_locked_job_or_store_has_a_status_of_its_own() {
+    let (world, _) = world();
+    let hold = |path: &str| {
+        let file = fs::File::options().create(true).append(true).open(world.path(path)).unwrap();
+        file.lock().unwrap();
+        file
+    };
+    let backup = hold("srv/web01/.backup");
+    world.run(&["backup", "daily"]).expect(3).says("web01").says("hint: wait");
+    drop(backup);
+    let purge = hold("srv/.sweep");
+    world.run(&["purge"]).expect(3).says("srv").says("hint: wait");
+    world.ok(&["backup", "daily"]);
+    drop(purge);
+    world.ok(&["purge"]);
+}

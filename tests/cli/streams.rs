@@ -1,0 +1,64 @@
+//! What goes to which stream, closed pipes, completion and help.
+
+use std::process::{Command, Stdio};
+
+use backy_testkit::Run;
+
+use crate::{BINARY, world};
+
+#[test]
+fn data_goes_to_standard_output_and_the_rest_to_standard_error() {
+    let (world, [.., last]) = world();
+    let run = world.ok(&["backup", "daily"]);
+    assert_eq!(run.text().lines().count(), 1, "{run}");
+    assert!(run.stderr.contains("read "), "{run}");
+    let run = world.ok(&["restore", "-r", &last, "-"]);
+    assert!(run.stdout == world.expected[&last].0);
+    let run = world.ok(&["find", "-r", &last]);
+    assert_eq!(run.text().trim_end(), world.path(&format!("srv/web01/{last}.map")).to_string_lossy());
+    assert_eq!(run.stderr, "");
+}
+
+#[test]
+fn a_listing_into_a_closed_pipe_is_no_error() {
+    let (world, _) = world();
+    let script = format!("{{ {BINARY} -b srv/web01 status --json; echo $? >&2; }} | head -c 1");
+    let run = Run::of(Command::new("sh").args(["-c", &script]).current_dir(world.path("")));
+    assert_eq!(run.stderr, "0\n", "{run}");
+    let mut child = world.command(&["status"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn an_image_into_a_closed_pipe_is_an_error() {
+    let (world, _) = world();
+    let mut child =
+        world.command(&["restore", "-"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("error: "));
+}
+
+#[test]
+fn completion_help_and_version_need_no_store() {
+    let (world, _) = world();
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let run = Run::of(&mut world.bare(&["completion", shell])).expect(0);
+        assert!(run.text().contains("backy") && run.text().contains("undelete"), "{run}");
+    }
+    for words in [&["--help"][..], &[], &["restore", "--help"], &["--version"]] {
+        let run = Run::of(&mut world.bare(words)).expect(0);
+        assert!(run.text().contains("backy") && run.stderr.is_empty(), "{run}");
+    }
+}
+
+#[test]
+fn tables_are_plain_when_piped_and_name_the_zone() {
+    let (world, [first, ..]) = world();
+    let run = world.ok(&["status"]);
+    assert!(run.text().starts_with("Date (UTC)"), "{run}");
+    assert!(run.text().is_ascii() && !run.text().contains('\x1b'), "{run}");
+    assert!(run.text().contains(&first) && run.text().contains("3 revisions containing"), "{run}");
+}

@@ -1,0 +1,348 @@
+//! Every sort of damage to every sort of file: no wrong byte with status 0, the damage is found and named, the
+//! other revisions are as before, and the next backup is exact.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use backy_testkit::{CHUNK, World, each};
+
+use crate::scene::{Scene, scene};
+
+/// What happens to a file.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Harm {
+    Delete,
+    Empty,
+    /// Half of it is gone.
+    Halve,
+    /// The last byte is gone.
+    Shorten,
+    /// A byte more.
+    Lengthen,
+    /// One bit at so many thousandths of the file.
+    Flip(u64),
+    /// 4 KiB of zeros in the middle, or all of a smaller file.
+    ZeroPage,
+    /// Another file's content.
+    Swap,
+    /// A directory stands there.
+    Directory,
+}
+
+const HARMS: [Harm; 14] = [
+    Harm::Delete,
+    Harm::Empty,
+    Harm::Halve,
+    Harm::Shorten,
+    Harm::Lengthen,
+    Harm::Flip(0),
+    Harm::Flip(10),
+    Harm::Flip(120),
+    Harm::Flip(400),
+    Harm::Flip(700),
+    Harm::Flip(1000),
+    Harm::ZeroPage,
+    Harm::Swap,
+    Harm::Directory,
+];
+
+fn harm(path: &Path, other: &Path, harm: Harm) {
+    let mut bytes = fs::read(path).unwrap();
+    let length = bytes.len();
+    match harm {
+        Harm::Delete | Harm::Directory => fs::remove_file(path).unwrap(),
+        Harm::Empty => bytes.clear(),
+        Harm::Halve => bytes.truncate(length / 2),
+        Harm::Shorten => bytes.truncate(length - 1),
+        Harm::Lengthen => bytes.push(0),
+        Harm::Flip(thousandths) => bytes[((length - 1) as u64 * thousandths / 1000) as usize] ^= 0x10,
+        Harm::ZeroPage => {
+            let start = if length > 12_288 { length / 2 / 4096 * 4096 } else { 0 };
+            let end = (start + 4096).min(length);
+            bytes[start..end].fill(0);
+        }
+        Harm::Swap => {
+            fs::copy(path, path.with_extension("swap")).unwrap();
+            fs::rename(other, path).unwrap();
+            fs::rename(path.with_extension("swap"), other).unwrap();
+            return;
+        }
+    }
+    match harm {
+        Harm::Delete => {}
+        Harm::Directory => fs::create_dir(path).unwrap(),
+        _ => fs::write(path, bytes).unwrap(),
+    }
+}
+
+/// The chunk file that only the older revision has.
+fn own_chunk(scene: &Scene) -> PathBuf {
+    let world = scene.world.copy();
+    world.ok(&["forget", "-r", "first"]);
+    world.ok(&["purge", "--now"]);
+    let kept = world.chunks();
+    let is_kept = |path: &Path| kept.iter().any(|other| other.file_name() == path.file_name());
+    let own = scene.world.chunks().into_iter().find(|path| !is_kept(path)).expect("a chunk of its own");
+    own.strip_prefix(scene.world.store()).unwrap().to_owned()
+}
+
+/// Restores: exact, or status 1.
+fn restores_or_fails(world: &World, id: &str, what: &str) -> bool {
+    let (run, image) = world.restore(id);
+    assert!(!run.stderr.contains("panicked"), "{what}: {run}");
+    match run.code() {
+        0 => {
+            let exact = image.as_ref() == Some(&*world.expected[id]);
+            assert!(exact, "{what}: wrong bytes with status 0");
+            true
+        }
+        code => {
+            assert_eq!(code, 1, "{what}: {run}");
+            assert!(image.is_none(), "{what}: a failed restore left a file\n{run}");
+            false
+        }
+    }
+}
+
+/// Restores with `--salvage`: what is not listed as lost is right, what is lost is zeros.
+fn salvages(world: &World, id: &str, what: &str) {
+    let target = world.path("salvaged");
+    let run = world.run(&["restore", "-r", id, "--salvage", &target.to_string_lossy()]);
+    let run = run.expect(1);
+    let found = fs::read(&target).unwrap_or_else(|error| panic!("{what}: {error}\n{run}"));
+    let mut wanted = world.expected[id].0.clone();
+    let mut lost = 0;
+    for line in run.stderr.lines().filter_map(|line| line.strip_prefix("lost: bytes ")) {
+        let (first, rest) = line.split_once(" to ").unwrap();
+        let end = rest.split(' ').next().unwrap();
+        let range = first.parse::<usize>().unwrap()..end.parse::<usize>().unwrap();
+        lost += range.len();
+        wanted[range].fill(0);
+    }
+    assert!((1..=2 * CHUNK).contains(&lost), "{what}: {lost} bytes lost\n{run}");
+    assert!(found == wanted, "{what}: salvaged other bytes");
+    fs::remove_file(target).unwrap();
+}
+
+#[test]
+fn a_damaged_chunk_is_found_named_and_healed_by_the_next_backup() {
+    let scene = scene();
+    let (own, oldest) = (own_chunk(&scene), scene.oldest_image());
+    each(&HARMS, |&sort| {
+        let what = format!("{sort:?} of a chunk");
+        let mut world = scene.world.copy();
+        let path = world.store().join(&own);
+        let other = world.chunks().into_iter().find(|other| *other != path).unwrap();
+        harm(&path, &other, sort);
+        world.ok(&["status"]);
+        assert!(!restores_or_fails(&world, &scene.first, &what), "{what}: what was damaged?");
+        salvages(&world, &scene.first, &what);
+        if sort != Harm::Swap {
+            assert!(restores_or_fails(&world, &scene.second, &what), "{what}: another revision is affected");
+        }
+        // A backup that does not need it.
+        let next = world.backup(&scene.next, "daily");
+        restores_or_fails(&world, &next, &what);
+        let verified = world.run(&["verify", "-r", "all"]).expect(1).says(&scene.first);
+        assert!(verified.text().contains(&format!("{} bad", scene.first)), "{what}: {verified}");
+        world.ok(&["status"]);
+        // One that has it again.
+        if sort == Harm::Directory {
+            fs::remove_dir(&path).unwrap();
+        }
+        let healing = world.backup(&oldest, "daily");
+        world.must_restore(&healing, &oldest, &what);
+        world.must_restore(&scene.first, &oldest, &what);
+        if sort != Harm::Swap {
+            world.must_restore_all(&what);
+            world.ok(&["verify", "-r", "all"]);
+            world.ok(&["purge", "--now"]);
+            world.must_restore_all(&what);
+        }
+    });
+}
+
+#[test]
+fn an_empty_chunk_is_written_again_without_a_verify() {
+    let scene = scene();
+    let mut world = scene.world.copy();
+    fs::write(world.store().join(own_chunk(&scene)), "").unwrap();
+    world.backup(&scene.oldest_image(), "daily");
+    world.must_restore_all("after an empty chunk");
+}
+
+#[test]
+fn a_damaged_map_is_found_and_named_and_the_next_backup_does_without() {
+    let scene = scene();
+    for (damaged, whole) in [(&scene.first, &scene.second), (&scene.second, &scene.first)] {
+        each(&HARMS, |&sort| {
+            let what = format!("{sort:?} of a map");
+            let mut world = scene.world.copy();
+            let job = world.job();
+            let path = |id: &str| job.join(format!("{id}.map"));
+            harm(&path(damaged), &path(whole), sort);
+            assert!(!restores_or_fails(&world, damaged, &what), "{what}: what was damaged?");
+            assert_eq!(restores_or_fails(&world, whole, &what), sort != Harm::Swap, "{what}");
+            let verified = world.run(&["verify", "-r", "all"]).expect(1);
+            assert!(verified.text().contains(&format!("{damaged} bad")), "{what}: {verified}");
+            let id = world.backup(&scene.next, "daily");
+            world.must_restore(&id, &scene.next, &what);
+            let status = world.ok(&["status", "--json", "-r", damaged]).json();
+            assert_eq!(status["revisions"][0]["trust"], "distrusted", "{what}");
+            if sort == Harm::Swap {
+                return;
+            }
+            // What the map refers to is not known, so nothing may go before somebody decides.
+            let refused = world.run(&["purge", "--now"]);
+            assert_eq!(refused.code(), 1, "{what}: {refused}");
+            assert!(refused.stderr.contains(damaged.as_str()), "{what}: {refused}");
+            world.must_restore(whole, &world.expected[whole], &what);
+            world.ok(&["forget", "-r", damaged]);
+            if sort == Harm::Directory {
+                fs::remove_dir(path(damaged)).unwrap();
+            }
+            let purged = world.run(&["purge", "--now"]);
+            assert_eq!(purged.code(), 0, "{what}: forgotten and still in the way: {purged}");
+            world.expected.remove(damaged);
+            world.must_restore_all(&what);
+        });
+    }
+}
+
+#[test]
+fn a_map_that_is_damaged_before_a_backup_is_no_base() {
+    let scene = scene();
+    each(&HARMS, |&sort| {
+        let what = format!("{sort:?} of the base's map");
+        let mut world = scene.world.copy();
+        let job = world.job();
+        let path = |id: &str| job.join(format!("{id}.map"));
+        harm(&path(&scene.second), &path(&scene.first), sort);
+        let id = world.backup(&scene.next, "daily");
+        world.must_restore(&id, &scene.next, &what);
+    });
+}
+
+#[test]
+fn a_damaged_manifest_is_named_and_hides_no_other() {
+    let scene = scene();
+    // Its last byte is a line end, which nobody needs.
+    let harms: Vec<Harm> = HARMS.into_iter().filter(|&sort| sort != Harm::Shorten).collect();
+    each(&harms, |&sort| {
+        let what = format!("{sort:?} of a manifest");
+        let mut world = scene.world.copy();
+        let job = world.job();
+        let path = |id: &str| job.join(format!("{id}.rev"));
+        let whole = fs::read(path(&scene.first)).unwrap();
+        harm(&path(&scene.first), &path(&scene.second), sort);
+        // A revision is its manifest: without, there is none.
+        let is_gone = [Harm::Delete, Harm::Directory].contains(&sort);
+        let status = world.run(&["status", "--json"]).expect(if is_gone { 0 } else { 1 });
+        let damaged = status.json()["damaged"].to_string();
+        assert!(is_gone || damaged.contains(&scene.first), "{what}: {status}");
+        assert!(!restores_or_fails(&world, &scene.first, &what), "{what}: what was damaged?");
+        if sort == Harm::Swap {
+            return;
+        }
+        assert!(restores_or_fails(&world, &scene.second, &what), "{what}");
+        let verified = world.run(&["verify", "-r", "all"]).expect(if is_gone { 0 } else { 1 });
+        assert!(is_gone || verified.stderr.contains(&scene.first), "{what}: {verified}");
+        if !is_gone {
+            let id = world.backup(&scene.next, "daily");
+            world.must_restore(&id, &scene.next, &what);
+            assert!(restores_or_fails(&world, &scene.second, &what), "{what}");
+            // Put back from elsewhere, it is as good as before: nothing of it was thrown away.
+            world.run(&["purge", "--now"]);
+            fs::write(path(&scene.first), &whole).unwrap();
+            world.must_restore_all(&what);
+        }
+    });
+}
+
+#[test]
+fn the_index_is_only_a_view() {
+    let scene = scene();
+    let old = fs::read(scene.world.store().join("index.sqlite")).unwrap();
+    let sorts: Vec<Harm> = HARMS
+        .into_iter()
+        .filter(|&sort| sort != Harm::Swap)
+        .chain((0..40).map(|n| Harm::Flip(n * 25)))
+        .collect();
+    each(&sorts, |&sort| {
+        let what = format!("{sort:?} of the index");
+        let mut world = scene.world.copy();
+        let path = world.store().join("index.sqlite");
+        harm(&path, &path, sort);
+        for id in [&scene.first, &scene.second] {
+            restores_or_fails(&world, id, &what);
+        }
+        if sort == Harm::Directory {
+            fs::remove_dir(&path).unwrap();
+        }
+        world.ok(&["index", "rebuild"]);
+        assert_eq!(world.ids(), [scene.first.clone(), scene.second.clone()], "{what}");
+        let id = world.backup(&scene.next, "daily");
+        assert_eq!(world.ids(), [scene.first.clone(), scene.second.clone(), id], "{what}");
+        // An older copy is put back.
+        fs::write(&path, &old).unwrap();
+        assert_eq!(world.ids().len(), 3, "{what}");
+        world.must_restore_all(&what);
+    });
+}
+
+#[test]
+fn a_store_without_its_mark_is_none_and_no_new_one_is_made() {
+    let scene = scene();
+    each(&HARMS, |&sort| {
+        let what = format!("{sort:?} of backy.store");
+        let world = scene.world.copy();
+        let path = world.store().join("backy.store");
+        let before = fs::read(&path).unwrap();
+        if sort != Harm::Swap {
+            harm(&path, &path, sort);
+        }
+        let harmed = fs::read(&path).ok();
+        // A flip may hit what nobody needs (a digit of the date), but a mark that is gone or cut says so.
+        let must_fail =
+            [Harm::Delete, Harm::Empty, Harm::Halve, Harm::ZeroPage, Harm::Directory].contains(&sort);
+        for words in [&["backup", "daily"][..], &["purge", "--now"], &["status"], &["verify", "-r", "all"]] {
+            let run = world.run(words);
+            assert!(run.code() == 0 && !must_fail || run.code() == 1, "{what}: {run}");
+            assert!(!run.stderr.contains("panicked"), "{what}: {run}");
+        }
+        if must_fail {
+            assert_eq!(fs::read(&path).ok(), harmed, "{what}: it was written anew");
+        }
+        if sort == Harm::Directory {
+            fs::remove_dir(&path).unwrap();
+        }
+        fs::write(&path, before).unwrap();
+        world.must_restore_all(&what);
+    });
+}
+
+#[test]
+fn a_newer_format_is_refused_by_its_version() {
+    let scene = scene();
+    let bump = |path: &Path| {
+        let mut bytes = fs::read(path).unwrap();
+        bytes[8] = 77;
+        fs::write(path, bytes).unwrap();
+    };
+    let world = scene.world.copy();
+    bump(&world.job().join(format!("{}.map", scene.first)));
+    let (run, _) = world.restore(&scene.first);
+    run.expect(1).says("77");
+    let world = scene.world.copy();
+    bump(&world.store().join(own_chunk(&scene)));
+    let (run, _) = world.restore(&scene.first);
+    run.expect(1).says("77");
+    let world = scene.world.copy();
+    let path = world.store().join("backy.store");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("format: 1", "format: 77")).unwrap();
+    for words in [&["backup", "daily"][..], &["status"], &["purge", "--now"], &["restore", "x"]] {
+        world.run(words).expect(1).says("77");
+    }
+    assert!(fs::read_to_string(path).unwrap().contains("format: 77"));
+}

@@ -1,0 +1,18 @@
+//! What the tests of the whole program share: seeded images, a store with a job in a temporary directory, and
+//! the binary run in it. Everything here panics instead of returning errors: it is for tests.
+
+#![expect(clippy::disallowed_methods, reason = "tests handle files as anybody would")]
+
+mod image;
+mod random;
+mod run;
+mod tree;
+mod trials;
+mod world;
+
+pub use image::{CHUNK, Image};
+pub use random::Random;
+pub use run::{Run, Stopped};
+pub use tree::{Tree, copy_tree};
+pub use trials::{each, every};
+pub use world::{JOB, World};
