@@ -177,7 +177,7 @@ fn damage_the_oldest(scene: &Scene) -> String {
 }
 
 #[test]
-fn distrust_and_index_rebuild_can_be_killed_anywhere() {
+fn a_distrust_killed_at_any_change_can_be_repeated() {
     let scene = scene();
     kill_everywhere(&scene, &["distrust", "-r", "all"], |_, _| ());
 }
