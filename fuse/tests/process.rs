@@ -37,7 +37,9 @@ fn main() {
 }
 
 fn command(place: &Place, mode: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    // What starts the tests may ignore signals (`nohup`, a shell's background), and children inherit that.
+    let mut command = Command::new("env");
+    command.arg("--default-signal=HUP,INT,TERM").arg(std::env::current_exe().unwrap());
     command.arg(mode).arg(place.store()).arg(place.point()).stdin(Stdio::null()).stderr(Stdio::null());
     command
 }

@@ -19,7 +19,7 @@
 //! (`YYYY-MM-DD[THH:MM[:SS[.ffffff]]][+HH:MM]`); a date between two revisions falls between them, and one
 //! outside of the history selects nothing there. A missing end is the end of the history.
 //!
-//! Both steps, [`parse`] and [`eval`], are pure and bounded: 4096 bytes of text, 64 nested parentheses.
+//! Both steps, `parse` and `eval`, are pure and bounded: 4096 bytes of text, 64 nested parentheses.
 
 mod eval;
 mod parse;
