@@ -74,7 +74,7 @@ struct Sweep<'s> {
     backend: LocalBackend,
     live: HashSet<ChunkId>,
     tails: LogTails,
-    /// Whether readers hold images whose revisions are gone: their chunks stay, and a later sweep finds them unnamed.
+    /// Whether readers or writers alone hold chunks: those stay, and a later sweep may find them unnamed.
     has_ghosts: bool,
     report: SweepReport,
 }
@@ -185,9 +185,9 @@ impl Sweep<'_> {
     fn mark(&mut self, sessions: &Sessions, gone: &HashSet<PathBuf>) -> Result<()> {
         self.monitor.begin("collect references", None);
         let root = self.repository.root();
-        let live = &mut self.live;
+        let mut logged = HashSet::new();
         self.tails.read(root, &mut |id| {
-            live.insert(id);
+            logged.insert(id);
         })?;
         let mut seen_pages = HashSet::new();
         for map in session::pinned_maps(root, sessions)? {
@@ -195,6 +195,9 @@ impl Sweep<'_> {
             self.mark_map(&map, &mut seen_pages)?;
         }
         self.mark_below(root, 0, gone, &mut seen_pages)?;
+        // What only a running writer names may have no name at all when that writer fails.
+        self.has_ghosts |= !logged.is_subset(&self.live);
+        self.live.extend(logged);
         self.monitor.end();
         Ok(())
     }
@@ -362,6 +365,7 @@ impl Sweep<'_> {
             })?;
             for (id, length) in candidates {
                 if self.live.contains(&id) {
+                    self.has_ghosts = true;
                     self.report.chunks_kept += 1;
                     continue;
                 }
