@@ -17,7 +17,21 @@ use crate::error::{Context, Error, Result};
 #[cfg_attr(not(feature = "testing"), path = "disk/plain.rs")]
 mod fault;
 
-use fault::{Step, step, step_write};
+use fault::{step, step_write};
+
+/// One change that is about to be made.
+#[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "only the tests look at it"))]
+enum Step<'p> {
+    Create(&'p Path),
+    MakeDir(&'p Path),
+    SetLen(&'p Path, u64),
+    Rename(&'p Path, &'p Path),
+    Link(&'p Path, &'p Path),
+    Unlink(&'p Path),
+    SyncFile(&'p Path),
+    SyncDir(&'p Path),
+    SyncFileSystem(&'p Path),
+}
 
 const FILE_MODE: u32 = 0o600;
 const DIR_MODE: u32 = 0o700;

@@ -17,22 +17,10 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
+use super::Step;
 use crate::error::{Error, Result};
 
 static CALLS: AtomicU64 = AtomicU64::new(0);
-
-/// One change that is about to be made.
-pub(super) enum Step<'p> {
-    Create(&'p Path),
-    MakeDir(&'p Path),
-    SetLen(&'p Path, u64),
-    Rename(&'p Path, &'p Path),
-    Link(&'p Path, &'p Path),
-    Unlink(&'p Path),
-    SyncFile(&'p Path),
-    SyncDir(&'p Path),
-    SyncFileSystem(&'p Path),
-}
 
 impl Step<'_> {
     fn name_and_path(&self) -> (&'static str, &Path) {

@@ -2,21 +2,8 @@
 
 use std::path::Path;
 
+use super::Step;
 use crate::error::Result;
-
-/// One change that is about to be made.
-#[expect(dead_code, reason = "only the tests look at it")]
-pub(super) enum Step<'p> {
-    Create(&'p Path),
-    MakeDir(&'p Path),
-    SetLen(&'p Path, u64),
-    Rename(&'p Path, &'p Path),
-    Link(&'p Path, &'p Path),
-    Unlink(&'p Path),
-    SyncFile(&'p Path),
-    SyncDir(&'p Path),
-    SyncFileSystem(&'p Path),
-}
 
 pub(super) fn step<T>(_step: Step<'_>, change: impl FnOnce() -> Result<T>) -> Result<T> {
     change()
