@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use backy_store::damage::record_chunks;
 use backy_store::{ChunkId, Error, Job, JobName, Repository, Revision, RevisionId, Silent, Trust};
 
-use crate::handles::OpenImage;
+use crate::disk::Disk;
 
 /// Places of damage remembered in one mount; more are not logged.
 const PLACES_MAX: usize = 100_000;
@@ -44,17 +44,17 @@ impl DamageLog {
         Ok(Self { places: Mutex::default(), queue: Some(queue), recorder: Some(recorder) })
     }
 
-    /// Notes that an open image could not be read at `offset`.
-    pub(crate) fn met(&self, image: &OpenImage, offset: u64, error: &Error) {
+    /// Notes that a disk could not be read at `offset`.
+    pub(crate) fn met(&self, disk: &Disk, offset: u64, error: &Error) {
         let (offset, cause) = match error {
             Error::ImageDamaged { offset, cause, .. } => (*offset, &**cause),
             other => (offset, other),
         };
-        let place = (image.job.name().clone(), image.revision.id.clone(), Some(offset));
+        let place = (disk.job.name().clone(), disk.revision.id.clone(), Some(offset));
         if !self.is_new(&place) {
             return;
         }
-        let chunk = image.reader.chunk_at(offset).ok().flatten();
+        let chunk = disk.reader.chunk_at(offset).ok().flatten();
         tracing::error!(
             job = %place.0,
             revision = %place.1,
@@ -65,10 +65,10 @@ impl DamageLog {
         );
         match (cause, chunk) {
             (Error::MapCorrupt { .. }, _) => {
-                self.record(&place, Damage::Map(image.job.clone(), place.1.clone()));
+                self.record(&place, Damage::Map(disk.job.clone(), place.1.clone()));
             }
             (cause, Some(id)) if cause.is_damage() => {
-                self.record(&place, Damage::Chunk(image.job.repository().clone(), id));
+                self.record(&place, Damage::Chunk(disk.job.repository().clone(), id));
             }
             // A failing system says nothing about the data.
             _ => {}

@@ -3,7 +3,6 @@
 //!
 //! Every method runs in one of several event loops and ends in exactly one reply.
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::sync::Arc;
 
@@ -15,15 +14,11 @@ use fuser::{
 use nix::unistd::Whence;
 
 use crate::errno::Code;
-use crate::handles::{Kind, Open};
+use crate::handles::{DiskFile, Kind, Open};
 use crate::inode::Node;
 use crate::tree::RevisionFile;
 use crate::view::{Facts, Owner, Result, View};
-
-thread_local! {
-    /// What is read, per event loop: grows to the largest request, 1 MiB.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
+use crate::window::Window;
 
 /// The file system that the kernel talks to.
 #[derive(Debug)]
@@ -40,16 +35,11 @@ impl FileSystem {
         match node {
             Node::File(job, id, RevisionFile::Image) => {
                 let (view, _, revision) = self.view.revision(job.as_str(), id)?;
-                let image =
-                    self.view.handles.open_image(inode, view.job(), &revision, &self.view.cache).map_err(
-                        |error| {
-                            self.view.damage.met_at_open(view.job(), &revision, &error);
-                            Code::from(error)
-                        },
-                    )?;
+                let disk = self.view.open_disk(inode, &view, &revision)?;
+                let window = Window::whole(disk.size_bytes());
                 // The content of a revision never changes, so neither do the pages that the kernel has.
                 let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-                Ok((self.view.handles.insert(Open::Image(image)), flags))
+                Ok((self.view.handles.insert(Open::Disk(Arc::new(DiskFile { disk, window }))), flags))
             }
             Node::File(job, id, RevisionFile::Info) => {
                 let (view, tree, revision) = self.view.revision(job.as_str(), id)?;
@@ -63,21 +53,22 @@ impl FileSystem {
         }
     }
 
-    /// Reads, and replies from the buffer that was read into.
+    /// Reads, and replies.
     fn read_file(&self, handle: u64, offset: u64, length: usize, reply: ReplyData) {
         match self.view.handles.get(handle) {
-            Some(Open::Image(image)) => BUFFER.with_borrow_mut(|buffer| {
-                if buffer.len() < length {
-                    buffer.resize(length, 0);
-                }
-                match image.reader.read_at(offset, &mut buffer[..length]) {
-                    Ok(done) => reply.data(&buffer[..done]),
-                    Err(error) => {
-                        self.view.damage.met(&image, offset, &error);
-                        reply.error(errno(Code::from(error)));
+            Some(Open::Disk(file)) => {
+                // The reply is sent from where the data lies; a failed read has not used it up.
+                let mut reply = Some(reply);
+                let sent = file.disk.read(&file.window, offset, length, |data| {
+                    if let Some(reply) = reply.take() {
+                        reply.data(data);
                     }
+                });
+                if let (Err(error), Some(reply)) = (sent, reply) {
+                    self.view.damage.met(&file.disk, offset, &error);
+                    reply.error(errno(Code::from(error)));
                 }
-            }),
+            }
             Some(Open::Text(text)) => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
                 let end = start.saturating_add(length).min(text.len());
@@ -97,16 +88,17 @@ impl FileSystem {
             _ => return Err(Code::INVALID),
         };
         let found = match self.view.handles.get(handle) {
-            Some(Open::Image(image)) => {
-                if from >= image.reader.size_bytes() {
+            Some(Open::Disk(file)) => {
+                let size = file.window.size_bytes();
+                if from >= size {
                     return Err(Code::NO_DATA);
                 }
-                let next =
-                    if data { image.reader.next_data(from) } else { image.reader.next_hole(from).map(Some) };
-                next.map_err(|error| {
-                    self.view.damage.met(&image, from, &error);
+                let next = file.disk.seek(&file.window, from, data).map_err(|error| {
+                    self.view.damage.met(&file.disk, from, &error);
                     Code::from(error)
-                })?
+                })?;
+                // The end of a file counts as a hole.
+                if data { next } else { next.or(Some(size)) }
             }
             Some(Open::Text(text)) => {
                 let size = text.len() as u64;

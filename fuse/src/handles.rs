@@ -1,5 +1,4 @@
-//! Open files and directories. An image has one [`RevisionReader`] for all who have it open at the same time;
-//! while it is open its revision's chunks stay, whatever is forgotten and purged.
+//! Open files and directories. A disk is opened once for all who read its image or its partitions at the same time.
 //!
 //! A directory is a copy of its listing from the moment it was opened, so that reading it piece by piece never
 //! skips or repeats an entry.
@@ -8,17 +7,19 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
-use backy_store::{CHUNK_SIZE, FrameCache, Job, Result, Revision, RevisionReader};
+use backy_store::{CHUNK_SIZE, FrameCache, Job, Result, Revision};
+
+use crate::disk::Disk;
+use crate::window::Window;
 
 /// The largest image whose holes are counted when its size on disk is asked for: 1 TiB, some 10 ms.
 const COUNTED_MAX_BYTES: u64 = CHUNK_SIZE << 18;
 
-/// An image that is open.
-#[derive(Debug)]
-pub(crate) struct OpenImage {
-    pub(crate) job: Job,
-    pub(crate) revision: Arc<Revision>,
-    pub(crate) reader: RevisionReader,
+/// A file that shows a disk or a part of it.
+#[derive(Clone, Debug)]
+pub(crate) struct DiskFile {
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) window: Window,
 }
 
 /// One entry of an open directory.
@@ -40,7 +41,7 @@ pub(crate) enum Kind {
 /// Something that is open.
 #[derive(Clone, Debug)]
 pub(crate) enum Open {
-    Image(Arc<OpenImage>),
+    Disk(Arc<DiskFile>),
     Text(Arc<Vec<u8>>),
     Directory(Arc<Vec<DirectoryEntry>>),
 }
@@ -50,9 +51,9 @@ pub(crate) enum Open {
 pub(crate) struct Handles {
     next: AtomicU64,
     open: RwLock<HashMap<u64, Open>>,
-    /// Open images by inode.
-    images: Mutex<HashMap<u64, Weak<OpenImage>>>,
-    /// Bytes in chunks of the images that were counted, by inode.
+    /// Open disks by the inode of their image.
+    disks: Mutex<HashMap<u64, Weak<Disk>>>,
+    /// Bytes in chunks of the disks that were counted, by inode of the image.
     data_bytes: Mutex<HashMap<u64, u64>>,
 }
 
@@ -61,7 +62,7 @@ impl Handles {
         Self {
             next: AtomicU64::new(1),
             open: RwLock::default(),
-            images: Mutex::default(),
+            disks: Mutex::default(),
             data_bytes: Mutex::default(),
         }
     }
@@ -85,41 +86,41 @@ impl Handles {
         drop(closed);
     }
 
-    /// Opens an image, or joins those who have it open.
-    pub(crate) fn open_image(
+    /// Opens a disk, or joins those who have it open. `image` is the inode of its image.
+    pub(crate) fn open_disk(
         &self,
-        inode: u64,
+        image: u64,
         job: &Job,
         revision: &Arc<Revision>,
         cache: &Arc<FrameCache>,
-    ) -> Result<Arc<OpenImage>> {
-        if let Some(image) = self.image(inode) {
-            return Ok(image);
+    ) -> Result<Arc<Disk>> {
+        if let Some(disk) = self.disk(image) {
+            return Ok(disk);
         }
-        let reader = job.open_revision(revision, cache)?;
-        let image = Arc::new(OpenImage { job: job.clone(), revision: Arc::clone(revision), reader });
-        let mut images = lock(&self.images);
-        images.retain(|_, image| image.strong_count() > 0);
+        let disk = Arc::new(Disk::open(job, revision, cache)?);
+        let mut disks = lock(&self.disks);
+        disks.retain(|_, disk| disk.strong_count() > 0);
         // Two that open at once may have two readers; both are right.
-        images.insert(inode, Arc::downgrade(&image));
-        Ok(image)
+        disks.insert(image, Arc::downgrade(&disk));
+        Ok(disk)
     }
 
-    /// Returns an image that is open.
-    pub(crate) fn image(&self, inode: u64) -> Option<Arc<OpenImage>> {
-        lock(&self.images).get(&inode).and_then(Weak::upgrade)
+    /// Returns a disk that is open.
+    pub(crate) fn disk(&self, image: u64) -> Option<Arc<Disk>> {
+        lock(&self.disks).get(&image).and_then(Weak::upgrade)
     }
 
-    /// Returns the bytes of an image that are not in holes, where they were counted or can be counted cheaply:
-    /// the image is open.
-    pub(crate) fn data_bytes(&self, inode: u64) -> Option<u64> {
-        if let Some(&bytes) = lock(&self.data_bytes).get(&inode) {
+    /// Returns the bytes of a disk that are not in holes, where they were counted or can be counted cheaply:
+    /// the disk is open.
+    pub(crate) fn data_bytes(&self, image: u64) -> Option<u64> {
+        if let Some(&bytes) = lock(&self.data_bytes).get(&image) {
             return Some(bytes);
         }
-        let image = self.image(inode)?;
-        let size = image.reader.size_bytes();
-        let bytes = if size > COUNTED_MAX_BYTES { size } else { image.reader.data_bytes().ok()? };
-        lock(&self.data_bytes).insert(inode, bytes);
+        let disk = self.disk(image)?;
+        let size = disk.size_bytes();
+        let bytes =
+            if size > COUNTED_MAX_BYTES { size } else { disk.data_bytes(&Window::whole(size)).ok()? };
+        lock(&self.data_bytes).insert(image, bytes);
         Some(bytes)
     }
 }

@@ -23,6 +23,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod damage;
+mod disk;
 mod errno;
 pub mod error;
 mod filesystem;
@@ -32,6 +33,7 @@ mod jobs;
 pub mod mount;
 mod tree;
 mod view;
+mod window;
 
 pub use error::{Error, Result};
 pub use mount::options::{Access, Options};

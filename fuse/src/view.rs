@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use backy_store::{FrameCache, Revision, RevisionId, Timestamp};
 
 use crate::damage::DamageLog;
+use crate::disk::Disk;
 use crate::errno::Code;
 use crate::handles::{DirectoryEntry, Handles, Kind};
 use crate::inode::{Inodes, Node, ROOT};
@@ -96,6 +97,14 @@ impl View {
         Ok((view, tree, revision))
     }
 
+    /// Opens the disk of a revision. `image` is the inode of its image.
+    pub(crate) fn open_disk(&self, image: u64, job: &JobView, revision: &Arc<Revision>) -> Result<Arc<Disk>> {
+        self.handles.open_disk(image, job.job(), revision, &self.cache).map_err(|error| {
+            self.damage.met_at_open(job.job(), revision, &error);
+            Code::from(error)
+        })
+    }
+
     /// Returns where a link leads now.
     pub(crate) fn target(&self, link: &Node) -> Result<RevisionId> {
         let Node::Link(job, name) = link else { return Err(Code::INVALID) };
@@ -159,8 +168,8 @@ impl View {
             }
             Node::File(job, id, RevisionFile::Image) => {
                 // Who has it open may ask after the revision was forgotten.
-                let revision = match self.handles.image(inode) {
-                    Some(image) => Arc::clone(&image.revision),
+                let revision = match self.handles.disk(inode) {
+                    Some(disk) => Arc::clone(&disk.revision),
                     None => self.revision(job.as_str(), id)?.2,
                 };
                 let size = revision.image_size.unwrap_or(0);
