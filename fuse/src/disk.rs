@@ -4,8 +4,9 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use backy_store::{FrameCache, Job, Result, Revision, RevisionReader};
+use backy_store::{Extent, FrameCache, Job, Result, Revision, RevisionReader};
 
+use crate::ahead::{ReadAhead, Streams};
 use crate::window::Window;
 
 thread_local! {
@@ -33,27 +34,22 @@ impl Disk {
         self.reader.size_bytes()
     }
 
-    /// Reads up to `length` bytes of the file that `window` shows, from `offset`, and hands them to `take`; there
-    /// are fewer only at the end of the file. Damage is `ImageDamaged` with its offset on the disk.
-    pub(crate) fn read<T>(
-        &self,
-        window: &Window,
-        offset: u64,
-        length: usize,
-        take: impl FnOnce(&[u8]) -> T,
-    ) -> Result<T> {
-        BUFFER.with_borrow_mut(|buffer| {
-            if buffer.len() < length {
-                buffer.resize(length, 0);
+    /// Loads the chunk at `offset` of the disk, if it is not in memory.
+    pub(crate) fn load_ahead(&self, offset: u64) -> Result<()> {
+        self.reader.load_ahead(offset)
+    }
+
+    fn append(&self, mut offset: u64, length: u64, extent: Extent, buffer: &mut Vec<u8>) -> Result<()> {
+        let end = offset + length;
+        while offset < end {
+            let piece = self.reader.piece(offset, (end - offset) as usize, extent)?;
+            if piece.is_empty() {
+                break;
             }
-            let mut done = 0;
-            for piece in window.pieces(offset, length as u64) {
-                // A piece is never longer than the buffer.
-                let out = &mut buffer[done..done + piece.length as usize];
-                done += self.reader.read_at(piece.disk_offset, out)?;
-            }
-            Ok(take(&buffer[..done]))
-        })
+            buffer.extend_from_slice(&piece);
+            offset += piece.len() as u64;
+        }
+        Ok(())
     }
 
     /// First byte of the file at or after `offset` that is data (or, with `data` false, that lies in a hole);
@@ -87,5 +83,42 @@ impl Disk {
             }
         }
         Ok(sum)
+    }
+}
+
+/// An open file that shows a disk or a part of it.
+#[derive(Debug)]
+pub(crate) struct DiskFile {
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) window: Window,
+    streams: Streams,
+}
+
+impl DiskFile {
+    pub(crate) fn new(disk: Arc<Disk>, window: Window, ahead: &Arc<ReadAhead>) -> Self {
+        Self { disk, window, streams: Streams::new(ahead) }
+    }
+
+    /// Reads up to `length` bytes of the file from `offset` and hands them to `take`; there are fewer only at the end
+    /// of the file. Damage is `ImageDamaged` with its offset on the disk.
+    pub(crate) fn read<T>(&self, offset: u64, length: usize, take: impl FnOnce(&[u8]) -> T) -> Result<T> {
+        let length = self.window.size_bytes().saturating_sub(offset).min(length as u64);
+        let mut pieces = self.window.pieces(offset, length).peekable();
+        let Some(first) = pieces.peek().copied() else { return Ok(take(&[])) };
+        let extent = self.streams.note(&self.disk, first.disk_offset, first.length);
+        if first.length == length {
+            // Mostly all of it lies in one frame or chunk, and the kernel takes it from there.
+            let found = self.disk.reader.piece(first.disk_offset, length as usize, extent)?;
+            if found.len() as u64 == length {
+                return Ok(take(&found));
+            }
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            buffer.clear();
+            for piece in pieces {
+                self.disk.append(piece.disk_offset, piece.length, extent, buffer)?;
+            }
+            Ok(take(buffer))
+        })
     }
 }

@@ -22,6 +22,10 @@ impl Code {
     pub(crate) const READ_ONLY: Self = Self(libc::EROFS);
     /// There is no data at or after the offset.
     pub(crate) const NO_DATA: Self = Self(libc::ENXIO);
+    /// There is no such attribute.
+    pub(crate) const NO_ATTRIBUTE: Self = Self(libc::ENODATA);
+    /// The answer does not fit.
+    pub(crate) const TOO_LONG: Self = Self(libc::ERANGE);
 
     /// Returns the number.
     pub(crate) fn number(self) -> i32 {

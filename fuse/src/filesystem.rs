@@ -9,12 +9,14 @@ use std::sync::Arc;
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
     LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
-    ReplyLseek, ReplyOpen, ReplyStatfs, Request,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use nix::unistd::Whence;
 
+use crate::attributes;
+use crate::disk::DiskFile;
 use crate::errno::Code;
-use crate::handles::{DiskFile, Kind, Open};
+use crate::handles::{Kind, Open};
 use crate::inode::Node;
 use crate::tree::RevisionFile;
 use crate::view::{Facts, Owner, Result, View};
@@ -39,7 +41,8 @@ impl FileSystem {
                 let window = Window::whole(disk.size_bytes());
                 // The content of a revision never changes, so neither do the pages that the kernel has.
                 let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-                Ok((self.view.handles.insert(Open::Disk(Arc::new(DiskFile { disk, window }))), flags))
+                let file = DiskFile::new(disk, window, &self.view.ahead);
+                Ok((self.view.handles.insert(Open::Disk(Arc::new(file))), flags))
             }
             Node::File(job, id, RevisionFile::Info) => {
                 let (view, tree, revision) = self.view.revision(job.as_str(), id)?;
@@ -59,7 +62,7 @@ impl FileSystem {
             Some(Open::Disk(file)) => {
                 // The reply is sent from where the data lies; a failed read has not used it up.
                 let mut reply = Some(reply);
-                let sent = file.disk.read(&file.window, offset, length, |data| {
+                let sent = file.read(offset, length, |data| {
                     if let Some(reply) = reply.take() {
                         reply.data(data);
                     }
@@ -194,6 +197,22 @@ impl fuser::Filesystem for FileSystem {
         reply.ok();
     }
 
+    fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let value = self.view.node(inode.0).and_then(|node| self.view.revision_of(&node)).and_then(|found| {
+            let (job, revision) = found.ok_or(Code::NO_ATTRIBUTE)?;
+            let value = name.to_str().and_then(|name| attributes::value(&job, &revision, name));
+            value.map(String::into_bytes).ok_or(Code::NO_ATTRIBUTE)
+        });
+        reply_attribute(value, size, reply);
+    }
+
+    fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = self.view.node(inode.0).and_then(|node| self.view.revision_of(&node));
+        let names =
+            names.map(|found| found.map_or(Vec::new(), |(job, revision)| attributes::names(&job, &revision)));
+        reply_attribute(names, size, reply);
+    }
+
     fn opendir(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.view.node(inode.0).and_then(|node| self.view.list(inode.0, &node)) {
             Ok(entries) => {
@@ -239,6 +258,16 @@ impl fuser::Filesystem for FileSystem {
     fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
         // The store's file system has a size, this tree has none.
         reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
+    }
+}
+
+/// Answers with a value, or with its length where only that is asked for.
+fn reply_attribute(value: Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
+    match value {
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() as u64 <= u64::from(size) => reply.data(&value),
+        Ok(_) => reply.error(errno(Code::TOO_LONG)),
+        Err(code) => reply.error(errno(code)),
     }
 }
 

@@ -9,18 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use backy_store::{CHUNK_SIZE, FrameCache, Job, Result, Revision};
 
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
 use crate::window::Window;
 
 /// The largest image whose holes are counted when its size on disk is asked for: 1 TiB, some 10 ms.
 const COUNTED_MAX_BYTES: u64 = CHUNK_SIZE << 18;
-
-/// A file that shows a disk or a part of it.
-#[derive(Clone, Debug)]
-pub(crate) struct DiskFile {
-    pub(crate) disk: Arc<Disk>,
-    pub(crate) window: Window,
-}
 
 /// One entry of an open directory.
 #[derive(Clone, Debug)]

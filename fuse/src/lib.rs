@@ -22,6 +22,8 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod ahead;
+mod attributes;
 mod damage;
 mod disk;
 mod errno;

@@ -103,7 +103,7 @@ impl Mounted {
             shared: options.access == Access::Everyone,
         };
         let failed = |source| Error::MountFailed { path: mountpoint.clone(), source };
-        let view = View::new(scope, options.cache_bytes, owner).map_err(failed)?;
+        let view = View::new(scope, options, owner).map_err(failed)?;
         let session = Session::new(FileSystem::new(view), &mountpoint, &config(options)).map_err(failed)?;
         let session = session.spawn().map_err(failed)?;
         let over = Arc::new(AtomicBool::new(false));

@@ -5,14 +5,16 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use backy_store::{FrameCache, Revision, RevisionId, Timestamp};
+use backy_store::{FrameCache, JobName, Revision, RevisionId, Timestamp};
 
+use crate::ahead::ReadAhead;
 use crate::damage::DamageLog;
 use crate::disk::Disk;
 use crate::errno::Code;
 use crate::handles::{DirectoryEntry, Handles, Kind};
 use crate::inode::{Inodes, Node, ROOT};
 use crate::jobs::{JobView, Jobs, Scope, is_gone};
+use crate::mount::options::Options;
 use crate::tree::{Entry, JobTree, RevisionFile};
 
 /// How long the kernel may keep what can change: jobs, links, revisions, `info.json`.
@@ -20,6 +22,9 @@ pub(crate) const FRESH: Duration = Duration::from_millis(500);
 
 /// How long it may keep what never changes: what an image is called in its revision, and its size.
 const FOREVER: Duration = Duration::from_secs(86_400);
+
+/// Threads that read ahead; more wait for the same disk.
+const AHEAD_MAX: usize = 8;
 
 /// Result of a question of the kernel.
 pub(crate) type Result<T> = std::result::Result<T, Code>;
@@ -38,6 +43,7 @@ pub(crate) struct Owner {
 pub(crate) struct View {
     pub(crate) handles: Handles,
     pub(crate) cache: Arc<FrameCache>,
+    pub(crate) ahead: Arc<ReadAhead>,
     pub(crate) damage: DamageLog,
     pub(crate) owner: Owner,
     jobs: Jobs,
@@ -59,10 +65,14 @@ pub(crate) struct Facts {
 }
 
 impl View {
-    pub(crate) fn new(scope: Scope, cache_bytes: usize, owner: Owner) -> std::io::Result<Self> {
+    pub(crate) fn new(scope: Scope, options: &Options, owner: Owner) -> std::io::Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let ahead =
+            ReadAhead::start(cores.min(AHEAD_MAX), options.readahead_bytes, options.cache_bytes as u64)?;
         Ok(Self {
             handles: Handles::new(),
-            cache: Arc::new(FrameCache::new(cache_bytes)),
+            cache: Arc::new(FrameCache::new(options.cache_bytes)),
+            ahead: Arc::new(ahead),
             damage: DamageLog::start()?,
             owner,
             jobs: Jobs::new(scope),
@@ -95,6 +105,16 @@ impl View {
         let (view, tree) = self.job(job)?;
         let revision = tree.revision(id).cloned().ok_or(Code::MISSING)?;
         Ok((view, tree, revision))
+    }
+
+    /// Returns the revision that a file or directory belongs to, as it is now; `None` above the revisions.
+    pub(crate) fn revision_of(&self, node: &Node) -> Result<Option<(JobName, Arc<Revision>)>> {
+        match node {
+            Node::Revision(job, id) | Node::File(job, id, _) => {
+                Ok(Some((job.clone(), self.revision(job.as_str(), id)?.2)))
+            }
+            Node::Root | Node::Job(_) | Node::Link(..) => Ok(None),
+        }
     }
 
     /// Opens the disk of a revision. `image` is the inode of its image.
@@ -173,8 +193,9 @@ impl View {
                     None => self.revision(job.as_str(), id)?.2,
                 };
                 let size = revision.image_size.unwrap_or(0);
-                // The holes are counted only for those who open the image; until then the kernel must ask again.
-                let counted = self.handles.data_bytes(inode);
+                // Where the manifest does not say it, the holes are counted only for those who open the image; until
+                // then the kernel must ask again.
+                let counted = revision.data_bytes.or_else(|| self.handles.data_bytes(inode));
                 Ok(Facts {
                     data_bytes: counted.unwrap_or(size),
                     attr_ttl: if counted.is_some() { FOREVER } else { Duration::ZERO },

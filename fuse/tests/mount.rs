@@ -52,11 +52,33 @@ fn what_was_stored_is_read() {
         let wanted = &data[offset as usize..data.len().min(offset as usize + length)];
         assert!(buffer[..done] == *wanted, "{offset} {length}");
     }
+    drop(file);
+    // The first question about a file that nobody has open, in a mount that has not seen it.
+    mounted.unmount().unwrap();
+    let mounted = place.mount();
     let facts = std::fs::metadata(place.image(&first)).unwrap();
+    let file = File::open(place.image(&first)).unwrap();
     assert_eq!((facts.len(), facts.mtime()), (data.len() as u64, at(1).as_secs()));
     assert_eq!(facts.permissions().mode() & 0o7777, 0o400);
     assert_eq!(facts.blocks(), (data.len() as u64 - CHUNK_SIZE).div_ceil(512), "holes take no space");
     assert_eq!(std::fs::metadata(place.point()).unwrap().permissions().mode() & 0o7777, 0o500);
+
+    let text = |name: &str| {
+        let output = std::process::Command::new("getfattr")
+            .args(["--only-values", "--absolute-names", "-n", name])
+            .arg(place.image(&first))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{name}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(text("user.backy.id"), first.id.as_str());
+    assert_eq!(text("user.backy.tags"), "daily,weekly");
+    assert_eq!(text("user.backy.trust"), "trusted");
+    assert_eq!(text("user.backy.size"), data.len().to_string());
+    assert_eq!(text("user.backy.timestamp"), first.timestamp.to_rfc3339());
+    let all = std::process::Command::new("getfattr").arg("-d").arg(place.image(&first)).output().unwrap();
+    assert_eq!(String::from_utf8(all.stdout).unwrap().matches("user.backy.").count(), 7);
 
     let seek = |offset, whence| nix::unistd::lseek(&file, offset, whence);
     use nix::unistd::Whence::{SeekData, SeekHole};

@@ -315,6 +315,7 @@ mod tests {
             server: String::new(),
             image_size: Some(0),
             map_seal: None,
+            data_bytes: None,
             stored_bytes: None,
             source: BTreeMap::new(),
             extra: BTreeMap::new(),

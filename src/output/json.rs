@@ -27,6 +27,8 @@ pub(crate) struct RevisionEntry<'r> {
     complete: bool,
     /// Size of the image.
     image_size: Option<u64>,
+    /// Bytes of the image that are not in holes.
+    data_bytes: Option<u64>,
     /// Bytes of the image that the backup read and handed to the store.
     bytes_written: u64,
     /// Bytes that the backup added to the store.
@@ -52,6 +54,7 @@ impl<'r> From<&'r Revision> for RevisionEntry<'r> {
             timestamp: revision.timestamp.to_rfc3339(),
             complete: revision.is_clean(),
             image_size: revision.image_size,
+            data_bytes: revision.data_bytes,
             bytes_written: revision.stats.bytes_written,
             stored_bytes: revision.stored_bytes,
             duration: revision.stats.duration_secs.filter(|secs| secs.is_finite()),
@@ -84,12 +87,13 @@ mod tests {
             server: String::new(),
             image_size: Some(8),
             map_seal: None,
+            data_bytes: None,
             stored_bytes: None,
             source: Default::default(),
             extra: Default::default(),
         };
         let expected = "{\"id\":\"2222222222222222222222\",\"timestamp\":\"2024-03-01T12:00:00Z\",\
-            \"complete\":true,\"image_size\":8,\"bytes_written\":7,\"stored_bytes\":null,\"duration\":1.5,\
+            \"complete\":true,\"image_size\":8,\"data_bytes\":null,\"bytes_written\":7,\"stored_bytes\":null,\"duration\":1.5,\
             \"tags\":[\"a\",\"b\"],\"trust\":\"trusted\",\"server\":\"\",\"backend_type\":\"framed\",\"parent\":null}";
         assert_eq!(serde_json::to_string(&RevisionEntry::from(&revision)).unwrap(), expected);
     }

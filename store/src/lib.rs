@@ -33,7 +33,7 @@ pub use job::{Forgotten, Generation, Job, Listing};
 pub use monitor::{Finding, Monitor, Silent};
 pub use name::{JobName, Tag};
 pub use repository::{Location, Repository};
-pub use revision::reader::RevisionReader;
+pub use revision::reader::{Extent, Piece, RevisionReader};
 pub use revision::writer::{ChunkWriter, NewRevision, Put, Reuse, RevisionWriter, WriteStats};
 pub use revision::{BackendType, Revision, RevisionId, Stats, Trust};
 pub use timestamp::{Timestamp, Zone};

@@ -19,6 +19,8 @@ pub enum Access {
 pub struct Options {
     /// Memory for decoded data.
     pub cache_bytes: usize,
+    /// How far a sequential reader is read ahead; 0 turns it off.
+    pub readahead_bytes: u64,
     /// Event loops.
     pub threads: usize,
     /// Who may look into it.
@@ -30,7 +32,13 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { cache_bytes: 128 << 20, threads: cores.clamp(2, 4), access: Access::Owner, nonempty: false }
+        Self {
+            cache_bytes: 128 << 20,
+            readahead_bytes: 16 << 20,
+            threads: cores.clamp(2, 4),
+            access: Access::Owner,
+            nonempty: false,
+        }
     }
 }
 
@@ -186,7 +194,8 @@ mod tests {
     #[test]
     fn both_ways_of_writing_options_are_one() {
         let options = parse(&["cache=64M,threads=3", "allow_other"]).unwrap();
-        let wanted = Options { cache_bytes: 64 << 20, threads: 3, access: Access::Everyone, nonempty: false };
+        let wanted =
+            Options { cache_bytes: 64 << 20, threads: 3, access: Access::Everyone, ..Options::default() };
         assert_eq!(options, wanted);
         assert_eq!(parse(&["cache=64M", "threads=3,,allow_other,"]).unwrap(), wanted);
         assert_eq!(parse(&[]).unwrap(), Options::default());

@@ -1,4 +1,5 @@
-//! Decoded frames and map pages, least recently used first out, bounded in bytes for all images of a process.
+//! Decoded frames, whole chunks and map pages, least recently used first out, bounded in bytes for all images of a
+//! process.
 //! A missing entry is loaded once, however many readers want it at the same time. Owner of the crate `lru`.
 //!
 //! The lock is never held while something is loaded. A load that fails leaves nothing behind: the next reader
@@ -9,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 
+use super::block::{Block, ChunkBuffers};
 use super::id::ChunkId;
 use super::store::SharedChunk;
 
@@ -20,6 +22,8 @@ const OPEN_CHUNKS_MAX: usize = 128;
 pub(crate) enum Key {
     /// A frame of a chunk.
     Frame(u64, ChunkId, u8),
+    /// All of a chunk.
+    Chunk(u64, ChunkId),
     /// A page of the map with this seal.
     MapPage([u8; 32], u64),
 }
@@ -29,10 +33,11 @@ pub struct FrameCache {
     bytes_max: usize,
     state: Mutex<State>,
     loaded: Condvar,
+    buffers: Arc<ChunkBuffers>,
 }
 
 struct State {
-    entries: LruCache<Key, Arc<Vec<u8>>>,
+    entries: LruCache<Key, Arc<Block>>,
     bytes: usize,
     loading: HashSet<Key>,
     chunks: LruCache<(u64, ChunkId), SharedChunk>,
@@ -51,7 +56,7 @@ impl FrameCache {
             std::num::NonZeroUsize::new(OPEN_CHUNKS_MAX).unwrap_or(std::num::NonZeroUsize::MIN),
         );
         let state = State { entries: LruCache::unbounded(), bytes: 0, loading: HashSet::new(), chunks };
-        Self { bytes_max, state: Mutex::new(state), loaded: Condvar::new() }
+        Self { bytes_max, state: Mutex::new(state), loaded: Condvar::new(), buffers: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -63,8 +68,8 @@ impl FrameCache {
     pub(crate) fn get_or_load<E>(
         &self,
         key: &Key,
-        load: impl FnOnce() -> Result<Vec<u8>, E>,
-    ) -> Result<Arc<Vec<u8>>, E> {
+        load: impl FnOnce() -> Result<Block, E>,
+    ) -> Result<Arc<Block>, E> {
         let mut state = self.lock();
         loop {
             if let Some(data) = state.entries.get(key) {
@@ -76,21 +81,53 @@ impl FrameCache {
             state = self.loaded.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         drop(state);
+        self.load(key, load)
+    }
+
+    /// Loads the entry with `load` unless it is there or somebody is loading it: nobody needs it yet.
+    pub(crate) fn load_ahead<E>(&self, key: &Key, load: impl FnOnce() -> Result<Block, E>) -> Result<(), E> {
+        let mut state = self.lock();
+        if state.entries.contains(key) || !state.loading.insert(key.clone()) {
+            return Ok(());
+        }
+        drop(state);
+        self.load(key, load).map(drop)
+    }
+
+    /// Returns the first of these entries that is there.
+    pub(crate) fn find<const N: usize>(&self, keys: [&Key; N]) -> Option<(usize, Arc<Block>)> {
+        let mut state = self.lock();
+        let mut keys = keys.into_iter().enumerate();
+        keys.find_map(|(number, key)| state.entries.get(key).map(|data| (number, Arc::clone(data))))
+    }
+
+    /// Loads an entry that is marked as being loaded.
+    fn load<E>(&self, key: &Key, load: impl FnOnce() -> Result<Block, E>) -> Result<Arc<Block>, E> {
         // Whatever happens to the load, those who wait for it must be woken.
         let ticket = Ticket { cache: self, key };
         let data = Arc::new(load()?);
+        let mut evicted = Vec::new();
         let mut state = self.lock();
-        state.bytes += data.len();
+        state.bytes += data.memory();
         if let Some(old) = state.entries.put(key.clone(), Arc::clone(&data)) {
-            state.bytes -= old.len();
+            state.bytes -= old.memory();
+            evicted.push(old);
         }
         while state.bytes > self.bytes_max {
             let Some((_, oldest)) = state.entries.pop_lru() else { break };
-            state.bytes -= oldest.len();
+            state.bytes -= oldest.memory();
+            evicted.push(oldest);
         }
         drop(state);
         drop(ticket);
+        // Memory is given back without the lock.
+        drop(evicted);
         Ok(data)
+    }
+
+    /// Returns room for a chunk of `len` bytes.
+    pub(crate) fn chunk_buffer(&self, len: usize) -> Block {
+        self.buffers.take(len)
     }
 
     /// Returns the open chunk, opening it with `open` when it is not kept.
@@ -111,6 +148,11 @@ impl FrameCache {
     /// Forgets an open chunk, so that the next reader sees a repaired file.
     pub(crate) fn forget_chunk(&self, store: u64, id: &ChunkId) {
         self.lock().chunks.pop(&(store, *id));
+    }
+
+    /// The most bytes that it holds.
+    pub fn bytes_max(&self) -> usize {
+        self.bytes_max
     }
 
     /// Bytes held now.
@@ -145,7 +187,7 @@ mod tests {
     fn memory_is_bounded_and_the_least_used_goes_first() {
         let cache = FrameCache::new(300);
         for number in [1, 2, 3, 1, 4] {
-            cache.get_or_load::<()>(&key(number), || Ok(vec![number; 100])).unwrap();
+            cache.get_or_load::<()>(&key(number), || Ok(vec![number; 100].into())).unwrap();
         }
         assert_eq!(cache.bytes(), 300);
         assert!(cache.get_or_load(&key(1), || Err(())).is_ok());
@@ -155,7 +197,7 @@ mod tests {
     #[test]
     fn an_entry_larger_than_the_cache_is_served_but_not_kept() {
         let cache = FrameCache::new(10);
-        assert_eq!(cache.get_or_load::<()>(&key(1), || Ok(vec![1; 100])).unwrap().len(), 100);
+        assert_eq!(cache.get_or_load::<()>(&key(1), || Ok(vec![1; 100].into())).unwrap().len(), 100);
         assert_eq!(cache.bytes(), 0);
     }
 
@@ -171,7 +213,7 @@ mod tests {
                     let load = || {
                         loads.fetch_add(1, Ordering::SeqCst);
                         std::thread::yield_now();
-                        Ok::<_, ()>(vec![1; 10])
+                        Ok::<_, ()>(vec![1; 10].into())
                     };
                     assert_eq!(cache.get_or_load(&key(1), load).unwrap().len(), 10);
                 });
@@ -183,7 +225,18 @@ mod tests {
     #[test]
     fn a_failed_load_does_not_block_the_next() {
         let cache = FrameCache::new(1000);
-        assert_eq!(cache.get_or_load(&key(1), || Err("broken")), Err("broken"));
-        assert!(cache.get_or_load::<()>(&key(1), || Ok(vec![])).is_ok());
+        assert_eq!(cache.get_or_load(&key(1), || Err("broken")).unwrap_err(), "broken");
+        assert!(cache.get_or_load::<()>(&key(1), || Ok(vec![].into())).is_ok());
+    }
+
+    #[test]
+    fn what_is_loaded_ahead_is_loaded_once_and_found() {
+        let cache = FrameCache::new(1000);
+        cache.load_ahead::<()>(&key(1), || Ok(vec![1; 10].into())).unwrap();
+        cache.load_ahead(&key(1), || Err("it is there")).unwrap();
+        assert_eq!(cache.find([&key(0), &key(1)]).map(|(number, data)| (number, data[0])), Some((1, 1)));
+        assert!(cache.find([&key(2)]).is_none());
+        assert_eq!(cache.load_ahead(&key(2), || Err("broken")), Err("broken"));
+        assert!(cache.find([&key(2)]).is_none());
     }
 }

@@ -1,6 +1,7 @@
 //! The chunk: up to 4 MiB of an image, named by its BLAKE3 hash, kept as frames of 64 KiB that can be read
 //! and verified one by one. `docs/format.md` describes the file byte by byte.
 
+pub(crate) mod block;
 pub mod cache;
 pub(crate) mod container;
 pub(crate) mod frame;

@@ -126,15 +126,23 @@ impl Scratch {
 
     /// Reads what can be read of a chunk.
     pub(crate) fn salvage(&mut self, chunk: &OpenChunk) -> PlainChunk<'_> {
+        let mut plain = std::mem::take(&mut self.plain);
+        plain.resize(CHUNK_LEN, 0);
+        let bad = self.read_into(chunk, &mut plain[..chunk.plain_len()]);
+        self.plain = plain;
+        PlainChunk { data: &self.plain[..chunk.plain_len()], bad }
+    }
+
+    /// Reads what can be read of a chunk into `out`, which has its length; returns numbers and errors of the frames
+    /// that could not be read, which are zeros there.
+    pub(crate) fn read_into(&mut self, chunk: &OpenChunk, out: &mut [u8]) -> Vec<(usize, Error)> {
         // One read for all frames; if it fails or is short, the frames are read one by one to find the bad ones.
         let file_len = chunk.header.file_len as usize;
         self.stored.resize(file_len.max(self.stored.len()), 0);
-        self.plain.resize(CHUNK_LEN, 0);
         let whole =
             chunk.file.read_at(&mut self.stored[..file_len], 0).is_ok_and(|length| length == file_len);
-        let plain = &mut self.plain[..chunk.plain_len()];
         let mut bad = Vec::new();
-        for (number, out) in plain.chunks_mut(FRAME_LEN).enumerate() {
+        for (number, out) in out.chunks_mut(FRAME_LEN).enumerate() {
             let frame = chunk.header.frames[number];
             let decoded = if whole {
                 let stored = &self.stored[frame.offset as usize..][..frame.stored_len as usize];
@@ -147,7 +155,12 @@ impl Scratch {
                 bad.push((number, error));
             }
         }
-        PlainChunk { data: &self.plain[..chunk.plain_len()], bad }
+        bad
+    }
+
+    /// Reads and verifies one frame into `out`, which has its length.
+    pub(crate) fn read_frame(&mut self, chunk: &OpenChunk, number: usize, out: &mut [u8]) -> Result<()> {
+        chunk.read_frame(number, &mut self.frames, out)
     }
 }
 

@@ -136,6 +136,7 @@ mod tests {
             server: String::new(),
             image_size: Some(5),
             map_seal: Some("ab".repeat(32)),
+            data_bytes: None,
             stored_bytes: Some(3),
             source: BTreeMap::from([("type".to_owned(), Value::from("file"))]),
             extra: BTreeMap::from([("note".to_owned(), Value::from("kept"))]),

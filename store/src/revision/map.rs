@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::chunk::id::{self, ChunkId};
-use crate::chunk::layout::{IMAGE_SIZE_MAX, chunk_count};
+use crate::chunk::layout::{IMAGE_SIZE_MAX, chunk_count, chunk_len};
 use crate::disk;
 use crate::error::{Context, Error, Result};
 
@@ -230,8 +230,10 @@ impl MapWriter {
         entries_offset(self.entries) + number * ENTRY_LEN
     }
 
-    /// Writes header and page table, makes the file durable and returns its seal. The file keeps its unfinished name.
-    pub(crate) fn seal(&self) -> Result<Seal> {
+    /// Writes header and page table, makes the file durable and returns its seal and the bytes of the image that
+    /// are not in holes. The file keeps its unfinished name.
+    pub(crate) fn seal(&self) -> Result<(Seal, u64)> {
+        let mut data_bytes = 0;
         let mut table = Vec::with_capacity(page_count(self.entries) as usize * 32);
         let mut bytes = vec![0; PAGE_LEN as usize];
         for page in 0..page_count(self.entries) {
@@ -240,13 +242,18 @@ impl MapWriter {
                 .read_exact_at(bytes, entries_offset(self.entries) + page * PAGE_LEN)
                 .context("read", &self.path)?;
             table.extend_from_slice(&id::seal(&[bytes]));
+            for (number, bytes) in (page * PAGE_ENTRIES..).zip(bytes.chunks_exact(ENTRY_LEN as usize)) {
+                if entry(bytes).is_some() {
+                    data_bytes += chunk_len(self.size_bytes, number) as u64;
+                }
+            }
         }
         let mut header = write_header(self.size_bytes);
         let seal = id::seal(&[&header[..32], &table]);
         header[32..].copy_from_slice(&seal);
         disk::write_at(&self.file, &[&header[..], &table].concat(), 0, &self.path)?;
         disk::sync_file(&self.file, &self.path)?;
-        Ok(seal)
+        Ok((seal, data_bytes))
     }
 }
 
@@ -267,7 +274,12 @@ mod tests {
         for &number in entries {
             writer.set(number, id(number)).unwrap();
         }
-        let seal = writer.seal().unwrap();
+        let (seal, data_bytes) = writer.seal().unwrap();
+        let numbers: std::collections::BTreeSet<u64> = entries.iter().copied().collect();
+        assert_eq!(
+            data_bytes,
+            numbers.iter().map(|&number| chunk_len(size_bytes, number) as u64).sum::<u64>()
+        );
         (path, seal)
     }
 

@@ -195,6 +195,9 @@ pub struct Revision {
     /// Seal of the chunk map, 64 hex digits; only for `framed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub map_seal: Option<String>,
+    /// Bytes of the image that are in chunks, not in holes; `None` where the manifest does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_bytes: Option<u64>,
     /// Bytes that this revision added to the store, compressed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stored_bytes: Option<u64>,

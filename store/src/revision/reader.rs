@@ -7,9 +7,10 @@ use std::sync::Arc;
 use super::map::{self, ChunkMap, Entry, PAGE_ENTRIES};
 use super::{Revision, RevisionId};
 use crate::backend::local::LocalBackend;
+use crate::chunk::block::Block;
 use crate::chunk::cache::{FrameCache, Key};
 use crate::chunk::layout::{chunk_len, frame_len};
-use crate::chunk::store::{self, FrameScratch};
+use crate::chunk::store::{self, Scratch, SharedChunk};
 use crate::chunk::{CHUNK_SIZE, ChunkId, FRAME_SIZE};
 use crate::error::{Error, Result};
 use crate::job::Job;
@@ -17,7 +18,39 @@ use crate::name::JobName;
 use crate::session::Session;
 
 thread_local! {
-    static SCRATCH: RefCell<FrameScratch> = RefCell::new(FrameScratch::new());
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::new());
+}
+
+/// What a hole is read from.
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+
+/// What is loaded for a read of something that is not in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Its frame of 64 KiB: for random reads.
+    Frame,
+    /// Its whole chunk: for a reader who goes on.
+    Chunk,
+}
+
+/// Bytes of an image, verified, shared with the cache.
+#[derive(Debug)]
+pub struct Piece {
+    /// `None` for zeros.
+    block: Option<Arc<Block>>,
+    from: usize,
+    length: usize,
+}
+
+impl std::ops::Deref for Piece {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.block {
+            Some(block) => &block[self.from..self.from + self.length],
+            None => &ZEROS[..self.length],
+        }
+    }
 }
 
 /// Random access to the image of one revision. Many threads may read at once.
@@ -55,28 +88,69 @@ impl RevisionReader {
     /// Reads into `buf` from `offset`; returns fewer bytes only at the end of the image. Every byte is verified.
     /// Damage is `ImageDamaged` with the offset of the first bad frame.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        let wanted = self.size_bytes().saturating_sub(offset).min(buf.len() as u64) as usize;
         let mut done = 0;
-        while done < wanted {
-            let at = offset + done as u64;
-            let (number, inside) = (at / CHUNK_SIZE, at % CHUNK_SIZE);
-            let out = &mut buf[done..wanted];
-            done += match self.entry(number)? {
-                None => {
-                    let length = out.len().min((CHUNK_SIZE - inside) as usize);
-                    out[..length].fill(0);
-                    length
-                }
-                Some(id) => {
-                    let frame = self.frame(number, &id, inside / FRAME_SIZE)?;
-                    let from = (inside % FRAME_SIZE) as usize;
-                    let length = out.len().min(frame.len() - from);
-                    out[..length].copy_from_slice(&frame[from..from + length]);
-                    length
-                }
-            };
+        while done < buf.len() {
+            let out = &mut buf[done..];
+            let piece = self.piece(offset + done as u64, out.len(), Extent::Frame)?;
+            if piece.is_empty() {
+                break;
+            }
+            out[..piece.len()].copy_from_slice(&piece);
+            done += piece.len();
         }
-        Ok(wanted)
+        Ok(done)
+    }
+
+    /// Returns up to `length` bytes of the image from `offset`, as many as lie in memory in one piece: those of a
+    /// frame, of a chunk or of a hole; none past the end. Every byte is verified. What is not in memory is loaded:
+    /// the frame or the chunk, as `extent` says.
+    pub fn piece(&self, offset: u64, length: usize, extent: Extent) -> Result<Piece> {
+        let length = self.size_bytes().saturating_sub(offset).min(length as u64) as usize;
+        if length == 0 {
+            return Ok(Piece { block: None, from: 0, length });
+        }
+        let (number, inside) = (offset / CHUNK_SIZE, (offset % CHUNK_SIZE) as usize);
+        let Some(id) = self.entry(number)? else {
+            let length = length.min(CHUNK_SIZE as usize - inside).min(ZEROS.len());
+            return Ok(Piece { block: None, from: 0, length });
+        };
+        let (block, from) = match self.block(number, &id, inside / FRAME_SIZE as usize, extent)? {
+            (block, true) => (block, inside),
+            (block, false) => (block, inside % FRAME_SIZE as usize),
+        };
+        let length = length.min(block.len() - from);
+        Ok(Piece { block: Some(block), from, length })
+    }
+
+    /// Loads the chunk that holds `offset` if it is not in memory. What fails here fails again for its reader.
+    pub fn load_ahead(&self, offset: u64) -> Result<()> {
+        if offset >= self.size_bytes() {
+            return Ok(());
+        }
+        let number = offset / CHUNK_SIZE;
+        let Some(id) = self.entry(number)? else { return Ok(()) };
+        self.cache.load_ahead(&Key::Chunk(self.store, id), || self.load_chunk(number, &id))
+    }
+
+    /// Returns the frame, or the chunk (and `true`) where that is in memory or is wanted and can be read.
+    fn block(&self, number: u64, id: &ChunkId, frame: usize, extent: Extent) -> Result<(Arc<Block>, bool)> {
+        let (chunk, key) = (Key::Chunk(self.store, *id), Key::Frame(self.store, *id, frame as u8));
+        if let Some((found, block)) = self.cache.find([&chunk, &key]) {
+            return Ok((block, found == 0));
+        }
+        if extent == Extent::Chunk {
+            // Of a damaged chunk the good frames are read one by one.
+            match self.cache.get_or_load(&chunk, || self.load_chunk(number, id)) {
+                Ok(block) => return Ok((block, true)),
+                Err(error) if error.is_damage() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let loaded = self.cache.get_or_load(&key, || self.load_frame(number, id, frame));
+        loaded.map(|block| (block, false)).map_err(|cause| {
+            self.cache.forget_chunk(self.store, id);
+            self.damaged(number * CHUNK_SIZE + frame as u64 * FRAME_SIZE, cause)
+        })
     }
 
     fn entry(&self, number: u64) -> Result<Entry> {
@@ -84,30 +158,37 @@ impl RevisionReader {
         let key = Key::MapPage(*self.map.seal(), page);
         let bytes = self
             .cache
-            .get_or_load(&key, || self.map.read_page(page))
+            .get_or_load(&key, || self.map.read_page(page).map(Block::from))
             .map_err(|cause| self.damaged(page * PAGE_ENTRIES * CHUNK_SIZE, cause))?;
         let at = (number % PAGE_ENTRIES) as usize * 32;
         Ok(map::entry(&bytes[at..at + 32]))
     }
 
-    fn frame(&self, number: u64, id: &ChunkId, frame: u64) -> Result<Arc<Vec<u8>>> {
-        let key = Key::Frame(self.store, *id, frame as u8);
-        self.cache.get_or_load(&key, || self.load_frame(number, id, frame as usize)).map_err(|cause| {
-            self.cache.forget_chunk(self.store, id);
-            self.damaged(number * CHUNK_SIZE + frame * FRAME_SIZE, cause)
-        })
-    }
-
-    fn load_frame(&self, number: u64, id: &ChunkId, frame: usize) -> Result<Vec<u8>> {
+    fn open_chunk(&self, number: u64, id: &ChunkId) -> Result<SharedChunk> {
         let chunk = self.cache.chunk(self.store, id, || store::open(&self.backend, id).map(Arc::new))?;
         let expected = chunk_len(self.size_bytes(), number);
         if chunk.plain_len() != expected {
             let reason = format!("it holds {} bytes where the image has {expected}", chunk.plain_len());
             return Err(Error::ChunkCorrupt { id: *id, reason });
         }
-        let mut data = vec![0; frame_len(expected, frame)];
-        SCRATCH.with_borrow_mut(|scratch| chunk.read_frame(frame, scratch, &mut data))?;
-        Ok(data)
+        Ok(chunk)
+    }
+
+    fn load_frame(&self, number: u64, id: &ChunkId, frame: usize) -> Result<Block> {
+        let chunk = self.open_chunk(number, id)?;
+        let mut data = vec![0; frame_len(chunk.plain_len(), frame)];
+        SCRATCH.with_borrow_mut(|scratch| scratch.read_frame(&chunk, frame, &mut data))?;
+        Ok(data.into())
+    }
+
+    fn load_chunk(&self, number: u64, id: &ChunkId) -> Result<Block> {
+        let chunk = self.open_chunk(number, id)?;
+        let mut data = self.cache.chunk_buffer(chunk.plain_len());
+        let bad = SCRATCH.with_borrow_mut(|scratch| scratch.read_into(&chunk, data.as_mut()));
+        match bad.into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => Ok(data),
+        }
     }
 
     fn damaged(&self, offset: u64, cause: Error) -> Error {
@@ -184,6 +265,56 @@ mod tests {
         assert_eq!(page, [7; 4096]);
         // One frame and the only page of the map: two entries of 32 bytes.
         assert_eq!(cache.bytes(), 65536 + 64);
+    }
+
+    #[test]
+    fn a_chunk_is_loaded_whole_for_who_goes_on_and_is_one_piece() {
+        let (_dir, job) = new_job("web01");
+        let mut data = image(1, (3 << 22) + 5000);
+        data[1 << 22..2 << 22].fill(0);
+        let revision = write_revision(&job, &data, None);
+        let cache = Arc::new(FrameCache::new(1 << 25));
+        let reader = job.open_revision(&revision, &cache).unwrap();
+        reader.load_ahead(2 << 22).unwrap();
+        reader.load_ahead(u64::MAX).unwrap();
+        assert_eq!(cache.bytes(), (1 << 22) + 128, "one chunk and the only page of the map");
+        for (offset, length, found, extent) in [
+            (2 << 22, 1 << 22, 1 << 22, Extent::Frame),
+            ((3 << 22) - 10, 100, 10, Extent::Frame),
+            (70_000, 1 << 22, (2 << 16) - 70_000, Extent::Frame),
+            (5, 1 << 22, (1 << 22) - 5, Extent::Chunk),
+            ((1 << 22) + 1, 100_000, 100_000, Extent::Chunk),
+            ((2 << 22) - 1, 100, 1, Extent::Chunk),
+            (3 << 22, 1 << 20, 5000, Extent::Chunk),
+            ((3 << 22) + 5000, 1, 0, Extent::Chunk),
+        ] {
+            let piece = reader.piece(offset, length, extent).unwrap();
+            assert!(*piece == data[offset as usize..][..found], "{offset} {length}");
+        }
+    }
+
+    #[test]
+    fn of_a_damaged_chunk_the_good_frames_are_read_even_when_all_of_it_is_wanted() {
+        let (_dir, job) = new_job("web01");
+        let data = image(1, 1 << 22);
+        let revision = write_revision(&job, &data, None);
+        let id = ChunkId::of(&data);
+        let path = job.repository().root().join(format!("chunks/{:02x}/{id}", id.shard()));
+        let mut bytes = std::fs::read(&path).unwrap();
+        let last = bytes.len() - 10;
+        bytes[last] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let reader = job.open_revision(&revision, &Arc::new(FrameCache::new(1 << 25))).unwrap();
+        assert!(reader.load_ahead(0).is_err());
+        let mut bad = Vec::new();
+        for offset in (0..data.len()).step_by(1 << 16) {
+            match reader.piece(offset as u64, 1 << 16, Extent::Chunk) {
+                Ok(piece) => assert!(*piece == data[offset..][..1 << 16]),
+                Err(Error::ImageDamaged { offset: found, .. }) => bad.push((offset, found)),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!(matches!(bad[..], [(offset, found)] if offset as u64 == found), "{bad:?}");
     }
 
     #[test]

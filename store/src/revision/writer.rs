@@ -222,7 +222,7 @@ impl RevisionWriter {
         if sums.new_bytes + sums.known_bytes > 0 {
             self.barrier()?;
         }
-        let seal = self.map.seal()?;
+        let (seal, data_bytes) = self.map.seal()?;
         self.session.new_is_durable()?;
         let revision = Revision {
             id: self.new.id.clone(),
@@ -236,6 +236,7 @@ impl RevisionWriter {
             server: String::new(),
             image_size: Some(self.size_bytes()),
             map_seal: Some(id::hex(&seal)),
+            data_bytes: Some(data_bytes),
             stored_bytes: Some(self.stats().stored_bytes),
             source,
             extra: BTreeMap::new(),

@@ -29,6 +29,7 @@ fn revision(number: u128, secs: i64, list: &str) -> Revision {
         server: String::new(),
         image_size: Some(0),
         map_seal: None,
+        data_bytes: None,
         stored_bytes: None,
         source: BTreeMap::new(),
         extra: BTreeMap::new(),

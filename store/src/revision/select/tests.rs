@@ -22,6 +22,7 @@ fn revision(id: &str, time: &str, tags: &[&str], trust: Trust, server: &str) -> 
         server: server.to_owned(),
         image_size: None,
         map_seal: None,
+        data_bytes: None,
         stored_bytes: None,
         source: BTreeMap::new(),
         extra: BTreeMap::new(),
