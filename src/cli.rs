@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
     backup, completion, distrust, expire, find, forget, index, init, mount, purge, restore, status, tags,
-    undelete, verify,
+    undelete, unmount, verify,
 };
 use crate::failure::EXIT_USAGE;
 
@@ -61,6 +61,8 @@ pub(crate) enum Command {
     Restore(restore::Arguments),
     /// Show all revisions as files below a mount point
     Mount(mount::Arguments),
+    /// Take a mount away, or say who uses it
+    Unmount(unmount::Arguments),
     /// Read revisions back and check every byte
     Verify(verify::Arguments),
     /// Mark revisions as possibly damaged
@@ -91,6 +93,7 @@ impl Command {
             Self::Find(_) => "find",
             Self::Restore(_) => "restore",
             Self::Mount(_) => "mount",
+            Self::Unmount(_) => "unmount",
             Self::Verify(_) => "verify",
             Self::Distrust(_) => "distrust",
             Self::Tags(_) => "tags",
@@ -105,7 +108,7 @@ impl Command {
 
     /// Whether it only looks. Such a command leaves no line in the job's log.
     pub(crate) fn only_reads(&self) -> bool {
-        matches!(self, Self::Status(_) | Self::Find(_) | Self::Completion(_))
+        matches!(self, Self::Status(_) | Self::Find(_) | Self::Unmount(_) | Self::Completion(_))
     }
 }
 
@@ -166,7 +169,7 @@ mod tests {
             let (_, section) = manual.split_once(&head).unwrap_or_else(|| panic!("no section{head}"));
             let section = section.split("\n## ").next().unwrap();
             assert!(section.contains("Exit status:"), "{head}");
-            for argument in command.get_arguments() {
+            for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
                 assert!(named(section, argument), "{} in {head}", argument.get_id());
             }
         }

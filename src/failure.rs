@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::process::ExitCode;
 
+use backy_fuse::Error as MountError;
 use backy_sched::Error as SchedError;
 use backy_store::{Error as StoreError, JobName};
 
@@ -123,6 +124,7 @@ impl Failure {
             .find_map(|cause| cause.downcast_ref::<Complaint>())
             .map(|complaint| complaint.hint.clone())
             .or_else(|| self.error.chain().find_map(|cause| sched_hint(cause.downcast_ref()?)))
+            .or_else(|| self.error.chain().find_map(|cause| mount_hint(cause.downcast_ref()?)))
             .or_else(|| self.store_errors().find_map(store_hint))
             .filter(|hint| !hint.is_empty())
     }
@@ -134,6 +136,16 @@ impl Failure {
             _ => cause.downcast_ref::<StoreError>(),
         })
     }
+}
+
+fn mount_hint(error: &MountError) -> Option<String> {
+    Some(match error {
+        MountError::InUse { .. } => {
+            "`--wait` waits for them; `--lazy` takes the mount away from sight, and they go on".to_owned()
+        }
+        MountError::AlreadyMounted { path } => format!("`backy unmount {}` takes it away", path.display()),
+        _ => return None,
+    })
 }
 
 fn sched_hint(error: &SchedError) -> Option<String> {

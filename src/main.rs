@@ -5,6 +5,7 @@
 mod cli;
 mod commands;
 mod failure;
+mod helper;
 mod logging;
 mod output;
 
@@ -20,7 +21,8 @@ fn main() -> ExitCode {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGXFSZ);
     let _ = signals.thread_block();
-    match cli::Cli::try_parse() {
+    let Some(arguments) = helper::translate(std::env::args_os().collect()) else { return ExitCode::SUCCESS };
+    match cli::Cli::try_parse_from(arguments) {
         Ok(cli) => commands::run(cli),
         Err(error) => cli::report(&error),
     }

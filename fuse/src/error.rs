@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::mount::users::User;
+
 /// Result of an operation on a mount.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -76,6 +78,20 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// There is no mount of ours.
+    #[error("{} is not a mount of backy", path.display())]
+    NotMounted {
+        /// The place.
+        path: PathBuf,
+    },
+    /// The mount is in use.
+    #[error("{} is in use: {}", path.display(), list(users))]
+    InUse {
+        /// The mount point.
+        path: PathBuf,
+        /// By whom.
+        users: Vec<User>,
+    },
     /// The mount was told twice to end while files were open.
     #[error("files below {} were still open and were cut off", path.display())]
     CutOff {
@@ -111,4 +127,14 @@ impl Error {
     pub(crate) fn refused(path: &Path, reason: impl Into<String>) -> Self {
         Self::MountpointRefused { path: path.to_owned(), reason: reason.into() }
     }
+}
+
+/// Names the first few.
+fn list(users: &[User]) -> String {
+    const SHOWN_MAX: usize = 5;
+    let mut texts: Vec<String> = users.iter().take(SHOWN_MAX).map(ToString::to_string).collect();
+    if users.len() > SHOWN_MAX {
+        texts.push(format!("and {} others", users.len() - SHOWN_MAX));
+    }
+    texts.join(", ")
 }

@@ -284,12 +284,10 @@ fn file_type(kind: Kind) -> FileType {
 }
 
 fn attr(facts: &Facts, owner: Owner) -> FileAttr {
-    let perm = match (facts.kind, owner.shared) {
-        (Kind::Link, _) => 0o777,
-        (Kind::Directory, true) => 0o555,
-        (Kind::Directory, false) => 0o500,
-        (Kind::File, true) => 0o444,
-        (Kind::File, false) => 0o400,
+    let perm = match facts.kind {
+        Kind::Link => 0o777,
+        Kind::Directory => owner.dir_mode,
+        Kind::File => owner.file_mode,
     };
     FileAttr {
         ino: INodeNo(facts.inode),

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use backy_store::{Error, Generation, Job, Repository, Result, Timestamp};
 
+use crate::mount::options::Options;
 use crate::tree::JobTree;
 
 /// How long an answer is used before it is checked.
@@ -41,14 +42,21 @@ pub(crate) type JobsByName = BTreeMap<String, Arc<JobView>>;
 #[derive(Debug)]
 pub(crate) struct Jobs {
     scope: Scope,
+    options: Options,
     known: Mutex<Option<(Instant, Arc<JobsByName>)>>,
     reading: Mutex<()>,
     reported: Reported,
 }
 
 impl Jobs {
-    pub(crate) fn new(scope: Scope) -> Self {
-        Self { scope, known: Mutex::default(), reading: Mutex::default(), reported: Reported::default() }
+    pub(crate) fn new(scope: Scope, options: Options) -> Self {
+        Self {
+            scope,
+            options,
+            known: Mutex::default(),
+            reading: Mutex::default(),
+            reported: Reported::default(),
+        }
     }
 
     /// Returns the jobs as they were at most [`CHECK_EVERY`] ago.
@@ -92,7 +100,8 @@ impl Jobs {
             let same = |known: &&Arc<JobView>| known.job.repository().id() == job.repository().id();
             (name, known.filter(same).cloned().unwrap_or_else(|| Arc::new(JobView::new(job))))
         };
-        Ok(jobs.into_iter().map(view).collect())
+        let shown = |job: &Job| self.options.shows(job.name().as_str());
+        Ok(jobs.into_iter().filter(shown).map(view).collect())
     }
 
     /// Returns a job that is shown.

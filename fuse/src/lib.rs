@@ -38,5 +38,5 @@ mod view;
 mod window;
 
 pub use error::{Error, Result};
-pub use mount::options::{Access, Options};
-pub use mount::{Mounted, run};
+pub use mount::options::{Access, Manner, Options};
+pub use mount::{Mounted, detach, run, unmount};

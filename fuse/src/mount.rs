@@ -9,6 +9,7 @@ pub mod options;
 pub(crate) mod point;
 pub(crate) mod signals;
 pub(crate) mod table;
+pub mod users;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use std::thread::JoinHandle;
 use backy_store::Repository;
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use nix::unistd::{getegid, geteuid};
+use sd_notify::NotifyState;
 
 use self::options::{Access, Options};
 use self::signals::{Signals, Wanted};
@@ -34,8 +36,7 @@ const READ_AHEAD_KIB: u32 = 1024;
 /// ended; with `background` it returns when the mount is ready, and another process of this program serves it.
 ///
 /// Call it before other threads are started: they must not take the signals that end a mount.
-pub fn run(base: &Path, mountpoint: &Path, options: &[String], background: bool) -> Result<()> {
-    let options = Options::parse(options)?;
+pub fn run(base: &Path, mountpoint: &Path, options: &Options, background: bool) -> Result<()> {
     if background && !background::is_child() {
         return background::start();
     }
@@ -43,11 +44,56 @@ pub fn run(base: &Path, mountpoint: &Path, options: &[String], background: bool)
         background::leave_terminal();
     }
     let signals = Signals::block().map_err(|errno| Error::io("block", "signals", errno))?;
-    let mounted = Mounted::start(base, mountpoint, &options, signals::wake)?;
+    let mounted = Mounted::start(base, mountpoint, options, signals::wake)?;
     if background {
         background::announce()?;
     }
+    tell_systemd(&[
+        NotifyState::Ready,
+        NotifyState::Status(&format!("serving {} at {}", base.display(), mounted.mountpoint.display())),
+    ]);
     serve(mounted, &signals)
+}
+
+/// Takes the mount at a place away, unless it is in use: then the error says by whom.
+pub fn unmount(mountpoint: &Path) -> Result<()> {
+    let mount = find(mountpoint)?;
+    table::remove(&mount.point).map_err(|source| {
+        let users = users::users(&same_device(&mount.device));
+        if users.is_empty() {
+            Error::UnmountFailed { path: mount.point, source }
+        } else {
+            Error::InUse { path: mount.point, users }
+        }
+    })
+}
+
+/// Takes the mount at a place away from sight; who uses it goes on.
+pub fn detach(mountpoint: &Path) -> Result<()> {
+    let mount = find(mountpoint)?;
+    table::detach(&mount.point).map_err(|source| Error::UnmountFailed { path: mount.point, source })
+}
+
+/// Finds our mount at a place, which may be dead.
+fn find(mountpoint: &Path) -> Result<table::Mount> {
+    let point = point::resolve(mountpoint)?;
+    let mount = table::at(&point).map_err(|source| Error::io("read", "/proc/self/mountinfo", source))?;
+    mount
+        .filter(|mount| mount.kind == "fuse.backy")
+        .ok_or_else(|| Error::NotMounted { path: mountpoint.to_owned() })
+}
+
+/// Returns all places where a file system is mounted.
+fn same_device(device: &str) -> Vec<table::Mount> {
+    let mounts = table::mounts().unwrap_or_default();
+    mounts.into_iter().filter(|mount| mount.device == device).collect()
+}
+
+/// Without systemd nobody listens.
+fn tell_systemd(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "cannot tell systemd about the mount");
+    }
 }
 
 /// Waits for the end of a mount, whoever brings it about.
@@ -60,6 +106,8 @@ fn serve(mounted: Mounted, signals: &Signals) -> Result<()> {
             Wanted::End(signal) => {
                 asked = true;
                 tracing::info!(signal, mountpoint = %mounted.mountpoint.display(), "unmounting");
+                tell_systemd(&[NotifyState::Stopping]);
+                mounted.say_who_reads();
                 if let Err(error) = mounted.detach() {
                     tracing::error!(%error, "a second signal ends the mount by force");
                 }
@@ -98,9 +146,10 @@ impl Mounted {
         let mountpoint = point::prepare(mountpoint, &root, options)?;
         let scope = location.job.map_or_else(|| Scope::Store(location.repository), Scope::Job);
         let owner = Owner {
-            uid: geteuid().as_raw(),
-            gid: getegid().as_raw(),
-            shared: options.access == Access::Everyone,
+            uid: options.uid.unwrap_or_else(|| geteuid().as_raw()),
+            gid: options.gid.unwrap_or_else(|| getegid().as_raw()),
+            dir_mode: options.mode(0o555),
+            file_mode: options.mode(0o444),
         };
         let failed = |source| Error::MountFailed { path: mountpoint.clone(), source };
         let view = View::new(scope, options, owner).map_err(failed)?;
@@ -147,6 +196,18 @@ impl Mounted {
             }
         }
         Ok(())
+    }
+
+    /// Names those for whom the end has to wait.
+    fn say_who_reads(&self) {
+        let users = users::users(&same_device(&self.device));
+        for user in &users {
+            tracing::warn!(who = user.who, path = %user.path.display(), "waiting for a reader");
+        }
+        if let Some(first) = users.first() {
+            let others = users.len() - 1;
+            tell_systemd(&[NotifyState::Status(&format!("waiting: {first}, {others} others"))]);
+        }
     }
 
     /// Waits for the end.

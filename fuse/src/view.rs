@@ -29,13 +29,15 @@ const AHEAD_MAX: usize = 8;
 /// Result of a question of the kernel.
 pub(crate) type Result<T> = std::result::Result<T, Code>;
 
-/// To whom the files belong and who may read them.
+/// To whom the files belong and who may do what with them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Owner {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// Whether every user may read.
-    pub(crate) shared: bool,
+    /// Rights of directories.
+    pub(crate) dir_mode: u16,
+    /// Rights of files.
+    pub(crate) file_mode: u16,
 }
 
 /// The mounted tree.
@@ -75,7 +77,7 @@ impl View {
             ahead: Arc::new(ahead),
             damage: DamageLog::start()?,
             owner,
-            jobs: Jobs::new(scope),
+            jobs: Jobs::new(scope, options.clone()),
             inodes: Inodes::new(),
             mounted_at: system_time(Timestamp::now()),
         })

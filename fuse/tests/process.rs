@@ -22,7 +22,7 @@ fn main() {
     if let [mode @ ("foreground" | "background"), base, point] =
         arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice()
     {
-        let options = ["cache=8M".to_owned()];
+        let options = backy_fuse::Options::parse(&["cache=8M".to_owned()]).unwrap();
         backy_fuse::run(Path::new(base), Path::new(point), &options, *mode == "background").unwrap();
         return;
     }

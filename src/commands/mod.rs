@@ -14,6 +14,7 @@ pub(crate) mod restore;
 pub(crate) mod status;
 pub(crate) mod tags;
 pub(crate) mod undelete;
+pub(crate) mod unmount;
 pub(crate) mod verify;
 
 use std::path::{Component, Path, PathBuf};
@@ -65,6 +66,7 @@ fn dispatch(context: &Context, command: Command) -> Result {
         Command::Find(arguments) => find::run(context, &arguments),
         Command::Restore(arguments) => restore::run(context, &arguments),
         Command::Mount(arguments) => mount::run(context, &arguments),
+        Command::Unmount(arguments) => unmount::run(context, &arguments),
         Command::Verify(arguments) => verify::run(context, &arguments),
         Command::Distrust(arguments) => distrust::run(context, &arguments),
         Command::Tags(arguments) => tags::run(context, &arguments),

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use backy_fuse::{Manner, Options};
 use clap::Args;
 
 use super::Context;
@@ -20,13 +21,34 @@ pub(crate) struct Arguments {
     /// Return when the tree is ready, and go on in the background
     #[arg(long)]
     background: bool,
+    /// Take the options as `mount` passes them
+    #[arg(long, hide = true)]
+    helper: bool,
+    /// Ignore unknown options
+    #[arg(long, hide = true)]
+    sloppy: bool,
+}
+
+impl Arguments {
+    fn parse_options(&self) -> backy_fuse::Result<Options> {
+        let manner = match (self.sloppy, self.helper) {
+            (true, _) => Manner::Sloppy,
+            (false, true) => Manner::Helper,
+            (false, false) => Manner::Exact,
+        };
+        Options::parse_for(&self.options, manner)
+    }
 }
 
 /// Mounts, and returns when it is unmounted or, in the background, ready.
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     // The store is looked for here too, so that a wrong path gets the same words as everywhere.
     context.location()?;
-    backy_fuse::run(&context.dir()?, &arguments.mountpoint, &arguments.options, arguments.background)
-        .with_context(|| format!("cannot mount at {}", arguments.mountpoint.display()))?;
+    let mount = || {
+        let options = arguments.parse_options()?;
+        backy_fuse::run(&context.dir()?, &arguments.mountpoint, &options, arguments.background)
+            .map_err(anyhow::Error::from)
+    };
+    mount().with_context(|| format!("cannot mount at {}", arguments.mountpoint.display()))?;
     Ok(Outcome::Done)
 }

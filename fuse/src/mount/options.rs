@@ -1,5 +1,8 @@
 //! The options after `-o`, as `mount` and `/etc/fstab` write them. Pure.
 
+use glob::Pattern;
+use nix::unistd::{Group, User};
+
 use crate::error::{Error, Result};
 
 /// Who may look into a mount.
@@ -14,8 +17,20 @@ pub enum Access {
     Everyone,
 }
 
+/// How strictly options are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Manner {
+    /// Each must be known, and none may ask for what a mount never is: somebody has typed them.
+    #[default]
+    Exact,
+    /// As `mount` passes them, which says `rw` where nobody said `ro`.
+    Helper,
+    /// As `mount -s` passes them: unknown ones are for others.
+    Sloppy,
+}
+
 /// How to mount.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Memory for decoded data.
     pub cache_bytes: usize,
@@ -25,6 +40,14 @@ pub struct Options {
     pub threads: usize,
     /// Who may look into it.
     pub access: Access,
+    /// To whom everything belongs; `None` for who mounts.
+    pub uid: Option<u32>,
+    /// To which group everything belongs; `None` for that of who mounts.
+    pub gid: Option<u32>,
+    /// Rights that are taken away, as with the shell's `umask`; `None` for what `access` makes sensible.
+    pub umask: Option<u16>,
+    /// The jobs that are shown: those whose name fits any of these; all without any.
+    pub jobs: Vec<Pattern>,
     /// Whether the mount point may have entries, which are hidden while it is mounted.
     pub nonempty: bool,
 }
@@ -37,6 +60,10 @@ impl Default for Options {
             readahead_bytes: 16 << 20,
             threads: cores.clamp(2, 4),
             access: Access::Owner,
+            uid: None,
+            gid: None,
+            umask: None,
+            jobs: Vec::new(),
             nonempty: false,
         }
     }
@@ -49,17 +76,29 @@ const THREADS_MAX: usize = 64;
 #[derive(Clone, Copy, Debug)]
 enum Effect {
     Cache,
+    ReadAhead,
     Threads,
+    Uid,
+    Gid,
+    Umask,
+    Job,
     Access(Access),
     Nonempty,
     /// It says what is true anyway, or it is for others who read `/etc/fstab`.
     Nothing,
+    /// The same, with a value or without.
+    Remark,
     /// It asks for what a mount of revisions never is.
     Refused(&'static str),
 }
 
-const KNOWN: [(&str, Effect); 31] = [
+const KNOWN: [(&str, Effect); 36] = [
     ("cache", Effect::Cache),
+    ("readahead", Effect::ReadAhead),
+    ("uid", Effect::Uid),
+    ("gid", Effect::Gid),
+    ("umask", Effect::Umask),
+    ("job", Effect::Job),
     ("threads", Effect::Threads),
     ("allow_other", Effect::Access(Access::Everyone)),
     ("allow_root", Effect::Access(Access::OwnerAndRoot)),
@@ -77,13 +116,13 @@ const KNOWN: [(&str, Effect); 31] = [
     ("auto", Effect::Nothing),
     ("noauto", Effect::Nothing),
     ("nofail", Effect::Nothing),
-    ("user", Effect::Nothing),
+    ("user", Effect::Remark),
     ("users", Effect::Nothing),
     ("nouser", Effect::Nothing),
     ("owner", Effect::Nothing),
     ("group", Effect::Nothing),
     ("_netdev", Effect::Nothing),
-    ("comment", Effect::Nothing),
+    ("comment", Effect::Remark),
     ("rw", Effect::Refused("the mounted tree is read-only")),
     ("suid", Effect::Refused("the mounted tree has no set-user-id programs")),
     ("dev", Effect::Refused("the mounted tree has no devices")),
@@ -95,6 +134,11 @@ const KNOWN: [(&str, Effect); 31] = [
 impl Options {
     /// Parses the texts given with `-o`, each a comma-separated list. Later ones override earlier ones.
     pub fn parse(texts: &[String]) -> Result<Self> {
+        Self::parse_for(texts, Manner::Exact)
+    }
+
+    /// Parses options as they are given in some manner.
+    pub fn parse_for(texts: &[String], manner: Manner) -> Result<Self> {
         let mut options = Self::default();
         let mut access = None;
         for option in texts.iter().flat_map(|text| text.split(',')).filter(|option| !option.is_empty()) {
@@ -108,17 +152,25 @@ impl Options {
             }
             let invalid = |reason: String| Error::OptionInvalid { option: option.to_owned(), reason };
             let Some((_, effect)) = KNOWN.iter().find(|(known, _)| *known == name) else {
+                if manner == Manner::Sloppy {
+                    tracing::warn!(option, "an unknown mount option is ignored");
+                    continue;
+                }
                 return Err(Error::OptionUnknown { option: option.to_owned(), nearest: nearest(name) });
             };
-            let takes_value = matches!(effect, Effect::Cache | Effect::Threads) || name == "comment";
-            match (takes_value, value) {
-                (true, None) => return Err(invalid("it needs a value".to_owned())),
-                (false, Some(_)) => return Err(invalid("it takes no value".to_owned())),
+            match (effect.takes_value(), value) {
+                (Some(true), None) => return Err(invalid("it needs a value".to_owned())),
+                (Some(false), Some(_)) => return Err(invalid("it takes no value".to_owned())),
                 _ => {}
             }
             let value = value.unwrap_or_default();
             match *effect {
-                Effect::Cache => options.cache_bytes = parse_size(value).map_err(invalid)?,
+                Effect::Cache => options.cache_bytes = parse_cache(value).map_err(invalid)?,
+                Effect::ReadAhead => options.readahead_bytes = parse_size(value).map_err(invalid)?,
+                Effect::Uid => options.uid = Some(parse_user(value).map_err(invalid)?),
+                Effect::Gid => options.gid = Some(parse_group(value).map_err(invalid)?),
+                Effect::Umask => options.umask = Some(parse_umask(value).map_err(invalid)?),
+                Effect::Job => options.jobs.push(parse_pattern(value).map_err(invalid)?),
                 Effect::Threads => options.threads = parse_threads(value).map_err(invalid)?,
                 Effect::Access(wanted) => {
                     if access.replace(wanted).is_some_and(|before| before != wanted) {
@@ -126,40 +178,110 @@ impl Options {
                     }
                 }
                 Effect::Nonempty => options.nonempty = true,
-                Effect::Nothing => {}
+                Effect::Nothing | Effect::Remark => {}
+                Effect::Refused(_) if manner != Manner::Exact => {}
                 Effect::Refused(reason) => return Err(invalid(reason.to_owned())),
             }
         }
         Ok(Self { access: access.unwrap_or_default(), ..options })
     }
+
+    /// Whether a job of this name is shown.
+    pub(crate) fn shows(&self, job: &str) -> bool {
+        self.jobs.is_empty() || self.jobs.iter().any(|pattern| pattern.matches(job))
+    }
+
+    /// Returns the rights that a file has that could have those of `most`.
+    pub(crate) fn mode(&self, most: u16) -> u16 {
+        let mask = match (self.umask, self.access) {
+            (Some(mask), _) => mask,
+            (None, Access::Everyone) => 0,
+            (None, Access::Owner | Access::OwnerAndRoot) => 0o077,
+        };
+        most & !mask
+    }
 }
 
-fn parse_size(text: &str) -> std::result::Result<usize, String> {
+impl Effect {
+    /// Whether the option must have a value; `None` where it may.
+    fn takes_value(self) -> Option<bool> {
+        match self {
+            Self::Cache
+            | Self::ReadAhead
+            | Self::Threads
+            | Self::Uid
+            | Self::Gid
+            | Self::Umask
+            | Self::Job => Some(true),
+            Self::Access(_) | Self::Nonempty | Self::Nothing | Self::Refused(_) => Some(false),
+            Self::Remark => None,
+        }
+    }
+}
+
+fn parse_size(text: &str) -> std::result::Result<u64, String> {
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let shift = match &text[digits.len()..] {
-        "" => 0,
-        "K" | "k" => 10,
-        "M" | "m" => 20,
-        "G" | "g" => 30,
-        _ => return Err("a size is a number with K, M or G after it, for instance 256M".to_owned()),
+        "" => Some(0),
+        "K" | "k" => Some(10),
+        "M" | "m" => Some(20),
+        "G" | "g" => Some(30),
+        _ => None,
     };
-    let bytes = parse_number(digits)
-        .and_then(|number| number.checked_mul(1 << shift))
-        .ok_or("a size is a number with K, M or G after it, for instance 256M")?;
-    if bytes < CACHE_MIN {
-        return Err("the cache needs at least 1M".to_owned());
+    let bytes = parse_number(digits).zip(shift).and_then(|(number, shift)| number.checked_mul(1 << shift));
+    bytes
+        .filter(|&bytes| bytes <= i64::MAX as u64)
+        .ok_or_else(|| "a size is a number with K, M or G after it, for instance 256M".to_owned())
+}
+
+fn parse_cache(text: &str) -> std::result::Result<usize, String> {
+    match usize::try_from(parse_size(text)?) {
+        Ok(bytes) if bytes >= CACHE_MIN => Ok(bytes),
+        Ok(_) => Err("the cache needs at least 1M".to_owned()),
+        Err(_) => Err("that is more memory than there can be".to_owned()),
     }
-    Ok(bytes)
+}
+
+fn parse_user(text: &str) -> std::result::Result<u32, String> {
+    let named = || User::from_name(text).ok().flatten().map(|user| user.uid.as_raw());
+    parse_id(text).or_else(named).ok_or_else(|| "there is no such user".to_owned())
+}
+
+fn parse_group(text: &str) -> std::result::Result<u32, String> {
+    let named = || Group::from_name(text).ok().flatten().map(|group| group.gid.as_raw());
+    parse_id(text).or_else(named).ok_or_else(|| "there is no such group".to_owned())
+}
+
+fn parse_id(text: &str) -> Option<u32> {
+    // The largest number means "no such id" to the kernel.
+    parse_number(text).and_then(|id| u32::try_from(id).ok()).filter(|&id| id != u32::MAX)
+}
+
+fn parse_umask(text: &str) -> std::result::Result<u16, String> {
+    let octal = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| u16::from_str_radix(text, 8).ok());
+    octal
+        .flatten()
+        .filter(|&mask| mask <= 0o777)
+        .ok_or_else(|| "an umask is an octal number from 0 to 777".to_owned())
+}
+
+fn parse_pattern(text: &str) -> std::result::Result<Pattern, String> {
+    match Pattern::new(text) {
+        Ok(pattern) if !text.is_empty() => Ok(pattern),
+        Ok(_) => Err("it needs a pattern, for instance web*".to_owned()),
+        Err(error) => Err(format!("it is no pattern: {error}")),
+    }
 }
 
 fn parse_threads(text: &str) -> std::result::Result<usize, String> {
     parse_number(text)
+        .and_then(|threads| usize::try_from(threads).ok())
         .filter(|threads| (1..=THREADS_MAX).contains(threads))
         .ok_or_else(|| format!("the number of threads is 1 to {THREADS_MAX}"))
 }
 
 /// Digits only: `+5` is no number here.
-fn parse_number(text: &str) -> Option<usize> {
+fn parse_number(text: &str) -> Option<u64> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
@@ -204,9 +326,32 @@ mod tests {
     }
 
     #[test]
+    fn owners_rights_and_jobs_are_chosen() {
+        let options = parse(&["uid=root,gid=5,umask=027", "readahead=0,job=web*,job=db?"]).unwrap();
+        assert_eq!((options.uid, options.gid, options.umask), (Some(0), Some(5), Some(0o27)));
+        assert_eq!(options.readahead_bytes, 0);
+        for (job, shown) in [("web01", true), ("db1", true), ("db01", false), ("mail", false)] {
+            assert_eq!(options.shows(job), shown, "{job}");
+        }
+        assert!(Options::default().shows("mail"));
+    }
+
+    #[test]
+    fn rights_are_what_the_access_makes_sensible_or_what_was_said() {
+        let modes = |text: &str| {
+            let options = parse(&[text]).unwrap();
+            (options.mode(0o555), options.mode(0o444))
+        };
+        assert_eq!(modes(""), (0o500, 0o400));
+        assert_eq!(modes("allow_root"), (0o500, 0o400));
+        assert_eq!(modes("allow_other"), (0o555, 0o444));
+        assert_eq!(modes("allow_other,umask=027"), (0o550, 0o440));
+        assert_eq!(modes("umask=0"), (0o555, 0o444));
+    }
+
+    #[test]
     fn lines_of_fstab_are_accepted() {
-        let line =
-            "defaults,noauto,nofail,_netdev,ro,x-systemd.automount,x-systemd.idle-timeout=60,comment=a";
+        let line = "defaults,noauto,nofail,_netdev,ro,x-systemd.automount,x-systemd.idle-timeout=60,comment=a,user=joe";
         assert_eq!(parse(&[line]).unwrap(), Options::default());
     }
 
@@ -247,6 +392,23 @@ mod tests {
             "threads=two",
             "threads",
             "ro=1",
+            "readahead",
+            "readahead=-1",
+            "readahead=99999999999G",
+            "uid=",
+            "uid=-1",
+            "uid=4294967295",
+            "uid=4294967296",
+            "uid=no such user",
+            "gid=no such group",
+            "umask=",
+            "umask=9",
+            "umask=1000",
+            "umask=+7",
+            "job",
+            "job=",
+            "job=[",
+            "noauto=1",
             "rw",
             "suid",
             "allow_other,allow_root",
@@ -254,6 +416,9 @@ mod tests {
         ] {
             assert!(matches!(parse(&[wrong]), Err(Error::OptionInvalid { .. })), "{wrong}");
         }
+        let helped = |manner| Options::parse_for(&["rw,dev,suid,exec,new_one=1".to_owned()], manner);
+        assert!(matches!(helped(Manner::Helper), Err(Error::OptionUnknown { .. })));
+        assert_eq!(helped(Manner::Sloppy).unwrap(), Options::default());
         assert_eq!(
             parse(&["rw"]).unwrap_err().to_string(),
             "cannot use mount option \"rw\": the mounted tree is read-only"

@@ -21,6 +21,12 @@ pub(crate) fn check_system(options: &Options) -> Result<()> {
     if !Path::new(DEVICE).exists() {
         return unavailable(format!("{DEVICE} is missing; load it with `modprobe fuse`"));
     }
+    // Each event loop opens it, the helper for ordinary users or not.
+    if let Err(error) = std::fs::File::options().read(true).write(true).open(DEVICE) {
+        return unavailable(format!(
+            "{DEVICE} cannot be opened ({error}); usually everybody may, its mode is 0666"
+        ));
+    }
     if nix::unistd::geteuid().is_root() {
         return Ok(());
     }
@@ -69,7 +75,7 @@ pub(crate) fn prepare(path: &Path, store: &Path, options: &Options) -> Result<Pa
 }
 
 /// Makes a path absolute without looking at the mount point itself, which may be dead.
-fn resolve(path: &Path) -> Result<PathBuf> {
+pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
     let failed = |source: io::Error| match source.kind() {
         ErrorKind::NotFound => Error::refused(path, "there is no such directory; make it first"),
         ErrorKind::NotADirectory => Error::refused(path, "it is not a directory"),
@@ -123,7 +129,7 @@ mod tests {
         std::fs::create_dir_all(store.join("inside")).unwrap();
         std::fs::create_dir(&point).unwrap();
         let options = Options::default();
-        let nonempty = Options { nonempty: true, ..options };
+        let nonempty = Options { nonempty: true, ..options.clone() };
         assert_eq!(prepare(&point, &store, &options).unwrap(), point.canonicalize().unwrap());
 
         assert!(refusal(&dir.path().join("none"), &store, &options).contains("no such directory"));

@@ -17,6 +17,8 @@ pub(crate) const HELPER: &str = "fusermount3";
 /// One line of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mount {
+    /// Its number, which `/proc/PID/fdinfo` has too.
+    pub(crate) id: String,
     /// `major:minor`.
     pub(crate) device: String,
     /// Where.
@@ -41,18 +43,28 @@ pub(crate) fn device_of(path: &Path) -> io::Result<String> {
     Ok(format!("{}:{}", major(device), minor(device)))
 }
 
-/// Takes the topmost mount at `point` away; who uses it can go on. It is no error if none is there.
-pub(crate) fn detach(point: &Path) -> io::Result<()> {
-    match umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+/// Takes the topmost mount at `point` away unless it is in use. It is no error if none is there.
+pub(crate) fn remove(point: &Path) -> io::Result<()> {
+    match umount2(point, MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) | Err(Errno::EINVAL) => Ok(()),
-        Err(Errno::EPERM) => detach_by_helper(point),
+        Err(Errno::EPERM) => unmount_by_helper(point, &["-u"]),
         Err(errno) => Err(errno.into()),
     }
 }
 
-fn detach_by_helper(point: &Path) -> io::Result<()> {
+/// Takes the topmost mount at `point` away; who uses it can go on. It is no error if none is there.
+pub(crate) fn detach(point: &Path) -> io::Result<()> {
+    match umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) | Err(Errno::EINVAL) => Ok(()),
+        Err(Errno::EPERM) => unmount_by_helper(point, &["-u", "-z"]),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn unmount_by_helper(point: &Path, how: &[&str]) -> io::Result<()> {
     let output = Command::new(HELPER)
-        .args(["-u", "-z", "--"])
+        .args(how)
+        .arg("--")
         .arg(point)
         .stdin(Stdio::null())
         .output()
@@ -70,7 +82,7 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let dash = fields.iter().position(|field| *field == b"-")?;
     let text = |at: usize| fields.get(at).map(|field| String::from_utf8_lossy(field).into_owned());
     let point = PathBuf::from(OsString::from_vec(unescape(fields.get(4)?)));
-    Some(Mount { device: text(2)?, point, kind: text(dash + 1)? })
+    Some(Mount { id: text(0)?, device: text(2)?, point, kind: text(dash + 1)? })
 }
 
 /// Blanks, tabs, newlines and backslashes are written as a backslash and three octal digits.
@@ -92,16 +104,21 @@ mod tests {
 
     #[test]
     fn lines_of_the_table_are_read() {
-        let mount = |device: &str, point: &str, kind: &str| {
-            Some(Mount { device: device.to_owned(), point: point.into(), kind: kind.to_owned() })
+        let mount = |id: &str, device: &str, point: &str, kind: &str| {
+            Some(Mount {
+                id: id.to_owned(),
+                device: device.to_owned(),
+                point: point.into(),
+                kind: kind.to_owned(),
+            })
         };
         assert_eq!(
             parse(b"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 shared:7 - ext3 /dev/root rw"),
-            mount("98:0", "/mnt2", "ext3")
+            mount("36", "98:0", "/mnt2", "ext3")
         );
         assert_eq!(
             parse(br"40 35 0:57 / /mnt/a\040b\134c ro - fuse.backy backy ro,user_id=0"),
-            mount("0:57", r"/mnt/a b\c", "fuse.backy")
+            mount("40", "0:57", r"/mnt/a b\c", "fuse.backy")
         );
         for line in [&b""[..], b"1 2 3", b"1 2 3:4 / /x rw", b"1 2 3:4 / /x rw -", b"-"] {
             assert_eq!(parse(line), None);
