@@ -1,7 +1,7 @@
 //! The jobs and their directories as they are now, without reading them again for every question.
 //!
 //! What was read is used for [`CHECK_EVERY`]; then one `stat` per job tells whether anything changed, and only
-//! then the revisions are listed again, through the index. The kernel keeps what it was told for
+//! then the revisions are listed again: a `stat` each, and only manifests that have changed are read. The kernel keeps what it was told for
 //! [`crate::view::FRESH`]; both together stay below a second.
 //!
 //! A directory that changed less than two seconds before it was read could change again without its time
@@ -15,7 +15,7 @@ use std::io::ErrorKind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use backy_store::{Error, Generation, Job, Repository, Result, Timestamp};
+use backy_store::{Error, Generation, Job, KnownRevisions, Repository, Result, Timestamp};
 
 use crate::mount::options::Options;
 use crate::tree::JobTree;
@@ -116,6 +116,8 @@ pub(crate) struct JobView {
     job: Job,
     seen: Mutex<Option<Seen>>,
     reading: Mutex<()>,
+    /// Only for who has the right to read.
+    known: Mutex<KnownRevisions>,
     reported: Reported,
 }
 
@@ -130,7 +132,13 @@ struct Seen {
 
 impl JobView {
     fn new(job: Job) -> Self {
-        Self { job, seen: Mutex::default(), reading: Mutex::default(), reported: Reported::default() }
+        Self {
+            job,
+            seen: Mutex::default(),
+            reading: Mutex::default(),
+            known: Mutex::default(),
+            reported: Reported::default(),
+        }
     }
 
     /// Returns the job.
@@ -179,9 +187,9 @@ impl JobView {
         }
         // A mount lives for months: it is a place where the clock has to be read.
         let settled = generation.is_settled(Timestamp::now());
-        let listing = self.job.revisions()?;
-        let tree = JobTree::new(listing.revisions);
-        for finding in listing.damaged {
+        let (revisions, damaged) = self.job.revisions_again(&mut lock(&self.known))?;
+        let tree = JobTree::new(revisions);
+        for finding in damaged {
             self.reported.once(&finding, || tracing::error!(%finding, "a revision is hidden"));
         }
         for (revision, reason) in tree.left_out() {

@@ -60,12 +60,12 @@ pub(crate) struct JobTree {
 
 impl JobTree {
     /// Computes the directory of a job from its revisions, oldest first.
-    pub(crate) fn new(revisions: Vec<Revision>) -> Self {
+    pub(crate) fn new(revisions: Vec<Arc<Revision>>) -> Self {
         let mut tree = Self::default();
         let mut links: BTreeMap<String, (bool, RevisionId)> = BTreeMap::new();
         for revision in revisions {
             if let Some(reason) = reason_to_leave_out(&revision) {
-                tree.left_out.push((revision.id, reason));
+                tree.left_out.push((revision.id.clone(), reason));
                 continue;
             }
             let good = revision.trust != Trust::Distrusted;
@@ -78,7 +78,7 @@ impl JobTree {
                 }
             }
             let name = Arc::from(revision.id.as_str());
-            tree.add(name, Entry::Revision(Arc::new(revision)));
+            tree.add(name, Entry::Revision(revision));
         }
         tree.first_link = tree.names.len();
         for (name, (_, id)) in links {
@@ -160,7 +160,7 @@ fn reason_to_leave_out(revision: &Revision) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn revision(id: &str, tags: &[&str], trust: Trust) -> Revision {
+    fn revision(id: &str, tags: &[&str], trust: Trust) -> Arc<Revision> {
         let json = serde_json::json!({
             "uuid": id,
             "timestamp": "2024-03-01 12:00:00+00:00",
@@ -171,7 +171,7 @@ mod tests {
             "image_size": 5,
             "map_seal": "00",
         });
-        serde_json::from_value(json).unwrap()
+        Arc::new(serde_json::from_value(json).unwrap())
     }
 
     fn listing(tree: &JobTree) -> Vec<String> {
@@ -218,13 +218,13 @@ mod tests {
     #[test]
     fn what_cannot_be_read_here_is_left_out_and_named() {
         let mut unfinished = revision("a", &["daily"], Trust::Trusted);
-        unfinished.stats.duration_secs = None;
+        Arc::make_mut(&mut unfinished).stats.duration_secs = None;
         let mut remote = revision("b", &[], Trust::Trusted);
-        remote.server = "other".to_owned();
+        Arc::make_mut(&mut remote).server = "other".to_owned();
         let mut old = revision("c", &[], Trust::Trusted);
-        old.backend_type = BackendType::Chunked;
+        Arc::make_mut(&mut old).backend_type = BackendType::Chunked;
         let mut sizeless = revision("d", &[], Trust::Trusted);
-        sizeless.image_size = None;
+        Arc::make_mut(&mut sizeless).image_size = None;
         let tree = JobTree::new(vec![unfinished, remote, old, sizeless]);
         assert!(listing(&tree).is_empty());
         let ids: Vec<&str> = tree.left_out().iter().map(|(id, _)| id.as_str()).collect();
@@ -245,7 +245,7 @@ mod tests {
     #[test]
     fn info_names_job_and_links_over_foreign_keys() {
         let mut odd = revision("a", &["daily"], Trust::Trusted);
-        odd.extra.insert("job".to_owned(), Value::from("forged"));
+        Arc::make_mut(&mut odd).extra.insert("job".to_owned(), Value::from("forged"));
         let tree = JobTree::new(vec![odd.clone()]);
         let text = tree.info_json(&JobName::parse("web01").unwrap(), "s1", &odd);
         let info: Value = serde_json::from_slice(&text).unwrap();

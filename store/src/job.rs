@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::chunk::cache::FrameCache;
 use crate::disk;
 use crate::error::{Context, Error, Result};
-use crate::index::RevisionIndex;
+use crate::index::{self, KnownRevisions};
 use crate::lock::{self, BackupGuard, ManifestGuard};
 use crate::monitor::Finding;
 use crate::name::{JobName, Tag};
@@ -145,9 +145,16 @@ impl Job {
 
     /// All revisions, through the index: a `stat` each, no chunk and no map is touched.
     pub fn revisions(&self) -> Result<Listing> {
-        let mut listing = RevisionIndex::open(&self.repository).list(self)?;
-        listing.revisions.sort_by(|one, other| (one.timestamp, &one.id).cmp(&(other.timestamp, &other.id)));
-        Ok(listing)
+        let (revisions, damaged) = self.revisions_again(&mut KnownRevisions::default())?;
+        Ok(Listing { revisions: revisions.into_iter().map(Arc::unwrap_or_clone).collect(), damaged })
+    }
+
+    /// As [`Job::revisions`], for who lists often: only manifests that have changed since `known` are read, the others
+    /// are the same `Arc`s as before.
+    pub fn revisions_again(&self, known: &mut KnownRevisions) -> Result<(Vec<Arc<Revision>>, Vec<Finding>)> {
+        let (mut revisions, damaged) = index::list(self, known)?;
+        revisions.sort_by(|one, other| (one.timestamp, &one.id).cmp(&(other.timestamp, &other.id)));
+        Ok((revisions, damaged))
     }
 
     /// One revision, `RevisionUnknown` if it is not there. Reads the manifest itself.

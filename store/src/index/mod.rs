@@ -10,19 +10,28 @@ mod schema;
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rusqlite::{Connection, OpenFlags, params};
 
 use crate::disk;
 use crate::error::{Error, Result};
-use crate::job::{Job, JobFile, Listing, job_files};
+use crate::job::{Job, JobFile, job_files};
 use crate::monitor::Finding;
 use crate::repository::Repository;
 use crate::revision::{Revision, RevisionId, manifest};
 
+/// The manifests of one job as they were when they were last listed: who lists again reads only what has changed.
+#[derive(Debug, Default)]
+pub struct KnownRevisions {
+    /// Whether the index was asked.
+    asked: bool,
+    known: HashMap<RevisionId, (Stamp, Arc<Revision>)>,
+}
+
 /// The index of one store, opened as well as it can be.
 #[derive(Debug)]
-pub struct RevisionIndex {
+struct RevisionIndex {
     connection: Option<Connection>,
 }
 
@@ -54,7 +63,7 @@ fn database_path(repository: &Repository) -> PathBuf {
 
 impl RevisionIndex {
     /// Opens the index of a store, making it when it is missing and moving it aside when it is damaged.
-    pub fn open(repository: &Repository) -> Self {
+    fn open(repository: &Repository) -> Self {
         let path = database_path(repository);
         let connection = match schema::open(&path) {
             Err(error) if schema::is_damage(&error) => {
@@ -70,45 +79,7 @@ impl RevisionIndex {
         Self { connection }
     }
 
-    /// Lists the revisions of a job, in no order, and brings the index up to date.
-    pub(crate) fn list(&mut self, job: &Job) -> Result<Listing> {
-        let mut rows = match self.rows(job) {
-            Ok(rows) => rows,
-            Err(error) => {
-                if schema::is_damage(&error) {
-                    tracing::warn!(%error, "the revision index is damaged and is made anew");
-                    self.connection = None;
-                    drop(move_aside(&database_path(job.repository())));
-                }
-                HashMap::new()
-            }
-        };
-        let mut listing = Listing::default();
-        let mut fresh = Vec::new();
-        for (file, path) in job_files(job.dir())? {
-            let JobFile::Manifest(id) = file else { continue };
-            // Taken before the manifest is read: if it changes in between, the row is stale at once.
-            let Some(stamp) = Stamp::of(&path) else { continue };
-            match rows.remove(&id) {
-                Some((known, revision)) if known == stamp => listing.revisions.push(revision),
-                _ => match manifest::read(&path, &id) {
-                    Ok(revision) => {
-                        fresh.push((id, stamp, revision.clone()));
-                        listing.revisions.push(revision);
-                    }
-                    Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => {}
-                    Err(error) => listing.damaged.push(finding(job, id, &error)),
-                },
-            }
-        }
-        let gone: Vec<RevisionId> = rows.into_keys().collect();
-        if let Err(error) = self.update(job, &fresh, &gone) {
-            tracing::debug!(%error, "the revision index was not updated");
-        }
-        Ok(listing)
-    }
-
-    fn rows(&self, job: &Job) -> rusqlite::Result<HashMap<RevisionId, (Stamp, Revision)>> {
+    fn rows(&self, job: &Job) -> rusqlite::Result<HashMap<RevisionId, (Stamp, Arc<Revision>)>> {
         let Some(connection) = &self.connection else { return Ok(HashMap::new()) };
         let mut query = connection.prepare(
             "SELECT revision, inode, length, mtime_nanos, ctime_nanos, body FROM manifest WHERE job = ?1",
@@ -128,7 +99,7 @@ impl RevisionIndex {
             // A row that cannot be understood is as good as none.
             if let (Ok(id), Ok(revision)) = (RevisionId::parse(&id), serde_json::from_str::<Revision>(&body))
             {
-                found.insert(id, (stamp, revision));
+                found.insert(id, (stamp, Arc::new(revision)));
             }
         }
         Ok(found)
@@ -137,13 +108,10 @@ impl RevisionIndex {
     fn update(
         &mut self,
         job: &Job,
-        fresh: &[(RevisionId, Stamp, Revision)],
+        fresh: &[(RevisionId, Stamp, Arc<Revision>)],
         gone: &[RevisionId],
     ) -> rusqlite::Result<()> {
         let Some(connection) = &mut self.connection else { return Ok(()) };
-        if fresh.is_empty() && gone.is_empty() {
-            return Ok(());
-        }
         let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         {
             let mut delete = transaction.prepare("DELETE FROM manifest WHERE job = ?1 AND revision = ?2")?;
@@ -155,7 +123,7 @@ impl RevisionIndex {
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             )?;
             for (id, stamp, revision) in fresh {
-                let body = serde_json::to_string(revision).unwrap_or_default();
+                let body = serde_json::to_string(&**revision).unwrap_or_default();
                 insert.execute(params![
                     job_key(job),
                     id.as_str(),
@@ -169,6 +137,60 @@ impl RevisionIndex {
         }
         transaction.commit()
     }
+}
+
+/// Lists the revisions of a job, in no order, and the manifests that cannot be read. Brings `known` and the index up to
+/// date.
+pub(crate) fn list(job: &Job, known: &mut KnownRevisions) -> Result<(Vec<Arc<Revision>>, Vec<Finding>)> {
+    let mut index = None;
+    if !std::mem::replace(&mut known.asked, true) {
+        known.known = ask(job, index.insert(RevisionIndex::open(job.repository())));
+    }
+    let files = job_files(job.dir())?;
+    let (mut revisions, mut damaged, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
+    let mut before = std::mem::take(&mut known.known);
+    for (file, path) in files {
+        let JobFile::Manifest(id) = file else { continue };
+        // Taken before the manifest is read: if it changes in between, what is known is stale at once.
+        let Some(stamp) = Stamp::of(&path) else { continue };
+        let revision = match before.remove(&id) {
+            Some((known, revision)) if known == stamp => revision,
+            _ => match manifest::read(&path, &id) {
+                Ok(revision) => {
+                    let revision = Arc::new(revision);
+                    fresh.push((id.clone(), stamp, Arc::clone(&revision)));
+                    revision
+                }
+                Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => continue,
+                Err(error) => {
+                    damaged.push(finding(job, id, &error));
+                    continue;
+                }
+            },
+        };
+        revisions.push(Arc::clone(&revision));
+        known.known.insert(id, (stamp, revision));
+    }
+    if !fresh.is_empty() || !before.is_empty() {
+        let gone: Vec<RevisionId> = before.into_keys().collect();
+        let mut index = index.unwrap_or_else(|| RevisionIndex::open(job.repository()));
+        if let Err(error) = index.update(job, &fresh, &gone) {
+            tracing::debug!(%error, "the revision index was not updated");
+        }
+    }
+    Ok((revisions, damaged))
+}
+
+/// Returns what the index knows of a job; a damaged one is moved aside.
+fn ask(job: &Job, index: &mut RevisionIndex) -> HashMap<RevisionId, (Stamp, Arc<Revision>)> {
+    index.rows(job).unwrap_or_else(|error| {
+        if schema::is_damage(&error) {
+            tracing::warn!(%error, "the revision index is damaged and is made anew");
+            index.connection = None;
+            drop(move_aside(&database_path(job.repository())));
+        }
+        HashMap::new()
+    })
 }
 
 fn job_key(job: &Job) -> &str {
@@ -212,15 +234,14 @@ pub fn rebuild(repository: &Repository) -> Result<(u64, u64, Vec<Finding>)> {
     for suffix in ["", "-wal", "-shm"] {
         disk::remove(&path.with_file_name(format!("index.sqlite{suffix}")))?;
     }
-    let connection = schema::open(&path).map_err(|source| Error::Index { path: path.clone(), source })?;
-    let mut index = RevisionIndex { connection: Some(connection) };
+    drop(schema::open(&path).map_err(|source| Error::Index { path: path.clone(), source })?);
     let (mut jobs, mut revisions, mut damaged) = (0, 0, Vec::new());
     for job in repository.jobs()? {
         if job.repository().id() == repository.id() {
-            let listing = index.list(&job)?;
+            let (listed, unusable) = list(&job, &mut KnownRevisions::default())?;
             jobs += 1;
-            revisions += listing.revisions.len() as u64;
-            damaged.extend(listing.damaged);
+            revisions += listed.len() as u64;
+            damaged.extend(unusable);
         }
     }
     Ok((jobs, revisions, damaged))
@@ -251,6 +272,30 @@ mod tests {
         disk::remove(&path).unwrap();
         assert_eq!(rebuild(job.repository()).unwrap().1, 5);
         assert_eq!(listed(), expected);
+    }
+
+    #[test]
+    fn who_lists_again_gets_what_has_changed_and_the_same_of_the_rest() {
+        let (_dir, job) = new_job("web01");
+        let made: Vec<_> = (0..4).map(|number| commit_empty_revision(&job, number)).collect();
+        let mut known = KnownRevisions::default();
+        let before = job.revisions_again(&mut known).unwrap().0;
+        assert!(before.iter().map(|revision| &**revision).eq(&made));
+        let guard = job.lock_manifests().unwrap();
+        job.set_tags(&guard, &made[1].id, crate::Tag::parse_list("manual:x").unwrap()).unwrap();
+        job.forget(&guard, &made[2].id, made[2].timestamp).unwrap();
+        drop(guard);
+        let added = commit_empty_revision(&job, 9);
+        let after = job.revisions_again(&mut known).unwrap().0;
+        let ids: Vec<_> = after.iter().map(|revision| &revision.id).collect();
+        assert_eq!(ids, [&made[0].id, &made[1].id, &made[3].id, &added.id]);
+        assert_eq!(after[1].tags.len(), 1);
+        assert!(Arc::ptr_eq(&after[0], &before[0]) && Arc::ptr_eq(&after[2], &before[3]), "not read again");
+        // Without the index it is the same, and the index knows what was found meanwhile.
+        assert!(job.revisions().unwrap().revisions.iter().eq(after.iter().map(|revision| &**revision)));
+        std::fs::write(job.dir().join(format!("{}.rev", added.id)), b"{}").unwrap();
+        let (after, damaged) = job.revisions_again(&mut known).unwrap();
+        assert_eq!((after.len(), damaged.len()), (3, 1));
     }
 
     #[test]
