@@ -31,6 +31,8 @@ mod handles;
 mod inode;
 mod jobs;
 pub mod mount;
+mod partition;
+mod parts;
 mod tree;
 mod view;
 mod window;
@@ -38,3 +40,5 @@ mod window;
 pub use error::{Error, Result};
 pub use mount::options::{Access, Options};
 pub use mount::{Mounted, run};
+#[cfg(any(test, feature = "testing"))]
+pub use partition::fuzzing;
