@@ -34,9 +34,12 @@ pub(super) fn layout_of(data: &[u8], size_bytes: u64) -> Layout {
     let copy = size_bytes - data.len() as u64;
     let fill = |offset: u64, out: &mut [u8]| {
         assert!(offset + out.len() as u64 <= size_bytes, "a read beyond the end of the disk");
-        for (at, byte) in (offset..).zip(out) {
-            let place = if at >= copy { at - copy } else { at };
-            *byte = usize::try_from(place).ok().and_then(|place| data.get(place)).copied().unwrap_or(0);
+        for begin in [0, copy] {
+            let (from, to) = (offset.max(begin), (offset + out.len() as u64).min(begin + data.len() as u64));
+            if from < to {
+                let source = &data[(from - begin) as usize..(to - begin) as usize];
+                out[(from - offset) as usize..(to - offset) as usize].copy_from_slice(source);
+            }
         }
         true
     };
