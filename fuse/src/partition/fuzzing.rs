@@ -58,7 +58,7 @@ pub(super) fn check(data: &[u8], size_bytes: u64) {
         assert!(pieces.iter().all(is_inside), "{part:?}");
         assert!((1..=size_bytes).contains(&part.window.size_bytes()), "{part:?}");
         let name = &*part.file_name;
-        assert!(name.len() <= 255 && !name.contains(['/', '\0']) && !name.starts_with(".."), "{name:?}");
+        assert!(name.len() <= 255 && !name.contains(['/', '\0']), "{name:?}");
         assert_eq!(layout.part(name), Some(part), "two parts of one name");
     }
     assert!(serde_json::from_slice::<serde_json::Value>(&layout.to_json()).is_ok());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::probe::Probe;
+use super::table::Partition;
 use super::{content, lvm, table};
 use crate::window::{Segment, Window};
 
@@ -44,20 +45,18 @@ pub(crate) struct Layout {
 pub(crate) fn read(probe: Probe<'_>) -> Layout {
     let table = table::read(&probe);
     let mut parts = Vec::new();
-    // Without a table the whole disk may be a physical volume.
-    let whole = Segment { disk_offset: 0, length: probe.size_bytes() };
-    let mut pieces = if table.is_none() { vec![whole] } else { Vec::new() };
-    for partition in table.iter().flat_map(|table| &table.partitions) {
-        pieces.push(partition.place);
-        let mut part = part(&probe, partition.number.to_string(), [partition.place]);
-        if let Some(part) = &mut part {
-            part.kind = Some(partition.kind.clone());
-            part.label.clone_from(&partition.label);
-            part.uuid.clone_from(&partition.uuid);
+    let mut pieces = Vec::new();
+    match &table {
+        // Without a table the whole disk may be a physical volume.
+        None => pieces.push(Segment { disk_offset: 0, length: probe.size_bytes() }),
+        Some(table) => {
+            for partition in &table.partitions {
+                if add(&probe, &mut parts, part_of_partition(&probe, partition)) {
+                    pieces.push(partition.place);
+                }
+            }
         }
-        add(&probe, &mut parts, part);
     }
-    pieces.truncate(PARTS_MAX);
     let mut segments = 0;
     for volume in lvm::read(&probe, &pieces) {
         segments += volume.segments.len();
@@ -65,18 +64,25 @@ pub(crate) fn read(probe: Probe<'_>) -> Layout {
             probe.note("the logical volumes have too many pieces; the rest of them is left out");
             break;
         }
-        let mut part = part(&probe, volume.name, volume.segments);
-        if let Some(part) = &mut part {
-            part.uuid = volume.uuid;
-        }
-        add(&probe, &mut parts, part);
+        add(&probe, &mut parts, part_of_volume(&probe, volume));
     }
     let table = table.map(|table| (table.format, table.sector_bytes));
     let is_unreadable = probe.is_unreadable();
     Layout { table, parts, findings: probe.into_findings(), is_unreadable }
 }
 
-fn part(probe: &Probe<'_>, name: String, pieces: impl IntoIterator<Item = Segment>) -> Option<Part> {
+fn part_of_partition(probe: &Probe<'_>, partition: &Partition) -> Option<Part> {
+    let part = part(probe, &partition.number.to_string(), [partition.place])?;
+    let (kind, label, uuid) = (partition.kind.clone(), partition.label.clone(), partition.uuid.clone());
+    Some(Part { kind: Some(kind), label, uuid, ..part })
+}
+
+fn part_of_volume(probe: &Probe<'_>, volume: lvm::Volume) -> Option<Part> {
+    let part = part(probe, &volume.name, volume.segments)?;
+    Some(Part { uuid: volume.uuid, ..part })
+}
+
+fn part(probe: &Probe<'_>, name: &str, pieces: impl IntoIterator<Item = Segment>) -> Option<Part> {
     let window = Window::new(pieces)?;
     let first = window.pieces(0, u64::MAX).next()?;
     Some(Part {
@@ -89,15 +95,19 @@ fn part(probe: &Probe<'_>, name: String, pieces: impl IntoIterator<Item = Segmen
     })
 }
 
-fn add(probe: &Probe<'_>, parts: &mut Vec<Part>, part: Option<Part>) {
-    let Some(part) = part else { return };
+/// Adds a part, unless there is something against it; returns whether it was added.
+fn add(probe: &Probe<'_>, parts: &mut Vec<Part>, part: Option<Part>) -> bool {
+    let Some(part) = part else { return false };
     if parts.len() >= PARTS_MAX {
         probe.note(format!("only the first {PARTS_MAX} partitions and volumes are shown"));
-    } else if parts.iter().any(|other| other.file_name == part.file_name) {
-        probe.note(format!("there are two of the name {:?}; the first is shown", part.file_name));
-    } else {
-        parts.push(part);
+        return false;
     }
+    if parts.iter().any(|other| other.file_name == part.file_name) {
+        probe.note(format!("there are two of the name {:?}; the first is shown", part.file_name));
+        return false;
+    }
+    parts.push(part);
+    true
 }
 
 impl Layout {

@@ -13,6 +13,9 @@ const BYTES_MAX: u64 = 64 << 20;
 /// Most bytes of one read: the longest text of LVM.
 pub(crate) const READ_MAX_BYTES: u64 = 4 << 20;
 
+/// Most characters of a finding: names come from the disk.
+const FINDING_MAX_CHARS: usize = 400;
+
 /// Most findings that are kept.
 const FINDINGS_MAX: usize = 64;
 
@@ -90,7 +93,7 @@ impl<'a> Probe<'a> {
             findings.push("there are more findings; they were not kept".to_owned());
         }
         if findings.len() < FINDINGS_MAX {
-            let finding = finding.into();
+            let finding: String = finding.into().chars().take(FINDING_MAX_CHARS).collect();
             // Two ways to the same bytes need not complain twice.
             if !findings.contains(&finding) {
                 findings.push(finding);
@@ -177,6 +180,9 @@ mod tests {
         let probe = Probe::new(0, &|_, _| true);
         (0..1000).for_each(|number| probe.note(number.to_string()));
         assert_eq!(probe.into_findings().len(), FINDINGS_MAX + 1);
+        let probe = Probe::new(0, &|_, _| true);
+        probe.note("\u{e4}".repeat(1 << 20));
+        assert_eq!(probe.into_findings()[0].chars().count(), FINDING_MAX_CHARS);
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl Image {
         let array = entries_lba * sector;
         for &(place, first, last) in entries {
             let entry = array + 128 * place;
-            self.put(entry, LINUX).put(entry + 16, &[place as u8 + 1; 16]).put(entry + 56, b"r\0o\0");
+            self.put(entry, LINUX).put(entry + 16, &[(place % 255) as u8 + 1; 16]).put(entry + 56, b"r\0o\0");
             self.put(entry + 32, &first.to_le_bytes()).put(entry + 40, &last.to_le_bytes());
         }
         let last_lba = self.0.len() / sector - 1;
@@ -53,8 +53,9 @@ impl Image {
         header.extend([lba, other, 34, last_lba - 33].iter().flat_map(|lba| (*lba as u64).to_le_bytes()));
         header.extend([7; 16]);
         header.extend((entries_lba as u64).to_le_bytes());
-        header.extend([128u32, 128].iter().flat_map(|number| number.to_le_bytes()));
-        header.extend(crc32fast::hash(&self.0[array..array + 128 * 128]).to_le_bytes());
+        let number = entries.iter().map(|entry| entry.0 + 1).max().unwrap_or(0).max(128);
+        header.extend([number as u32, 128].iter().flat_map(|number| number.to_le_bytes()));
+        header.extend(crc32fast::hash(&self.0[array..array + 128 * number]).to_le_bytes());
         let crc = crc32fast::hash(&header);
         self.put(lba * sector, &header).put(lba * sector + 16, &crc.to_le_bytes())
     }
@@ -416,12 +417,13 @@ fn the_description_is_json_with_units() {
 }
 
 #[test]
-fn a_layout_of_a_thousand_partitions_has_a_bound() {
+fn no_more_than_a_thousand_partitions_are_shown() {
     let mut image = Image::new(4 * MIB);
-    let entries: Vec<_> = (0..128).map(|place| (place, 64 + place as u64, 64 + place as u64)).collect();
-    let layout = image.full_gpt(512, &entries).layout();
-    assert_eq!((layout.parts.len(), layout.weight()), (128, 1 + 5 * 128));
-    assert!(layout.part("128.img").is_some() && layout.part("129.img").is_none());
+    let entries: Vec<_> = (0..2000).map(|place| (place, 2000 + place as u64, 2000 + place as u64)).collect();
+    let layout = image.mbr(0, &[(0, 0xee, 1, 8191)]).gpt(512, 1, 2, &entries).layout();
+    assert_eq!((layout.parts.len(), layout.weight()), (1024, 1 + 5 * 1024));
+    assert!(layout.part("1024.img").is_some() && layout.part("1025.img").is_none());
+    has_finding(&layout, "only the first 1024");
 }
 
 /// A disk that has something everywhere, to be spoiled.

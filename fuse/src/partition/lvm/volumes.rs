@@ -19,12 +19,16 @@ pub(crate) struct Volume {
     pub(crate) uuid: Option<String>,
 }
 
+/// Longest name of a volume's file without its end.
+const NAME_MAX_BYTES: usize = 250;
+
 /// Why a volume is left out.
 type Reason = &'static str;
 
 /// Finds the volumes that the newest text of each group describes.
 pub(in super::super) fn of_texts(probe: &Probe<'_>, texts: &[Text], physical: &Physical) -> Vec<Volume> {
-    let mut groups: BTreeMap<(&str, &str), (u64, Section<'_>)> = BTreeMap::new();
+    // A text takes much more memory when it is read, so only one is at a time.
+    let mut groups: BTreeMap<(&str, &str), (u64, &Text)> = BTreeMap::new();
     for text in texts {
         let Some(root) = parse(&text.text) else {
             probe.note("the description of a volume group cannot be read");
@@ -32,16 +36,19 @@ pub(in super::super) fn of_texts(probe: &Probe<'_>, texts: &[Text], physical: &P
         };
         let Some((name, group)) = root.sections().next() else { continue };
         let (id, seqno) = (group.text("id").unwrap_or(""), group.number("seqno").unwrap_or(0));
-        let newest = groups.entry((name, id)).or_default();
-        // The first of two that are equally new, like LVM.
+        let newest = groups.entry((name, id)).or_insert((seqno, text));
         if newest.0 < seqno {
-            *newest = (seqno, group.clone());
+            *newest = (seqno, text);
         }
     }
-    groups.iter().flat_map(|((name, _), (_, group))| of_group(probe, name, group, physical)).collect()
+    let of_text = |(_, text): &(u64, &Text)| {
+        let root = parse(&text.text).unwrap_or_default();
+        root.sections().next().map(|(name, group)| of_group(probe, name, group, physical)).unwrap_or_default()
+    };
+    groups.values().flat_map(of_text).collect()
 }
 
-fn of_group(probe: &Probe<'_>, name: &str, group: &Section<'_>, physical: &Physical) -> Vec<Volume> {
+fn of_group(probe: &Probe<'_>, group_name: &str, group: &Section<'_>, physical: &Physical) -> Vec<Volume> {
     let Some(volumes) = group.section("logical_volumes") else { return Vec::new() };
     let stores: HashSet<&str> = volumes
         .sections()
@@ -54,9 +61,13 @@ fn of_group(probe: &Probe<'_>, name: &str, group: &Section<'_>, physical: &Physi
         if !volume.list("status").contains(&Value::Text("VISIBLE")) {
             continue;
         }
-        let name = format!("{name}-{volume_name}");
+        let name = format!("{group_name}-{volume_name}");
         let place = match &extents {
-            _ if !is_file_name(&name) => Err("its name cannot be that of a file"),
+            _ if [group_name, volume_name].iter().any(|part| !is_plain(part))
+                || name.len() > NAME_MAX_BYTES =>
+            {
+                Err("its name cannot be that of a file")
+            }
             // It has the blocks that differ from its origin, and nothing else.
             _ if stores.contains(volume_name) => Err("it is a snapshot"),
             Some(extents) => extents.of_volume(probe, volume),
@@ -72,10 +83,10 @@ fn of_group(probe: &Probe<'_>, name: &str, group: &Section<'_>, physical: &Physi
     found
 }
 
-/// Whether a name has only what LVM allows in names, and leaves room for the end of a file's name.
-fn is_file_name(name: &str) -> bool {
+/// Whether the name of a group or a volume is one that LVM allows.
+fn is_plain(name: &str) -> bool {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"+_.-".contains(&byte);
-    name.len() <= 250 && name.bytes().all(is_allowed)
+    name.bytes().all(is_allowed) && name.bytes().any(|byte| byte != b'.')
 }
 
 /// Where the extents of a group's physical volumes lie.
@@ -226,7 +237,7 @@ mod tests {
             assert!(findings.len() == 1 && findings[0].contains(reason), "{segments} {findings:?}");
         }
         let plain = segment(0, 1, "striped", "\"pv0\", 0");
-        for name in ["a/b", "..\u{1}", "\u{e4}", &"x".repeat(300)] {
+        for name in ["a/b", "..", "..\u{1}", "\u{e4}", &"x".repeat(300)] {
             let (volumes, findings) = found(&[group(1, &volume(name, &plain))]);
             assert!(volumes.is_empty() && findings[0].contains("cannot be that of a file"), "{name}");
         }
