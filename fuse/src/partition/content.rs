@@ -64,5 +64,13 @@ mod tests {
         assert_eq!(found(100_000, 100_000), Some("btrfs"));
         assert_eq!(found(100_000, 65_607), None);
         assert_eq!(found(0, 0), None);
+        // Swap has its mark at the end of its first page.
+        disk[150_000 - 10..150_000].copy_from_slice(b"SWAPSPACE2");
+        let read = |offset: u64, out: &mut [u8]| {
+            out.copy_from_slice(&disk[offset as usize..offset as usize + out.len()]);
+            true
+        };
+        let probe = Probe::new(disk.len() as u64, &read);
+        assert_eq!(of(&probe, Segment { disk_offset: 150_000 - 4096, length: 9000 }), Some("swap"));
     }
 }

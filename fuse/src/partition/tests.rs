@@ -214,6 +214,24 @@ fn hostile_headers_of_a_gpt_are_refused() {
 }
 
 #[test]
+fn an_array_of_entries_has_a_bound() {
+    let mut image = Image::new(4 * MIB);
+    // Twice as many as are read, with the right checksum.
+    image.mbr(0, &[(0, 0xee, 1, 8191)]).gpt(512, 1, 2, &[(0, 64, 71), (16_383, 64, 71)]);
+    assert!(image.layout().parts.is_empty());
+}
+
+#[test]
+fn a_header_counts_only_at_its_own_place() {
+    let mut image = Image::new(MIB);
+    image.full_gpt(512, &[(0, 64, 71)]);
+    // Another disk was copied over this one without its last sector.
+    let moved = image.0[MIB - 512..].to_vec();
+    image.put(MIB - 512, &[0; 512]).put(512, &moved);
+    assert!(image.layout().parts.is_empty());
+}
+
+#[test]
 fn the_gpt_rules_in_a_hybrid_table() {
     let mut image = Image::new(MIB);
     image.full_gpt(512, &[(0, 64, 71), (4, 100, 109)]);
@@ -359,6 +377,11 @@ fn damaged_or_hostile_labels_and_rings_cost_only_their_volumes() {
     }
     at_ring(24, 512, "is damaged");
     at_ring(32, 0, "is damaged");
+    // A ring that LVM was told not to use.
+    let mut image = Image::new(MIB);
+    image.physical_volume(0, ID, &group(ROOT)).put(4096 + 60, &[1]);
+    let crc = checksum(&image.0[4100..4608]);
+    assert_eq!(image.put(4096, &crc.to_le_bytes()).layout(), Layout::default());
     let mut image = Image::new(MIB);
     image.physical_volume(0, ID, &group(ROOT)).0[600] ^= 1;
     has_finding(&image.layout(), "the label of the physical volume at 0 is damaged");
