@@ -51,8 +51,14 @@ impl FileSystem {
                 let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
                 Ok((self.view.handles.insert(Open::Text(Arc::new(text))), flags))
             }
+            Node::Part(job, id, name) => {
+                let open = self.view.open_part(job, id, name)?;
+                let is_disk = matches!(open, Open::Disk(_));
+                let flags = if is_disk { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::FOPEN_DIRECT_IO };
+                Ok((self.view.handles.insert(open), flags | FopenFlags::FOPEN_NOFLUSH))
+            }
             Node::Link(..) => Err(Code::INVALID),
-            Node::Root | Node::Job(_) | Node::Revision(..) => Err(Code::A_DIRECTORY),
+            Node::Root | Node::Job(_) | Node::Revision(..) | Node::Parts(..) => Err(Code::A_DIRECTORY),
         }
     }
 

@@ -46,7 +46,7 @@ pub(crate) struct Handles {
     open: RwLock<HashMap<u64, Open>>,
     /// Open disks by the inode of their image.
     disks: Mutex<HashMap<u64, Weak<Disk>>>,
-    /// Bytes in chunks of the disks that were counted, by inode of the image.
+    /// Bytes in chunks of the files that were counted, by inode.
     data_bytes: Mutex<HashMap<u64, u64>>,
 }
 
@@ -103,17 +103,16 @@ impl Handles {
         lock(&self.disks).get(&image).and_then(Weak::upgrade)
     }
 
-    /// Returns the bytes of a disk that are not in holes, where they were counted or can be counted cheaply:
-    /// the disk is open.
-    pub(crate) fn data_bytes(&self, image: u64) -> Option<u64> {
-        if let Some(&bytes) = lock(&self.data_bytes).get(&image) {
+    /// Returns the bytes of the file that `window` shows that are not in holes, where they were counted or can be
+    /// counted cheaply: the disk is open. `image` is the inode of its image.
+    pub(crate) fn data_bytes(&self, inode: u64, image: u64, window: &Window) -> Option<u64> {
+        if let Some(&bytes) = lock(&self.data_bytes).get(&inode) {
             return Some(bytes);
         }
         let disk = self.disk(image)?;
-        let size = disk.size_bytes();
-        let bytes =
-            if size > COUNTED_MAX_BYTES { size } else { disk.data_bytes(&Window::whole(size)).ok()? };
-        lock(&self.data_bytes).insert(image, bytes);
+        let size = window.size_bytes();
+        let bytes = if size > COUNTED_MAX_BYTES { size } else { disk.data_bytes(window).ok()? };
+        lock(&self.data_bytes).insert(inode, bytes);
         Some(bytes)
     }
 }

@@ -24,6 +24,10 @@ pub(crate) enum Node {
     Revision(JobName, RevisionId),
     /// A file in a revision's directory.
     File(JobName, RevisionId, RevisionFile),
+    /// The directory of the parts of a revision's disk.
+    Parts(JobName, RevisionId),
+    /// A file in that directory, by its name.
+    Part(JobName, RevisionId, Arc<str>),
 }
 
 /// The numbers given so far. Grows with the files seen, about 200 bytes each.
@@ -85,16 +89,18 @@ mod tests {
             Node::Link(job.clone(), "last".to_owned()),
             Node::Revision(job.clone(), revision.clone()),
             Node::File(job.clone(), revision.clone(), RevisionFile::Image),
-            Node::File(job, revision, RevisionFile::Info),
+            Node::File(job.clone(), revision.clone(), RevisionFile::Info),
+            Node::Parts(job.clone(), revision.clone()),
+            Node::Part(job, revision, "1.img".into()),
         ];
         let numbers: Vec<u64> = nodes.iter().map(|node| inodes.number(node.clone())).collect();
-        assert_eq!(numbers, [2, 3, 4, 5, 6]);
+        assert_eq!(numbers, [2, 3, 4, 5, 6, 7, 8]);
         for (node, number) in nodes.iter().zip(numbers) {
             assert_eq!(inodes.number(node.clone()), number);
             assert_eq!(inodes.node(number).as_deref(), Some(node));
         }
         assert_eq!(inodes.node(0), None);
-        assert_eq!(inodes.node(7), None);
+        assert_eq!(inodes.node(9), None);
         assert_eq!(inodes.node(u64::MAX), None);
     }
 }

@@ -6,6 +6,10 @@
 //!     7Qk2mB9xTfLw4RzHc8NvYe/           one directory per complete revision
 //!       image                           the disk: exact size, time of the backup
 //!       info.json                       what the manifest says, and the links that lead here
+//!       parts/                          what the disk is divided into
+//!         1.img                         a partition, by its number
+//!         vg-root.img                   a linear logical volume
+//!         parts.json                    what they are, and what is odd about the tables
 //!     last -> 7Qk2mB9xTfLw4RzHc8NvYe    the newest revision
 //!     daily -> 7Qk2mB9xTfLw4RzHc8NvYe   one link per tag: the newest revision that has it
 //! ```
@@ -18,7 +22,7 @@
 //! open stays what it was and stays readable; an inode number never changes its meaning.
 //!
 //! Where to start reading: [`run`] in `mount.rs`, the answers to the kernel in `filesystem.rs`, what a directory
-//! holds in `tree.rs`, how changes are noticed in `jobs.rs`.
+//! holds in `tree.rs` and `parts.rs`, how changes are noticed in `jobs.rs`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -33,6 +37,8 @@ mod handles;
 mod inode;
 mod jobs;
 pub mod mount;
+mod partition;
+mod parts;
 mod tree;
 mod view;
 mod window;
@@ -40,3 +46,5 @@ mod window;
 pub use error::{Error, Result};
 pub use mount::options::{Access, Manner, Options};
 pub use mount::{Mounted, detach, run, unmount};
+#[cfg(any(test, feature = "testing"))]
+pub use partition::fuzzing;

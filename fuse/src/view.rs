@@ -15,13 +15,15 @@ use crate::handles::{DirectoryEntry, Handles, Kind};
 use crate::inode::{Inodes, Node, ROOT};
 use crate::jobs::{JobView, Jobs, Scope, is_gone};
 use crate::mount::options::Options;
+use crate::parts::{Layouts, PARTS};
 use crate::tree::{Entry, JobTree, RevisionFile};
+use crate::window::Window;
 
 /// How long the kernel may keep what can change: jobs, links, revisions, `info.json`.
 pub(crate) const FRESH: Duration = Duration::from_millis(500);
 
 /// How long it may keep what never changes: what an image is called in its revision, and its size.
-const FOREVER: Duration = Duration::from_secs(86_400);
+pub(crate) const FOREVER: Duration = Duration::from_secs(86_400);
 
 /// Threads that read ahead; more wait for the same disk.
 const AHEAD_MAX: usize = 8;
@@ -48,8 +50,9 @@ pub(crate) struct View {
     pub(crate) ahead: Arc<ReadAhead>,
     pub(crate) damage: DamageLog,
     pub(crate) owner: Owner,
+    pub(crate) inodes: Inodes,
+    pub(crate) layouts: Layouts,
     jobs: Jobs,
-    inodes: Inodes,
     mounted_at: SystemTime,
 }
 
@@ -79,6 +82,7 @@ impl View {
             owner,
             jobs: Jobs::new(scope, options.clone()),
             inodes: Inodes::new(),
+            layouts: Layouts::new(),
             mounted_at: system_time(Timestamp::now()),
         })
     }
@@ -112,9 +116,10 @@ impl View {
     /// Returns the revision that a file or directory belongs to, as it is now; `None` above the revisions.
     pub(crate) fn revision_of(&self, node: &Node) -> Result<Option<(JobName, Arc<Revision>)>> {
         match node {
-            Node::Revision(job, id) | Node::File(job, id, _) => {
-                Ok(Some((job.clone(), self.revision(job.as_str(), id)?.2)))
-            }
+            Node::Revision(job, id)
+            | Node::File(job, id, _)
+            | Node::Parts(job, id)
+            | Node::Part(job, id, _) => Ok(Some((job.clone(), self.revision(job.as_str(), id)?.2))),
             Node::Root | Node::Job(_) | Node::Link(..) => Ok(None),
         }
     }
@@ -148,11 +153,13 @@ impl View {
                 Entry::Revision(revision) => Node::Revision(job.clone(), revision.id.clone()),
                 Entry::Link(_) => Node::Link(job.clone(), name.to_owned()),
             },
+            Node::Revision(job, id) if name == PARTS => Node::Parts(job.clone(), id.clone()),
+            Node::Parts(job, id) => self.part(job, id, name)?,
             Node::Revision(job, id) => {
                 let file = RevisionFile::named(name).ok_or(Code::MISSING)?;
                 Node::File(job.clone(), id.clone(), file)
             }
-            Node::Link(..) | Node::File(..) => return Err(Code::NOT_A_DIRECTORY),
+            Node::Link(..) | Node::File(..) | Node::Part(..) => return Err(Code::NOT_A_DIRECTORY),
         };
         self.facts(self.inodes.number(node.clone()), &node)
     }
@@ -175,7 +182,8 @@ impl View {
                 let metadata = std::fs::metadata(view.job().dir()).map_err(|_| Code::MISSING)?;
                 Ok(facts(Kind::Directory, 0, metadata.modified().unwrap_or(self.mounted_at)))
             }
-            Node::Revision(job, id) => {
+            // Nothing is read of a disk until somebody looks into the directory of its parts.
+            Node::Revision(job, id) | Node::Parts(job, id) => {
                 let (_, _, revision) = self.revision(job.as_str(), id)?;
                 Ok(facts(Kind::Directory, 0, system_time(revision.timestamp)))
             }
@@ -183,6 +191,7 @@ impl View {
                 let length = self.target(node)?.as_str().len() as u64;
                 Ok(facts(Kind::Link, length, self.mounted_at))
             }
+            Node::Part(job, id, name) => self.part_facts(inode, job, id, name),
             Node::File(job, id, RevisionFile::Info) => {
                 let (view, tree, revision) = self.revision(job.as_str(), id)?;
                 let length = tree.info_json(job, view.job().repository().id(), &revision).len() as u64;
@@ -197,7 +206,8 @@ impl View {
                 let size = revision.image_size.unwrap_or(0);
                 // Where the manifest does not say it, the holes are counted only for those who open the image; until
                 // then the kernel must ask again.
-                let counted = revision.data_bytes.or_else(|| self.handles.data_bytes(inode));
+                let count = || self.handles.data_bytes(inode, inode, &Window::whole(size));
+                let counted = revision.data_bytes.or_else(count);
                 Ok(Facts {
                     data_bytes: counted.unwrap_or(size),
                     attr_ttl: if counted.is_some() { FOREVER } else { Duration::ZERO },
@@ -237,10 +247,15 @@ impl View {
                 self.revision(job.as_str(), id)?;
                 let entries = RevisionFile::ALL
                     .into_iter()
-                    .map(|file| entry(Node::File(job.clone(), id.clone(), file), Kind::File, file.name()));
+                    .map(|file| entry(Node::File(job.clone(), id.clone(), file), Kind::File, file.name()))
+                    .chain([entry(Node::Parts(job.clone(), id.clone()), Kind::Directory, PARTS)]);
                 (self.inodes.number(Node::Job(job.clone())), entries.collect())
             }
-            Node::Link(..) | Node::File(..) => return Err(Code::NOT_A_DIRECTORY),
+            Node::Parts(job, id) => {
+                let parent = self.inodes.number(Node::Revision(job.clone(), id.clone()));
+                (parent, self.list_parts(job, id)?)
+            }
+            Node::Link(..) | Node::File(..) | Node::Part(..) => return Err(Code::NOT_A_DIRECTORY),
         };
         let dot = |inode, name: &str| DirectoryEntry { inode, kind: Kind::Directory, name: name.to_owned() };
         Ok([dot(inode, "."), dot(parent, "..")].into_iter().chain(entries).collect())
@@ -248,7 +263,7 @@ impl View {
 }
 
 /// Converts without a panic at either end of time.
-fn system_time(at: Timestamp) -> SystemTime {
+pub(crate) fn system_time(at: Timestamp) -> SystemTime {
     let distance = Duration::from_micros(at.as_micros().unsigned_abs());
     let epoch = SystemTime::UNIX_EPOCH;
     let time = if at.as_micros() < 0 { epoch.checked_sub(distance) } else { epoch.checked_add(distance) };

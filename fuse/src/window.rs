@@ -20,7 +20,6 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    #[allow(dead_code, reason = "partitions come next")]
     /// Makes the window of a file that consists of these segments. Empty ones are left out. `None` if they are
     /// longer together than a file can be.
     pub(crate) fn new(segments: impl IntoIterator<Item = Segment>) -> Option<Self> {

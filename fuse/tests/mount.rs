@@ -11,12 +11,11 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::path::Path;
 
 use backy_fuse::{Error, Mounted, Options};
 use backy_store::sweep::{SweepOptions, sweep};
 use backy_store::{CHUNK_SIZE, ChunkId, FRAME_SIZE, JobName, RevisionId, Silent, Tag, Trust};
-use place::{Place, at, can_mount, is_mounted, names, noise, soon};
+use place::{Place, at, can_mount, is_mounted, names, noise, soon, spoil_frame};
 
 #[test]
 fn what_was_stored_is_read() {
@@ -176,21 +175,6 @@ fn an_open_image_stays_readable_when_it_is_purged() {
         sweep(place.job.repository(), &options, &Silent).unwrap().chunks_deleted == 3
     });
     mounted.unmount().unwrap();
-}
-
-/// Changes one byte of one frame of the only large chunk.
-fn spoil_frame(store: &Path, frame: u64) {
-    let dirs = std::fs::read_dir(store.join("chunks")).unwrap();
-    let chunks = dirs.flat_map(|dir| std::fs::read_dir(dir.unwrap().path()).unwrap());
-    let path =
-        chunks.map(|chunk| chunk.unwrap().path()).find(|path| path.metadata().unwrap().len() > 3 << 20);
-    let file = File::options().read(true).write(true).open(path.unwrap()).unwrap();
-    // Noise is kept raw: the frames lie one after another behind the header.
-    let header = file.metadata().unwrap().len() - CHUNK_SIZE;
-    let offset = header + frame * FRAME_SIZE + 100;
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, offset).unwrap();
-    file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
 }
 
 #[test]

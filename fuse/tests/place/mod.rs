@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use backy_fuse::{Mounted, Options};
 use backy_store::{
-    CHUNK_SIZE, Job, JobName, NewRevision, Repository, Reuse, Revision, RevisionId, Stats, Tag, Timestamp,
+    CHUNK_SIZE, FRAME_SIZE, Job, JobName, NewRevision, Repository, Reuse, Revision, RevisionId, Stats, Tag,
+    Timestamp,
 };
 
 /// The promise is one second; a crowded test machine gets more.
@@ -92,6 +93,22 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     }
     data.truncate(length);
     data
+}
+
+/// Changes one byte of one frame of the only large chunk.
+pub fn spoil_frame(store: &Path, frame: u64) {
+    use std::os::unix::fs::FileExt;
+    let dirs = std::fs::read_dir(store.join("chunks")).unwrap();
+    let chunks = dirs.flat_map(|dir| std::fs::read_dir(dir.unwrap().path()).unwrap());
+    let path =
+        chunks.map(|chunk| chunk.unwrap().path()).find(|path| path.metadata().unwrap().len() > 3 << 20);
+    let file = std::fs::File::options().read(true).write(true).open(path.unwrap()).unwrap();
+    // Noise is kept raw: the frames lie one after another behind the header.
+    let header = file.metadata().unwrap().len() - CHUNK_SIZE;
+    let offset = header + frame * FRAME_SIZE + 100;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
 }
 
 /// Returns whether the tests can run at all; says so where they cannot.
