@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use backy_store::{FrameCache, Job, Result, Revision, RevisionReader};
 
-use crate::window::Window;
+use crate::error::{Error as MountError, Result as MountResult};
+use crate::overlay::disk::OverlayDisk;
+use crate::overlay::{Overlay, State};
+use crate::window::{Segment, Window};
 
 thread_local! {
     /// What is read, per event loop: grows to the largest request, 1 MiB.
@@ -19,13 +22,22 @@ pub(crate) struct Disk {
     pub(crate) job: Job,
     pub(crate) revision: Arc<Revision>,
     pub(crate) reader: RevisionReader,
+    /// What was written to it; `None` where nothing can be.
+    overlay: Option<Arc<OverlayDisk>>,
 }
 
 impl Disk {
-    /// Opens the disk of a revision.
-    pub(crate) fn open(job: &Job, revision: &Arc<Revision>, cache: &Arc<FrameCache>) -> Result<Self> {
+    /// Opens the disk of a revision, and what was written to it.
+    pub(crate) fn open(
+        job: &Job,
+        revision: &Arc<Revision>,
+        cache: &Arc<FrameCache>,
+        overlay: Option<&Overlay>,
+    ) -> MountResult<Self> {
         let reader = job.open_revision(revision, cache)?;
-        Ok(Self { job: job.clone(), revision: Arc::clone(revision), reader })
+        let overlay =
+            overlay.map(|overlay| overlay.disk(job.name(), revision, reader.size_bytes())).transpose()?;
+        Ok(Self { job: job.clone(), revision: Arc::clone(revision), reader, overlay })
     }
 
     /// Size of the disk.
@@ -42,6 +54,9 @@ impl Disk {
         length: usize,
         take: impl FnOnce(&[u8]) -> T,
     ) -> Result<T> {
+        if let Some(overlay) = self.written_in(window, offset, length) {
+            return self.read_written(overlay, window, offset, length, take);
+        }
         BUFFER.with_borrow_mut(|buffer| {
             if buffer.len() < length {
                 buffer.resize(length, 0);
@@ -56,18 +71,103 @@ impl Disk {
         })
     }
 
+    /// Returns the overlay if it has anything in a range of the file.
+    fn written_in(&self, window: &Window, offset: u64, length: usize) -> Option<&OverlayDisk> {
+        let overlay = self.overlay.as_deref()?;
+        let mut pieces = window.pieces(offset, length as u64);
+        pieces.any(|piece| !overlay.is_untouched(range(piece))).then_some(overlay)
+    }
+
+    /// Reads a range of which something was written.
+    fn read_written<T>(
+        &self,
+        overlay: &OverlayDisk,
+        window: &Window,
+        offset: u64,
+        length: usize,
+        take: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T> {
+        let mut data = vec![0; length];
+        let mut done = 0;
+        for piece in window.pieces(offset, length as u64) {
+            // A piece is never longer than the buffer.
+            let out = &mut data[done..done + piece.length as usize];
+            overlay.read(piece.disk_offset, out, |at, out| self.read_base(at, out))?;
+            done += piece.length as usize;
+        }
+        Ok(take(&data[..done]))
+    }
+
+    /// Fills a buffer from the revision.
+    fn read_base(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        self.reader.read_at(at, out).map(drop)
+    }
+
+    /// Returns the overlay; fails with `ReadOnly` where there is none.
+    fn writable(&self) -> MountResult<&OverlayDisk> {
+        self.overlay.as_deref().ok_or(MountError::ReadOnly)
+    }
+
+    /// Writes to the file that `window` shows, at `offset`. Returns how many bytes were written: fewer only at the end
+    /// of the file.
+    pub(crate) fn write(&self, window: &Window, offset: u64, data: &[u8]) -> MountResult<usize> {
+        let overlay = self.writable()?;
+        let mut done = 0;
+        for piece in window.pieces(offset, data.len() as u64) {
+            let part = &data[done..done + piece.length as usize];
+            overlay.write(piece.disk_offset, part, |at, out| self.read_base(at, out))?;
+            done += part.len();
+        }
+        Ok(done)
+    }
+
+    /// Makes zeros of a range of the file that `window` shows.
+    pub(crate) fn zero(&self, window: &Window, offset: u64, length: u64) -> MountResult<()> {
+        let overlay = self.writable()?;
+        let mut pieces = window.pieces(offset, length);
+        pieces.try_for_each(|piece| overlay.zero(range(piece), |at, out| self.read_base(at, out)))
+    }
+
+    /// Makes durable what was written.
+    pub(crate) fn sync(&self) -> MountResult<()> {
+        self.overlay.as_deref().map_or(Ok(()), OverlayDisk::sync)
+    }
+
+    /// Bytes of the disk that the overlay holds.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.overlay.as_deref().map_or(0, OverlayDisk::data_bytes)
+    }
+
+    /// Whether a failed write is to be logged: only the first one of a disk is.
+    pub(crate) fn is_first_complaint(&self) -> bool {
+        self.overlay.as_deref().is_some_and(OverlayDisk::is_first_complaint)
+    }
+
+    /// First byte of the disk at or after `offset` that is data (or that lies in a hole), with what was written.
+    fn next(&self, offset: u64, data: bool) -> Result<Option<u64>> {
+        let (mut at, size) = (offset, self.size_bytes());
+        while at < size {
+            let (state, end) = self.overlay.as_deref().map_or((State::Base, size), |overlay| overlay.run(at));
+            let found = match state {
+                State::Base if data => self.reader.next_data(at)?,
+                State::Base => Some(self.reader.next_hole(at)?),
+                State::Data | State::Zero => (data == (state == State::Data)).then_some(at),
+            };
+            if let Some(found) = found.filter(|&found| found < end) {
+                return Ok(Some(found));
+            }
+            at = end;
+        }
+        Ok((!data).then_some(size))
+    }
+
     /// First byte of the file at or after `offset` that is data (or, with `data` false, that lies in a hole);
     /// `None` when there is none.
     pub(crate) fn seek(&self, window: &Window, offset: u64, data: bool) -> Result<Option<u64>> {
         let mut at = offset;
         for piece in window.pieces(offset, u64::MAX) {
             let end = piece.disk_offset + piece.length;
-            let found = if data {
-                self.reader.next_data(piece.disk_offset)?
-            } else {
-                Some(self.reader.next_hole(piece.disk_offset)?)
-            };
-            if let Some(found) = found.filter(|&found| found < end) {
+            if let Some(found) = self.next(piece.disk_offset, data)?.filter(|&found| found < end) {
                 return Ok(Some(at + (found - piece.disk_offset)));
             }
             at += piece.length;
@@ -75,7 +175,7 @@ impl Disk {
         Ok(None)
     }
 
-    /// Bytes of the file that `window` shows that are not in holes. Reads the map of all that it shows.
+    /// Bytes of the file that `window` shows that are not in holes of the revision. Reads the map of all that it shows.
     pub(crate) fn data_bytes(&self, window: &Window) -> Result<u64> {
         let mut sum = 0;
         for piece in window.pieces(0, u64::MAX) {
@@ -88,4 +188,9 @@ impl Disk {
         }
         Ok(sum)
     }
+}
+
+/// The bytes of the disk in a piece.
+fn range(piece: Segment) -> std::ops::Range<u64> {
+    piece.disk_offset..piece.disk_offset + piece.length
 }

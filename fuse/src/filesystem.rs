@@ -1,21 +1,25 @@
-//! The answers to the kernel: asks the view, reads through a handle, replies. Owner, with `mount.rs`, of
+//! The answers to the kernel: asks the view, reads and writes through a handle, replies. Owner, with `mount.rs`, of
 //! the crate `fuser`.
 //!
 //! Every method runs in one of several event loops and ends in exactly one reply.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
-    ReplyLseek, ReplyOpen, ReplyStatfs, Request,
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
+use nix::fcntl::FallocateFlags;
 use nix::unistd::Whence;
 
 use crate::errno::Code;
+use crate::error::Error as MountError;
 use crate::handles::{DiskFile, Kind, Open};
 use crate::inode::Node;
+use crate::overlay::failure;
 use crate::tree::RevisionFile;
 use crate::view::{Facts, Owner, Result, View};
 use crate::window::Window;
@@ -37,8 +41,12 @@ impl FileSystem {
                 let (view, _, revision) = self.view.revision(job.as_str(), id)?;
                 let disk = self.view.open_disk(inode, &view, &revision)?;
                 let window = Window::whole(disk.size_bytes());
-                // The content of a revision never changes, so neither do the pages that the kernel has.
-                let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
+                let mut flags = FopenFlags::FOPEN_NOFLUSH;
+                // The content of a revision never changes, so neither do the pages that the kernel has. What is
+                // written to another file of the same disk it does not see: there each open begins anew.
+                if self.view.overlay.is_none() {
+                    flags |= FopenFlags::FOPEN_KEEP_CACHE;
+                }
                 Ok((self.view.handles.insert(Open::Disk(Arc::new(DiskFile { disk, window }))), flags))
             }
             Node::File(job, id, RevisionFile::Info) => {
@@ -77,6 +85,81 @@ impl FileSystem {
             Some(Open::Directory(_)) => reply.error(errno(Code::A_DIRECTORY)),
             None => reply.error(errno(Code::INVALID)),
         }
+    }
+
+    /// Finds the file that is open for writing under a handle.
+    fn disk_file(&self, handle: u64) -> Result<Arc<DiskFile>> {
+        match self.view.handles.get(handle) {
+            Some(Open::Disk(file)) => Ok(file),
+            _ => Err(Code::INVALID),
+        }
+    }
+
+    /// Turns what a write or a sync met into a number, after it was logged.
+    fn not_written(&self, file: &DiskFile, offset: u64, error: &MountError) -> Code {
+        match error {
+            MountError::Store(damage) if damage.is_damage() => {
+                self.view.damage.met(&file.disk, offset, damage)
+            }
+            _ if file.disk.is_first_complaint() => {
+                let (job, revision, cause) = (file.disk.job.name(), &file.disk.revision.id, failure(error));
+                tracing::error!(%job, %revision, offset, %cause, "cannot write to an image");
+            }
+            _ => {}
+        }
+        Code::from(error)
+    }
+
+    /// Writes; returns how many bytes were written, which are fewer only at the end of the file.
+    fn write_file(&self, handle: u64, offset: u64, data: &[u8]) -> Result<u32> {
+        let file = self.disk_file(handle)?;
+        if offset >= file.window.size_bytes() && !data.is_empty() {
+            return Err(Code::TOO_LARGE);
+        }
+        let written = file.disk.write(&file.window, offset, data);
+        let written = written.map_err(|error| self.not_written(&file, offset, &error))?;
+        // The kernel sends 1 MiB at most.
+        u32::try_from(written).map_err(|_| Code::INVALID)
+    }
+
+    /// Makes durable what was written.
+    fn sync_file(&self, handle: u64) -> Result<()> {
+        match self.view.handles.get(handle) {
+            Some(Open::Disk(file)) => file.disk.sync().map_err(|error| self.not_written(&file, 0, &error)),
+            Some(_) => Ok(()),
+            None => Err(Code::INVALID),
+        }
+    }
+
+    /// Makes zeros of a range; nothing else that `fallocate` can do makes sense for a disk.
+    fn zero_file(&self, handle: u64, offset: u64, length: u64, mode: i32) -> Result<()> {
+        let (keep, punch, zero) = (
+            FallocateFlags::FALLOC_FL_KEEP_SIZE,
+            FallocateFlags::FALLOC_FL_PUNCH_HOLE,
+            FallocateFlags::FALLOC_FL_ZERO_RANGE,
+        );
+        let file = self.disk_file(handle)?;
+        match FallocateFlags::from_bits(mode) {
+            Some(mode) if mode == punch | keep || mode == zero | keep => {}
+            Some(mode) if mode == zero => {
+                if offset.checked_add(length).is_none_or(|end| end > file.window.size_bytes()) {
+                    return Err(Code::TOO_LARGE);
+                }
+            }
+            _ => return Err(Code::UNSUPPORTED),
+        }
+        let zeroed = file.disk.zero(&file.window, offset, length);
+        zeroed.map_err(|error| self.not_written(&file, offset, &error))
+    }
+
+    /// Checks whether a change of attributes can be taken as done: times are not kept, the size stays.
+    fn check_change(&self, inode: u64, change: &AttrChange) -> Result<Facts> {
+        if self.view.overlay.is_none() {
+            return Err(Code::READ_ONLY);
+        }
+        let facts = self.view.node(inode).and_then(|node| self.view.facts(inode, &node))?;
+        let is_same_size = change.size_bytes.is_none_or(|size| size == facts.size_bytes);
+        if facts.writable && is_same_size && !change.owner_or_mode { Ok(facts) } else { Err(Code::FORBIDDEN) }
     }
 
     /// Finds the next data or hole.
@@ -142,10 +225,15 @@ impl fuser::Filesystem for FileSystem {
     }
 
     fn open(&self, _request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+        let writes = flags.acc_mode() != OpenAccMode::O_RDONLY;
+        if writes && self.view.overlay.is_none() {
             return reply.error(errno(Code::READ_ONLY));
         }
-        match self.view.node(inode.0).and_then(|node| self.open_file(inode.0, &node)) {
+        let node = self.view.node(inode.0).and_then(|node| match self.view.facts(inode.0, &node)?.writable {
+            false if writes => Err(Code::FORBIDDEN),
+            _ => Ok(node),
+        });
+        match node.and_then(|node| self.open_file(inode.0, &node)) {
             Ok((handle, flags)) => reply.opened(FileHandle(handle), flags),
             Err(code) => reply.error(errno(code)),
         }
@@ -163,6 +251,133 @@ impl fuser::Filesystem for FileSystem {
         reply: ReplyData,
     ) {
         self.read_file(handle.0, offset, length as usize, reply);
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match self.write_file(handle.0, offset, data) {
+            Ok(written) => reply.written(written),
+            Err(code) => reply.error(errno(code)),
+        }
+    }
+
+    fn flush(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // Nothing waits to be written when a file is closed; what shall be durable is synced.
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        _data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        done(reply, self.sync_file(handle.0));
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        done(reply, self.zero_file(handle.0, offset, length, mode));
+    }
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let owner_or_mode = mode.is_some() || uid.is_some() || gid.is_some();
+        match self.check_change(inode.0, &AttrChange { size_bytes: size, owner_or_mode }) {
+            Ok(facts) => reply.attr(&facts.attr_ttl, &attr(&facts, self.view.owner)),
+            Err(code) => reply.error(errno(code)),
+        }
+    }
+
+    // With an overlay the mount is writable in the kernel's eyes, so these are asked for too.
+
+    fn mknod(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _device: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(errno(Code::READ_ONLY));
+    }
+
+    fn mkdir(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(errno(Code::READ_ONLY));
+    }
+
+    fn unlink(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(errno(Code::READ_ONLY));
+    }
+
+    fn rmdir(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(errno(Code::READ_ONLY));
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _new_parent: INodeNo,
+        _new_name: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(errno(Code::READ_ONLY));
     }
 
     fn lseek(
@@ -246,6 +461,20 @@ fn errno(code: Code) -> Errno {
     Errno::from_i32(code.number())
 }
 
+fn done(reply: ReplyEmpty, result: Result<()>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(code) => reply.error(errno(code)),
+    }
+}
+
+/// What somebody wants to change about a file.
+#[derive(Clone, Copy, Debug)]
+struct AttrChange {
+    size_bytes: Option<u64>,
+    owner_or_mode: bool,
+}
+
 fn file_type(kind: Kind) -> FileType {
     match kind {
         Kind::Directory => FileType::Directory,
@@ -261,7 +490,7 @@ fn attr(facts: &Facts, owner: Owner) -> FileAttr {
         (Kind::Directory, false) => 0o500,
         (Kind::File, true) => 0o444,
         (Kind::File, false) => 0o400,
-    };
+    } | if facts.writable { 0o200 } else { 0 };
     FileAttr {
         ino: INodeNo(facts.inode),
         size: facts.size_bytes,

@@ -1,4 +1,5 @@
-//! All revisions of a store as a read-only file system: look into any of them at once, without restoring.
+//! All revisions of a store as a file system: look into any of them at once, without restoring. It is read-only, or
+//! with an overlay the images can be written and the revisions stay as they are.
 //!
 //! ```text
 //! /mnt/backy/
@@ -13,12 +14,12 @@
 //! `last` and the tags lead to the newest revision that is not distrusted, or to the newest at all where every
 //! candidate is distrusted. Distrusted revisions have their directory like all others.
 //!
-//! What is always true: nothing is written but trust states, when damage is met; a byte that cannot be proven is
+//! What is always true: nothing in the store is written but trust states, when damage is met; a byte that cannot be proven is
 //! `EIO`, never zero; a new revision, a moved tag and a forgotten revision show within a second; a file that is
 //! open stays what it was and stays readable; an inode number never changes its meaning.
 //!
 //! Where to start reading: [`run`] in `mount.rs`, the answers to the kernel in `filesystem.rs`, what a directory
-//! holds in `tree.rs`, how changes are noticed in `jobs.rs`.
+//! holds in `tree.rs`, how changes are noticed in `jobs.rs`, what happens to writes in `overlay.rs`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -31,10 +32,11 @@ mod handles;
 mod inode;
 mod jobs;
 pub mod mount;
+mod overlay;
 mod tree;
 mod view;
 mod window;
 
 pub use error::{Error, Result};
-pub use mount::options::{Access, Options};
+pub use mount::options::{Access, Options, OverlayOptions};
 pub use mount::{Mounted, run};

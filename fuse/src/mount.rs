@@ -25,6 +25,7 @@ use self::signals::{Signals, Wanted};
 use crate::error::{Error, Result};
 use crate::filesystem::FileSystem;
 use crate::jobs::Scope;
+use crate::overlay::Overlay;
 use crate::view::{Owner, View};
 
 /// What the mount reads ahead for one reader, where the system lets it be set.
@@ -34,8 +35,7 @@ const READ_AHEAD_KIB: u32 = 1024;
 /// ended; with `background` it returns when the mount is ready, and another process of this program serves it.
 ///
 /// Call it before other threads are started: they must not take the signals that end a mount.
-pub fn run(base: &Path, mountpoint: &Path, options: &[String], background: bool) -> Result<()> {
-    let options = Options::parse(options)?;
+pub fn run(base: &Path, mountpoint: &Path, options: &Options, background: bool) -> Result<()> {
     if background && !background::is_child() {
         return background::start();
     }
@@ -43,7 +43,7 @@ pub fn run(base: &Path, mountpoint: &Path, options: &[String], background: bool)
         background::leave_terminal();
     }
     let signals = Signals::block().map_err(|errno| Error::io("block", "signals", errno))?;
-    let mounted = Mounted::start(base, mountpoint, &options, signals::wake)?;
+    let mounted = Mounted::start(base, mountpoint, options, signals::wake)?;
     if background {
         background::announce()?;
     }
@@ -102,8 +102,10 @@ impl Mounted {
             gid: getegid().as_raw(),
             shared: options.access == Access::Everyone,
         };
+        let overlay = options.overlay.as_ref();
+        let overlay = overlay.map(|overlay| Overlay::open(&overlay.dir, overlay.max_bytes, &mountpoint));
         let failed = |source| Error::MountFailed { path: mountpoint.clone(), source };
-        let view = View::new(scope, options.cache_bytes, owner).map_err(failed)?;
+        let view = View::new(scope, options.cache_bytes, owner, overlay.transpose()?).map_err(failed)?;
         let session = Session::new(FileSystem::new(view), &mountpoint, &config(options)).map_err(failed)?;
         let session = session.spawn().map_err(failed)?;
         let over = Arc::new(AtomicBool::new(false));
@@ -187,7 +189,7 @@ fn join_in_thread(
 fn config(options: &Options) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
-        MountOption::RO,
+        if options.overlay.is_some() { MountOption::RW } else { MountOption::RO },
         MountOption::NoSuid,
         MountOption::NoDev,
         MountOption::NoExec,

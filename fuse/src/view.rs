@@ -10,9 +10,11 @@ use backy_store::{FrameCache, Revision, RevisionId, Timestamp};
 use crate::damage::DamageLog;
 use crate::disk::Disk;
 use crate::errno::Code;
+use crate::error::Error as MountError;
 use crate::handles::{DirectoryEntry, Handles, Kind};
 use crate::inode::{Inodes, Node, ROOT};
 use crate::jobs::{JobView, Jobs, Scope, is_gone};
+use crate::overlay::{self, Overlay};
 use crate::tree::{Entry, JobTree, RevisionFile};
 
 /// How long the kernel may keep what can change: jobs, links, revisions, `info.json`.
@@ -40,6 +42,8 @@ pub(crate) struct View {
     pub(crate) cache: Arc<FrameCache>,
     pub(crate) damage: DamageLog,
     pub(crate) owner: Owner,
+    /// Where writes go; `None` when the tree is read-only.
+    pub(crate) overlay: Option<Overlay>,
     jobs: Jobs,
     inodes: Inodes,
     mounted_at: SystemTime,
@@ -54,17 +58,25 @@ pub(crate) struct Facts {
     /// Bytes that are not in holes.
     pub(crate) data_bytes: u64,
     pub(crate) time: SystemTime,
+    /// Whether its owner may write to it.
+    pub(crate) writable: bool,
     pub(crate) attr_ttl: Duration,
     pub(crate) entry_ttl: Duration,
 }
 
 impl View {
-    pub(crate) fn new(scope: Scope, cache_bytes: usize, owner: Owner) -> std::io::Result<Self> {
+    pub(crate) fn new(
+        scope: Scope,
+        cache_bytes: usize,
+        owner: Owner,
+        overlay: Option<Overlay>,
+    ) -> std::io::Result<Self> {
         Ok(Self {
             handles: Handles::new(),
             cache: Arc::new(FrameCache::new(cache_bytes)),
             damage: DamageLog::start()?,
             owner,
+            overlay,
             jobs: Jobs::new(scope),
             inodes: Inodes::new(),
             mounted_at: system_time(Timestamp::now()),
@@ -99,10 +111,15 @@ impl View {
 
     /// Opens the disk of a revision. `image` is the inode of its image.
     pub(crate) fn open_disk(&self, image: u64, job: &JobView, revision: &Arc<Revision>) -> Result<Arc<Disk>> {
-        self.handles.open_disk(image, job.job(), revision, &self.cache).map_err(|error| {
-            self.damage.met_at_open(job.job(), revision, &error);
-            Code::from(error)
-        })
+        self.handles.open_disk(image, job.job(), revision, &self.cache, self.overlay.as_ref()).map_err(
+            |error| {
+                match &error {
+                    MountError::Store(error) => self.damage.met_at_open(job.job(), revision, error),
+                    other => tracing::error!(cause = %overlay::failure(other), "cannot open an image"),
+                }
+                Code::from(&error)
+            },
+        )
     }
 
     /// Returns where a link leads now.
@@ -143,6 +160,7 @@ impl View {
             size_bytes,
             data_bytes: size_bytes,
             time,
+            writable: false,
             attr_ttl: FRESH,
             entry_ttl: FRESH,
         };
@@ -168,16 +186,24 @@ impl View {
             }
             Node::File(job, id, RevisionFile::Image) => {
                 // Who has it open may ask after the revision was forgotten.
-                let revision = match self.handles.disk(inode) {
+                let disk = self.handles.disk(inode);
+                let revision = match &disk {
                     Some(disk) => Arc::clone(&disk.revision),
                     None => self.revision(job.as_str(), id)?.2,
                 };
                 let size = revision.image_size.unwrap_or(0);
                 // The holes are counted only for those who open the image; until then the kernel must ask again.
                 let counted = self.handles.data_bytes(inode);
+                // What was written may lie in holes or not: rather too much is told than too little.
+                let written = disk.map_or(0, |disk| disk.written_bytes());
                 Ok(Facts {
-                    data_bytes: counted.unwrap_or(size),
-                    attr_ttl: if counted.is_some() { FOREVER } else { Duration::ZERO },
+                    data_bytes: counted.map_or(size, |bytes| size.min(bytes + written)),
+                    writable: self.overlay.is_some(),
+                    attr_ttl: match counted {
+                        Some(_) if self.overlay.is_none() => FOREVER,
+                        Some(_) => FRESH,
+                        None => Duration::ZERO,
+                    },
                     entry_ttl: FOREVER,
                     ..facts(Kind::File, size, system_time(revision.timestamp))
                 })

@@ -1,4 +1,4 @@
-//! `backy mount MOUNTPOINT`: the read-only tree of all revisions. Signals are the mount's own business:
+//! `backy mount MOUNTPOINT`: the tree of all revisions, whose images can be written with an overlay. Signals are the mount's own business:
 //! they unmount.
 
 use std::path::PathBuf;
@@ -17,6 +17,12 @@ pub(crate) struct Arguments {
     /// Mount options, separated by commas
     #[arg(short, value_name = "OPTS", value_delimiter = ',', allow_hyphen_values = true)]
     options: Vec<String>,
+    /// Make images writable: what is written is kept below DIR, never in the store
+    #[arg(long, value_name = "DIR")]
+    overlay: Option<PathBuf>,
+    /// Keep no more than SIZE bytes below DIR; K, M, G and T are understood
+    #[arg(long, value_name = "SIZE")]
+    overlay_max: Option<String>,
     /// Return when the tree is ready, and go on in the background
     #[arg(long)]
     background: bool,
@@ -26,7 +32,10 @@ pub(crate) struct Arguments {
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     // The store is looked for here too, so that a wrong path gets the same words as everywhere.
     context.location()?;
-    backy_fuse::run(&context.dir()?, &arguments.mountpoint, &arguments.options, arguments.background)
+    let base = context.dir()?;
+    let (overlay, overlay_max) = (arguments.overlay.as_deref(), arguments.overlay_max.as_deref());
+    backy_fuse::Options::parse_with_overlay(&arguments.options, overlay, overlay_max)
+        .and_then(|options| backy_fuse::run(&base, &arguments.mountpoint, &options, arguments.background))
         .with_context(|| format!("cannot mount at {}", arguments.mountpoint.display()))?;
     Ok(Outcome::Done)
 }

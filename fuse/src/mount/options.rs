@@ -1,5 +1,7 @@
 //! The options after `-o`, as `mount` and `/etc/fstab` write them. Pure.
 
+use std::path::{Path, PathBuf};
+
 use crate::error::{Error, Result};
 
 /// Who may look into a mount.
@@ -14,8 +16,17 @@ pub enum Access {
     Everyone,
 }
 
+/// Where writes go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OverlayOptions {
+    /// The directory that keeps what was written.
+    pub dir: PathBuf,
+    /// Bytes of data that it may hold, over all images; `None` for no limit but the file system's.
+    pub max_bytes: Option<u64>,
+}
+
 /// How to mount.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Memory for decoded data.
     pub cache_bytes: usize,
@@ -25,17 +36,27 @@ pub struct Options {
     pub access: Access,
     /// Whether the mount point may have entries, which are hidden while it is mounted.
     pub nonempty: bool,
+    /// Makes images writable; without it everything is read-only.
+    pub overlay: Option<OverlayOptions>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { cache_bytes: 128 << 20, threads: cores.clamp(2, 4), access: Access::Owner, nonempty: false }
+        Self {
+            cache_bytes: 128 << 20,
+            threads: cores.clamp(2, 4),
+            access: Access::Owner,
+            nonempty: false,
+            overlay: None,
+        }
     }
 }
 
 const CACHE_MIN: usize = 1 << 20;
 const THREADS_MAX: usize = 64;
+/// One block.
+const OVERLAY_MIN_BYTES: u64 = 4096;
 
 /// What an option does.
 #[derive(Clone, Copy, Debug)]
@@ -44,19 +65,26 @@ enum Effect {
     Threads,
     Access(Access),
     Nonempty,
+    Overlay,
+    OverlayMax,
+    /// Whether images can be written, which the overlay decides.
+    Writable(bool),
     /// It says what is true anyway, or it is for others who read `/etc/fstab`.
     Nothing,
     /// It asks for what a mount of revisions never is.
     Refused(&'static str),
 }
 
-const KNOWN: [(&str, Effect); 31] = [
+const KNOWN: [(&str, Effect); 33] = [
     ("cache", Effect::Cache),
     ("threads", Effect::Threads),
     ("allow_other", Effect::Access(Access::Everyone)),
     ("allow_root", Effect::Access(Access::OwnerAndRoot)),
     ("nonempty", Effect::Nonempty),
-    ("ro", Effect::Nothing),
+    ("overlay", Effect::Overlay),
+    ("overlay-max", Effect::OverlayMax),
+    ("ro", Effect::Writable(false)),
+    ("rw", Effect::Writable(true)),
     ("default_permissions", Effect::Nothing),
     ("nosuid", Effect::Nothing),
     ("nodev", Effect::Nothing),
@@ -76,7 +104,6 @@ const KNOWN: [(&str, Effect); 31] = [
     ("group", Effect::Nothing),
     ("_netdev", Effect::Nothing),
     ("comment", Effect::Nothing),
-    ("rw", Effect::Refused("the mounted tree is read-only")),
     ("suid", Effect::Refused("the mounted tree has no set-user-id programs")),
     ("dev", Effect::Refused("the mounted tree has no devices")),
     ("exec", Effect::Refused("the mounted tree has no programs")),
@@ -87,8 +114,15 @@ const KNOWN: [(&str, Effect); 31] = [
 impl Options {
     /// Parses the texts given with `-o`, each a comma-separated list. Later ones override earlier ones.
     pub fn parse(texts: &[String]) -> Result<Self> {
+        Self::parse_with_overlay(texts, None, None)
+    }
+
+    /// Parses them together with an overlay's directory and size that were given elsewhere, which override those among
+    /// the options. A directory whose name has a comma can be given only so.
+    pub fn parse_with_overlay(texts: &[String], dir: Option<&Path>, max: Option<&str>) -> Result<Self> {
         let mut options = Self::default();
         let mut access = None;
+        let (mut overlay, mut max_bytes, mut writable) = (None, None, None);
         for option in texts.iter().flat_map(|text| text.split(',')).filter(|option| !option.is_empty()) {
             let (name, value) = match option.split_once('=') {
                 Some((name, value)) => (name, Some(value)),
@@ -102,7 +136,9 @@ impl Options {
             let Some((_, effect)) = KNOWN.iter().find(|(known, _)| *known == name) else {
                 return Err(Error::OptionUnknown { option: option.to_owned(), nearest: nearest(name) });
             };
-            let takes_value = matches!(effect, Effect::Cache | Effect::Threads) || name == "comment";
+            let takes_value =
+                matches!(effect, Effect::Cache | Effect::Threads | Effect::Overlay | Effect::OverlayMax)
+                    || name == "comment";
             match (takes_value, value) {
                 (true, None) => return Err(invalid("it needs a value".to_owned())),
                 (false, Some(_)) => return Err(invalid("it takes no value".to_owned())),
@@ -110,7 +146,7 @@ impl Options {
             }
             let value = value.unwrap_or_default();
             match *effect {
-                Effect::Cache => options.cache_bytes = parse_size(value).map_err(invalid)?,
+                Effect::Cache => options.cache_bytes = parse_cache(value).map_err(invalid)?,
                 Effect::Threads => options.threads = parse_threads(value).map_err(invalid)?,
                 Effect::Access(wanted) => {
                     if access.replace(wanted).is_some_and(|before| before != wanted) {
@@ -118,30 +154,70 @@ impl Options {
                     }
                 }
                 Effect::Nonempty => options.nonempty = true,
+                Effect::Overlay if value.is_empty() => {
+                    return Err(invalid("it needs a directory".to_owned()));
+                }
+                Effect::Overlay => overlay = Some(PathBuf::from(value)),
+                Effect::OverlayMax => max_bytes = Some(parse_overlay_max(value).map_err(invalid)?),
+                Effect::Writable(wanted) => writable = Some(wanted),
                 Effect::Nothing => {}
                 Effect::Refused(reason) => return Err(invalid(reason.to_owned())),
             }
         }
-        Ok(Self { access: access.unwrap_or_default(), ..options })
+        options.access = access.unwrap_or_default();
+        let contradiction =
+            |option: &str, reason: String| Err(Error::OptionInvalid { option: option.to_owned(), reason });
+        if let Some(max) = max {
+            max_bytes = match parse_overlay_max(max) {
+                Ok(bytes) => Some(bytes),
+                Err(reason) => return contradiction(&format!("overlay-max={max}"), reason),
+            };
+        }
+        let dir = dir.map(Path::to_owned).or(overlay);
+        match (writable, &dir) {
+            (Some(true), None) => {
+                return contradiction("rw", "the mounted tree is read-only without an overlay".to_owned());
+            }
+            (Some(false), Some(_)) => {
+                return contradiction("ro", "an overlay makes images writable".to_owned());
+            }
+            _ if max_bytes.is_some() && dir.is_none() => {
+                return contradiction("overlay-max", "there is no overlay; name its directory".to_owned());
+            }
+            _ => options.overlay = dir.map(|dir| OverlayOptions { dir, max_bytes }),
+        }
+        Ok(options)
     }
 }
 
-fn parse_size(text: &str) -> std::result::Result<usize, String> {
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let shift = match &text[digits.len()..] {
-        "" => 0,
-        "K" | "k" => 10,
-        "M" | "m" => 20,
-        "G" | "g" => 30,
-        _ => return Err("a size is a number with K, M or G after it, for instance 256M".to_owned()),
-    };
-    let bytes = parse_number(digits)
-        .and_then(|number| number.checked_mul(1 << shift))
-        .ok_or("a size is a number with K, M or G after it, for instance 256M")?;
+fn parse_cache(text: &str) -> std::result::Result<usize, String> {
+    let bytes = usize::try_from(parse_size(text)?).map_err(|_| "it is more than this system can have")?;
     if bytes < CACHE_MIN {
         return Err("the cache needs at least 1M".to_owned());
     }
     Ok(bytes)
+}
+
+fn parse_overlay_max(text: &str) -> std::result::Result<u64, String> {
+    let bytes = parse_size(text)?;
+    if bytes < OVERLAY_MIN_BYTES {
+        return Err("an overlay needs at least 4K".to_owned());
+    }
+    Ok(bytes)
+}
+
+fn parse_size(text: &str) -> std::result::Result<u64, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let shift = match &text[digits.len()..] {
+        "" => Some(0),
+        "K" | "k" => Some(10),
+        "M" | "m" => Some(20),
+        "G" | "g" => Some(30),
+        "T" | "t" => Some(40),
+        _ => None,
+    };
+    let bytes = shift.and_then(|shift| (parse_number(digits)? as u64).checked_mul(1 << shift));
+    bytes.ok_or_else(|| "a size is a number with K, M, G or T after it, for instance 256M".to_owned())
 }
 
 fn parse_threads(text: &str) -> std::result::Result<usize, String> {
@@ -186,7 +262,8 @@ mod tests {
     #[test]
     fn both_ways_of_writing_options_are_one() {
         let options = parse(&["cache=64M,threads=3", "allow_other"]).unwrap();
-        let wanted = Options { cache_bytes: 64 << 20, threads: 3, access: Access::Everyone, nonempty: false };
+        let wanted =
+            Options { cache_bytes: 64 << 20, threads: 3, access: Access::Everyone, ..Options::default() };
         assert_eq!(options, wanted);
         assert_eq!(parse(&["cache=64M", "threads=3,,allow_other,"]).unwrap(), wanted);
         assert_eq!(parse(&[]).unwrap(), Options::default());
@@ -199,6 +276,22 @@ mod tests {
         let line =
             "defaults,noauto,nofail,_netdev,ro,x-systemd.automount,x-systemd.idle-timeout=60,comment=a";
         assert_eq!(parse(&[line]).unwrap(), Options::default());
+    }
+
+    #[test]
+    fn an_overlay_makes_the_mount_writable() {
+        let overlay = |dir: &str, max_bytes| Some(OverlayOptions { dir: PathBuf::from(dir), max_bytes });
+        assert_eq!(parse(&["overlay=/x,rw"]).unwrap().overlay, overlay("/x", None));
+        assert_eq!(parse(&["rw,overlay-max=2T,overlay=/x"]).unwrap().overlay, overlay("/x", Some(2 << 40)));
+        let texts = ["rw,overlay=/x,overlay-max=8K".to_owned()];
+        let given = Options::parse_with_overlay(&texts, Some(Path::new("/a,b")), Some("4096")).unwrap();
+        assert_eq!(given.overlay, overlay("/a,b", Some(4096)));
+        let given = Options::parse_with_overlay(&[], None, Some("1M"));
+        assert!(matches!(given, Err(Error::OptionInvalid { .. })), "{given:?}");
+        assert_eq!(
+            Options::parse_with_overlay(&[], Some(Path::new("/x")), Some("1X")).unwrap_err().to_string(),
+            "cannot use mount option \"overlay-max=1X\": a size is a number with K, M, G or T after it, for instance 256M"
+        );
     }
 
     #[test]
@@ -239,6 +332,12 @@ mod tests {
             "threads",
             "ro=1",
             "rw",
+            "overlay",
+            "overlay=",
+            "overlay=/x,ro",
+            "overlay-max=1M",
+            "overlay=/x,overlay-max=1K",
+            "overlay=/x,overlay-max=",
             "suid",
             "allow_other,allow_root",
             "cache=1ä",
@@ -247,7 +346,7 @@ mod tests {
         }
         assert_eq!(
             parse(&["rw"]).unwrap_err().to_string(),
-            "cannot use mount option \"rw\": the mounted tree is read-only"
+            "cannot use mount option \"rw\": the mounted tree is read-only without an overlay"
         );
     }
 }

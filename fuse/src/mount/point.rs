@@ -123,7 +123,7 @@ mod tests {
         std::fs::create_dir_all(store.join("inside")).unwrap();
         std::fs::create_dir(&point).unwrap();
         let options = Options::default();
-        let nonempty = Options { nonempty: true, ..options };
+        let nonempty = Options { nonempty: true, ..options.clone() };
         assert_eq!(prepare(&point, &store, &options).unwrap(), point.canonicalize().unwrap());
 
         assert!(refusal(&dir.path().join("none"), &store, &options).contains("no such directory"));
