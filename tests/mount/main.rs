@@ -5,6 +5,8 @@
 
 #![expect(clippy::print_stdout, reason = "tests tell what they did and what they skip")]
 
+mod overlay;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

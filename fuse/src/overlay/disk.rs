@@ -304,6 +304,9 @@ impl Kept {
             if current.states.run(part.start, part.end) == (state, part.end) {
                 continue;
             }
+            if current.states.page(number).is_none() {
+                self.files.reserve_synced(number)?;
+            }
             let (page, bytes) = current.states.changed(&part, state);
             self.files.write_states(number, bytes.start, &page[bytes])?;
             current.states.put(number, page);

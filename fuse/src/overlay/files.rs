@@ -15,7 +15,8 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 
 use super::header::{Base, BootId, HEADER_BYTES, Header, Kind};
 use super::states::{BLOCK_BYTES, PAGE_BYTES, Page, States, page_count};
@@ -96,6 +97,16 @@ impl Files {
     pub(crate) fn write_states(&self, number: usize, at: usize, bytes: &[u8]) -> Result<()> {
         let written = self.written.write_all_at(bytes, place(number) + at as u64);
         written.map_err(|source| Error::io("write to", self.dir.join(WRITTEN), source))
+    }
+
+    /// Takes the space for a page of states in `image.synced`: a write may fail when the file system is full, a
+    /// sync of what was written before must not.
+    pub(crate) fn reserve_synced(&self, number: usize) -> Result<()> {
+        // A file of states is far smaller than its disk.
+        match fallocate(&self.synced, FallocateFlags::empty(), place(number) as i64, PAGE_BYTES as i64) {
+            Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(()),
+            Err(errno) => Err(Error::io("enlarge", self.dir.join(SYNCED), errno)),
+        }
     }
 
     /// Makes the data durable.
