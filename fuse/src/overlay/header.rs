@@ -1,5 +1,5 @@
 //! The first 4 KiB of the two files of states: which revision they belong to. Pure. The bytes are described in
-//! `docs/format.md`, section 9.
+//! `docs/format.md`, section 10.
 
 use backy_store::{ChunkId, RevisionId};
 
