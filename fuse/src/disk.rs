@@ -138,7 +138,7 @@ impl Disk {
         self.overlay.as_deref().map_or(0, OverlayDisk::data_bytes)
     }
 
-    /// Whether a failed write is to be logged: only the first one of a disk is.
+    /// Whether this is the first time that somebody complains about the overlay.
     pub(crate) fn is_first_complaint(&self) -> bool {
         self.overlay.as_deref().is_some_and(OverlayDisk::is_first_complaint)
     }

@@ -28,6 +28,8 @@ impl Code {
     pub(crate) const FORBIDDEN: Self = Self(libc::EPERM);
     /// This is not something that such a file can do.
     pub(crate) const UNSUPPORTED: Self = Self(libc::EOPNOTSUPP);
+    /// There is no space left.
+    pub(crate) const FULL: Self = Self(libc::ENOSPC);
     /// There is no data at or after the offset.
     pub(crate) const NO_DATA: Self = Self(libc::ENXIO);
 
@@ -65,7 +67,7 @@ impl From<&MountError> for Code {
         match error {
             MountError::Store(error) => Self::from(error),
             MountError::ReadOnly => Self::READ_ONLY,
-            MountError::OverlayFull { .. } => Self(libc::ENOSPC),
+            MountError::OverlayFull { .. } => Self::FULL,
             MountError::Io { source, .. } => Self(io_number(source)),
             _ => Self(libc::EIO),
         }

@@ -101,7 +101,8 @@ impl FileSystem {
             MountError::Store(damage) if damage.is_damage() => {
                 self.view.damage.met(&file.disk, offset, damage)
             }
-            _ if file.disk.is_first_complaint() => {
+            // A full overlay fails at every write: that is said once.
+            _ if Code::from(error) != Code::FULL || file.disk.is_first_complaint() => {
                 let (job, revision, cause) = (file.disk.job.name(), &file.disk.revision.id, failure(error));
                 tracing::error!(%job, %revision, offset, %cause, "cannot write to an image");
             }
@@ -229,9 +230,9 @@ impl fuser::Filesystem for FileSystem {
         if writes && self.view.overlay.is_none() {
             return reply.error(errno(Code::READ_ONLY));
         }
-        let node = self.view.node(inode.0).and_then(|node| match self.view.facts(inode.0, &node)?.writable {
-            false if writes => Err(Code::FORBIDDEN),
-            _ => Ok(node),
+        let node = self.view.node(inode.0).and_then(|node| {
+            let allowed = !writes || self.view.facts(inode.0, &node)?.writable;
+            if allowed { Ok(node) } else { Err(Code::FORBIDDEN) }
         });
         match node.and_then(|node| self.open_file(inode.0, &node)) {
             Ok((handle, flags)) => reply.opened(FileHandle(handle), flags),

@@ -200,3 +200,38 @@ fn a_full_file_system_below_an_overlay_is_told_and_harms_nothing() {
     assert!(again[from + 65536..] == half[from + 65536..] && again[..from] == old[..from]);
     world.unmount();
 }
+
+/// What the process did, one line for each call: its name and the last part of the file's name.
+fn calls(trace: &Path) -> Vec<String> {
+    let trace = fs::read_to_string(trace).expect("the trace is readable");
+    let call = |line: &str| {
+        let (name, rest) = line.split_once(' ')?.1.trim_start().split_once('(')?;
+        let file = rest.split_once("/image.")?.1.split_once('>')?.0;
+        Some(format!("{name} {file}"))
+    };
+    trace.lines().filter_map(call).collect()
+}
+
+#[test]
+fn data_is_durable_before_anything_says_so() {
+    let Some(world) = Mounted::new() else { return };
+    world.unmount();
+    let (point, image, trace) = (world.at("mnt"), world.image("last"), world.at("trace"));
+    let mut traced = Command::new("strace")
+        .args(["-f", "-y", "-e", "trace=pwrite64,fdatasync", "-o", path(&trace)])
+        .args([env!("CARGO_BIN_EXE_backy"), "-b", path(&world.at("srv")), "mount", path(&point)])
+        .args(["--overlay", path(&world.at("over"))])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("strace starts");
+    eventually("it is mounted", || image.exists());
+    let (made, _) = dd(&image, &["count=1", "conv=notrunc"]);
+    let (written, _) = dd(&image, &["count=1", "seek=9", "conv=notrunc,fsync"]);
+    tool("umount", &[path(&point)]);
+    let ended = traced.wait().expect("strace ends");
+    assert!(made && written && ended.success());
+    // The first write made the files; at the end nothing was left to sync.
+    let last = ["pwrite64 data", "pwrite64 written", "fdatasync data", "pwrite64 synced", "fdatasync synced"];
+    let calls = calls(&trace);
+    assert!(calls.ends_with(&last.map(str::to_owned)), "{calls:?}");
+}

@@ -212,7 +212,7 @@ impl OverlayDisk {
         synced
     }
 
-    /// Whether this is the first complaint about this disk: a full overlay is not logged at every write.
+    /// Whether this is the first time that somebody complains about this disk.
     pub(crate) fn is_first_complaint(&self) -> bool {
         !self.complained.swap(true, Ordering::Relaxed)
     }

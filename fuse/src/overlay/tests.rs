@@ -362,6 +362,21 @@ fn zeroed_blocks_take_no_space() {
 }
 
 #[test]
+fn a_zeroed_block_is_zeros_where_space_cannot_be_given_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let scene = Scene::new(dir.path(), noise(1, SIZE), None);
+    scene.write(0, &noise(2, 3 * BLOCK)).unwrap();
+    scene.zero(0..3 * BLOCK).unwrap();
+    // As on a file system that has no holes.
+    let data = File::options().write(true).open(scene.path("image.data")).unwrap();
+    data.write_all_at(&noise(2, 3 * BLOCK), 0).unwrap();
+    scene.write(BLOCK + 1, b"x").unwrap();
+    let mut wanted = vec![0; 3 * BLOCK];
+    wanted[BLOCK + 1] = b'x';
+    assert!(scene.read(0..3 * BLOCK).unwrap() == wanted);
+}
+
+#[test]
 fn files_that_do_not_fit_are_refused_and_kept() {
     let flip = |scene: &Scene, name: &str, at: u64| {
         let file = File::options().read(true).write(true).open(scene.path(name)).unwrap();
