@@ -12,17 +12,15 @@ use fuser::{
     KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyData, ReplyDirectory,
     ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
-use nix::fcntl::FallocateFlags;
 use nix::unistd::Whence;
 
 use crate::errno::Code;
-use crate::error::Error as MountError;
 use crate::handles::{DiskFile, Kind, Open};
 use crate::inode::Node;
-use crate::overlay::failure;
 use crate::tree::RevisionFile;
 use crate::view::{Facts, Owner, Result, View};
 use crate::window::Window;
+use crate::writing::AttrChange;
 
 /// The file system that the kernel talks to.
 #[derive(Debug)]
@@ -85,82 +83,6 @@ impl FileSystem {
             Some(Open::Directory(_)) => reply.error(errno(Code::A_DIRECTORY)),
             None => reply.error(errno(Code::INVALID)),
         }
-    }
-
-    /// Finds the file that is open for writing under a handle.
-    fn disk_file(&self, handle: u64) -> Result<Arc<DiskFile>> {
-        match self.view.handles.get(handle) {
-            Some(Open::Disk(file)) => Ok(file),
-            _ => Err(Code::INVALID),
-        }
-    }
-
-    /// Turns what a write or a sync met into a number, after it was logged.
-    fn not_written(&self, file: &DiskFile, offset: u64, error: &MountError) -> Code {
-        match error {
-            MountError::Store(damage) if damage.is_damage() => {
-                self.view.damage.met(&file.disk, offset, damage)
-            }
-            // A full overlay fails at every write: that is said once.
-            _ if Code::from(error) != Code::FULL || file.disk.is_first_complaint() => {
-                let (job, revision, cause) = (file.disk.job.name(), &file.disk.revision.id, failure(error));
-                tracing::error!(%job, %revision, offset, %cause, "cannot write to an image");
-            }
-            _ => {}
-        }
-        Code::from(error)
-    }
-
-    /// Writes; returns how many bytes were written, which are fewer only at the end of the file.
-    fn write_file(&self, handle: u64, offset: u64, data: &[u8]) -> Result<u32> {
-        let file = self.disk_file(handle)?;
-        if offset >= file.window.size_bytes() && !data.is_empty() {
-            return Err(Code::TOO_LARGE);
-        }
-        let written = file.disk.write(&file.window, offset, data);
-        let written = written.map_err(|error| self.not_written(&file, offset, &error))?;
-        // The kernel sends 1 MiB at most.
-        u32::try_from(written).map_err(|_| Code::INVALID)
-    }
-
-    /// Makes durable what was written.
-    fn sync_file(&self, handle: u64) -> Result<()> {
-        match self.view.handles.get(handle) {
-            Some(Open::Disk(file)) => file.disk.sync().map_err(|error| self.not_written(&file, 0, &error)),
-            Some(_) => Ok(()),
-            None => Err(Code::INVALID),
-        }
-    }
-
-    /// Makes zeros of a range; nothing else that `fallocate` can do makes sense for a disk.
-    fn zero_file(&self, handle: u64, offset: u64, length: u64, mode: i32) -> Result<()> {
-        let (keep, punch, zero) = (
-            FallocateFlags::FALLOC_FL_KEEP_SIZE,
-            FallocateFlags::FALLOC_FL_PUNCH_HOLE,
-            FallocateFlags::FALLOC_FL_ZERO_RANGE,
-        );
-        let file = self.disk_file(handle)?;
-        match FallocateFlags::from_bits(mode) {
-            Some(mode) if mode == punch | keep || mode == zero | keep => {}
-            Some(mode) if mode == zero => {
-                if offset.checked_add(length).is_none_or(|end| end > file.window.size_bytes()) {
-                    return Err(Code::TOO_LARGE);
-                }
-            }
-            _ => return Err(Code::UNSUPPORTED),
-        }
-        let zeroed = file.disk.zero(&file.window, offset, length);
-        zeroed.map_err(|error| self.not_written(&file, offset, &error))
-    }
-
-    /// Checks whether a change of attributes can be taken as done: times are not kept, the size stays.
-    fn check_change(&self, inode: u64, change: &AttrChange) -> Result<Facts> {
-        if self.view.overlay.is_none() {
-            return Err(Code::READ_ONLY);
-        }
-        let facts = self.view.node(inode).and_then(|node| self.view.facts(inode, &node))?;
-        let is_same_size = change.size_bytes.is_none_or(|size| size == facts.size_bytes);
-        if facts.writable && is_same_size && !change.owner_or_mode { Ok(facts) } else { Err(Code::FORBIDDEN) }
     }
 
     /// Finds the next data or hole.
@@ -266,7 +188,7 @@ impl fuser::Filesystem for FileSystem {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.write_file(handle.0, offset, data) {
+        match self.view.write_file(handle.0, offset, data) {
             Ok(written) => reply.written(written),
             Err(code) => reply.error(errno(code)),
         }
@@ -292,7 +214,7 @@ impl fuser::Filesystem for FileSystem {
         _data_only: bool,
         reply: ReplyEmpty,
     ) {
-        done(reply, self.sync_file(handle.0));
+        done(reply, self.view.sync_file(handle.0));
     }
 
     fn fallocate(
@@ -305,7 +227,7 @@ impl fuser::Filesystem for FileSystem {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        done(reply, self.zero_file(handle.0, offset, length, mode));
+        done(reply, self.view.zero_file(handle.0, offset, length, mode));
     }
 
     fn setattr(
@@ -327,7 +249,7 @@ impl fuser::Filesystem for FileSystem {
         reply: ReplyAttr,
     ) {
         let owner_or_mode = mode.is_some() || uid.is_some() || gid.is_some();
-        match self.check_change(inode.0, &AttrChange { size_bytes: size, owner_or_mode }) {
+        match self.view.check_change(inode.0, &AttrChange { size_bytes: size, owner_or_mode }) {
             Ok(facts) => reply.attr(&facts.attr_ttl, &attr(&facts, self.view.owner)),
             Err(code) => reply.error(errno(code)),
         }
@@ -467,13 +389,6 @@ fn done(reply: ReplyEmpty, result: Result<()>) {
         Ok(()) => reply.ok(),
         Err(code) => reply.error(errno(code)),
     }
-}
-
-/// What somebody wants to change about a file.
-#[derive(Clone, Copy, Debug)]
-struct AttrChange {
-    size_bytes: Option<u64>,
-    owner_or_mode: bool,
 }
 
 fn file_type(kind: Kind) -> FileType {

@@ -36,6 +36,7 @@ mod overlay;
 mod tree;
 mod view;
 mod window;
+mod writing;
 
 pub use error::{Error, Result};
 pub use mount::options::{Access, Options, OverlayOptions};

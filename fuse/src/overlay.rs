@@ -11,6 +11,7 @@
 //! it people would see what they had overwritten.
 
 pub(crate) mod disk;
+mod edge;
 mod files;
 mod header;
 mod space;
@@ -128,7 +129,12 @@ fn prepare(dir: &Path, mountpoint: &Path) -> Result<PathBuf> {
         return refused(format!("it lies inside the store {}; choose a directory outside", store.display()));
     }
     match DirBuilder::new().mode(0o700).create(&absolute) {
-        Ok(()) => Ok(absolute),
+        Ok(()) => {
+            if let Some(parent) = absolute.parent() {
+                files::sync_dir(parent)?;
+            }
+            Ok(absolute)
+        }
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             if !absolute.is_dir() {
                 return refused("it is not a directory".to_owned());

@@ -20,7 +20,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLo
 use backy_store::Error as StoreError;
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::files::Files;
+use super::edge::{Edge, join};
+use super::files::{Files, Opened};
 use super::header::{Base, BootId};
 use super::space::Space;
 use super::states::{BLOCK_BYTES, State, States, by_page};
@@ -64,14 +65,32 @@ struct Current {
 impl OverlayDisk {
     /// Opens what is kept below `dir` for a disk. Nothing is made before the first write.
     pub(crate) fn open(dir: PathBuf, base: Base, boot: BootId, space: Arc<Space>) -> Result<Self> {
-        let kept = OnceLock::new();
-        if let Some((files, states)) = Files::open(&dir, &base, &boot)? {
-            // Made by an overlay that was cut off after its last sync, or never synced: all of it may be new.
-            let unsynced = states.pages().map(|(number, _)| number).collect();
-            drop(kept.set(Kept::new(files, Current { states, unsynced, dirty: true })?));
-        }
+        let opened = Files::open(&dir, &base, &boot)?;
         let (creating, complained) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Self { base, dir, boot, space, kept, creating, complained })
+        let disk = Self { base, dir, boot, space, kept: OnceLock::new(), creating, complained };
+        if let Some(Opened { files, states, is_restarted }) = opened {
+            // Whoever wrote it may have been killed before a sync: all of it may be new.
+            let unsynced = states.pages().map(|(number, _)| number).collect();
+            let kept = Kept::new(files, Current { states, unsynced, dirty: true })?;
+            if is_restarted {
+                disk.give_back(&kept);
+            }
+            drop(disk.kept.set(kept));
+        }
+        Ok(disk)
+    }
+
+    /// Gives back the space of data that was not synced before the system was started anew.
+    fn give_back(&self, kept: &Kept) {
+        let (mut block, end) = (0, touched(&(0..self.base.size_bytes)).end);
+        let current = kept.read();
+        while block < end {
+            let (state, next) = current.states.run(block, end);
+            if state != State::Data {
+                kept.punch(self.span(&(block..next)));
+            }
+            block = next;
+        }
     }
 
     /// Whether anything may have been written.
@@ -329,45 +348,4 @@ impl Kept {
 /// The blocks that a range touches.
 fn touched(range: &Range<u64>) -> Range<u64> {
     range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES)
-}
-
-/// A block of which a write covers a part only.
-#[derive(Debug)]
-struct Edge {
-    block: u64,
-    /// What the revision has there; zeros if the block was written when it was looked at.
-    content: Vec<u8>,
-}
-
-impl Edge {
-    /// Whether the rest of the block must be written too, and with what, in the state it has now.
-    fn is_needed(&mut self, state: State) -> bool {
-        match state {
-            // A block never becomes `Base` again, so the content was read from the revision.
-            State::Base => true,
-            State::Zero => {
-                self.content.fill(0);
-                true
-            }
-            State::Data => false,
-        }
-    }
-}
-
-/// Puts the rest of the blocks at the edges around the data that is written at `offset`; returns where the whole
-/// begins. `None` if there is nothing to put around.
-fn join(offset: u64, data: &[u8], edges: &[Edge]) -> Option<(u64, Vec<u8>)> {
-    let (first, last) = (edges.first()?, edges.last()?);
-    let end = offset + data.len() as u64;
-    let start = offset.min(first.block * BLOCK_BYTES);
-    let (first_start, last_start) = (first.block * BLOCK_BYTES, last.block * BLOCK_BYTES);
-    let mut whole = Vec::with_capacity(data.len() + 2 * BLOCK_BYTES as usize);
-    if first_start < offset {
-        whole.extend_from_slice(&first.content[..(offset - first_start) as usize]);
-    }
-    whole.extend_from_slice(data);
-    if let Some(behind) = end.checked_sub(last_start).and_then(|at| last.content.get(at as usize..)) {
-        whole.extend_from_slice(behind);
-    }
-    Some((start, whole))
 }

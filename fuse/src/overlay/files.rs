@@ -40,10 +40,19 @@ pub(crate) struct Files {
     pub(crate) synced: File,
 }
 
+/// What was found of a disk.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) files: Files,
+    pub(crate) states: States,
+    /// Whether the system was started anew since the last mount.
+    pub(crate) is_restarted: bool,
+}
+
 impl Files {
-    /// Opens what is kept below `dir` for a disk, and its states; `None` if nothing is. Fails with `OverlayDamaged`
-    /// when it is not whole or belongs to another content.
-    pub(crate) fn open(dir: &Path, base: &Base, boot: &BootId) -> Result<Option<(Self, States)>> {
+    /// Opens what is kept below `dir` for a disk; `None` if nothing is. Fails with `OverlayDamaged` when it is not
+    /// whole or belongs to another content.
+    pub(crate) fn open(dir: &Path, base: &Base, boot: &BootId) -> Result<Option<Opened>> {
         if !exists(dir)? {
             return Ok(None);
         }
@@ -53,14 +62,15 @@ impl Files {
         check_base(&header, base, &dir.join(WRITTEN))?;
         check_base(&read_header(&synced, &dir.join(SYNCED), Kind::Synced)?, base, &dir.join(SYNCED))?;
         check_length(&data, base.size_bytes, &dir.join(DATA))?;
-        let states = if header.boot == *boot {
+        let is_restarted = header.boot != *boot;
+        let states = if !is_restarted {
             read_states(&written, base.size_bytes, &dir.join(WRITTEN))?
         } else {
             let states = read_states(&synced, base.size_bytes, &dir.join(SYNCED))?;
             written = renew(dir, base, boot, &states)?;
             states
         };
-        Ok(Some((Self { dir: dir.to_owned(), data, written, synced }, states)))
+        Ok(Some(Opened { files: Self { dir: dir.to_owned(), data, written, synced }, states, is_restarted }))
     }
 
     /// Makes the files of a disk of which nothing was written yet, durably.
@@ -257,9 +267,9 @@ fn set_len(file: &File, length: u64, path: &Path) -> Result<()> {
 /// Makes a directory for the owner alone, durably, unless it is there.
 fn make_dir(path: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => path.parent().map_or(Ok(()), sync_dir),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(Error::io("create", path, error)),
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(Error::io("create", path, error)),
+        // Who made it before may have died before it was durable.
+        _ => path.parent().map_or(Ok(()), sync_dir),
     }
 }
 
@@ -288,7 +298,8 @@ fn sync(file: &File, path: &Path) -> Result<()> {
     file.sync_data().map_err(|source| Error::io("sync", path, source))
 }
 
-fn sync_dir(path: &Path) -> Result<()> {
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     let synced = File::open(path).and_then(|dir| dir.sync_all());
     synced.map_err(|source| Error::io("sync", path, source))
 }

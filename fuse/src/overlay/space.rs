@@ -32,7 +32,9 @@ impl Space {
 
     /// Gives bytes back that were taken.
     pub(crate) fn release(&self, bytes: u64) {
-        self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        let less = |used: u64| Some(used.saturating_sub(bytes));
+        // It never says no.
+        let _ = self.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// Bytes in use.

@@ -362,6 +362,23 @@ fn zeroed_blocks_take_no_space() {
 }
 
 #[test]
+fn unsynced_data_takes_no_space_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut scene = Scene::new(dir.path(), noise(1, 8 << 20), None);
+    scene.write(0, &noise(2, BLOCK)).unwrap();
+    scene.disk.sync().unwrap();
+    scene.write(BLOCK, &noise(3, 4 << 20)).unwrap();
+    scene.restart();
+    assert_eq!(scene.space.used_bytes(), BLOCK_BYTES);
+    let blocks = std::os::unix::fs::MetadataExt::blocks(&scene.path("image.data").metadata().unwrap());
+    assert!(blocks * 512 < 1 << 20, "{blocks}");
+    assert!(
+        scene.read(0..3 * BLOCK).unwrap()[..]
+            == [&noise(2, BLOCK), &scene.content[BLOCK..3 * BLOCK]].concat()
+    );
+}
+
+#[test]
 fn a_zeroed_block_is_zeros_where_space_cannot_be_given_back() {
     let dir = tempfile::tempdir().unwrap();
     let scene = Scene::new(dir.path(), noise(1, SIZE), None);
