@@ -194,3 +194,80 @@ impl Disk {
 fn range(piece: Segment) -> std::ops::Range<u64> {
     piece.disk_offset..piece.disk_offset + piece.length
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::path::Path;
+
+    use backy_store::{JobName, NewRevision, Repository, Reuse, RevisionId, Stats, Timestamp};
+
+    use super::*;
+
+    fn revision_of(dir: &Path, data: &[u8]) -> (Job, Arc<Revision>) {
+        let at = Timestamp::from_secs(1_700_000_000).unwrap();
+        let repository = Repository::create(&dir.join("srv"), at).unwrap();
+        let job = repository.create_job(&JobName::parse("web01").unwrap(), false, "{}\n", at).unwrap();
+        let new = NewRevision {
+            id: RevisionId::random().unwrap(),
+            timestamp: at,
+            tags: BTreeSet::new(),
+            image_size_bytes: data.len() as u64,
+            base: None,
+            parent: None,
+            reuse: Reuse::Header,
+            level: 1,
+        };
+        let guard = job.lock_for_backup().unwrap();
+        let writer = job.new_revision(&guard, new).unwrap();
+        writer.chunk_writer().unwrap().put(0, data).unwrap();
+        let revision = writer.finish(&guard, Stats::default(), BTreeMap::new()).unwrap();
+        (job.clone(), Arc::new(revision))
+    }
+
+    #[test]
+    fn what_is_written_through_a_window_lies_at_its_place_on_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut data: Vec<u8> = (0..200_001u32).map(|n| (n % 251) as u8 + 1).collect();
+        let (job, revision) = revision_of(dir.path(), &data);
+        let cache = Arc::new(FrameCache::new(1 << 20));
+        let overlay = Overlay::open(&dir.path().join("over"), None, Path::new("/nowhere")).unwrap();
+        let open = || Disk::open(&job, &revision, &cache, Some(&overlay)).unwrap();
+        // Both were open before the first write, as two are that open at once.
+        let (disk, other) = (open(), open());
+        let segments = [(100_001, 5000), (3, 7000)];
+        let segment = |(disk_offset, length)| Segment { disk_offset, length };
+        let window = Window::new(segments.map(segment)).unwrap();
+
+        assert_eq!(disk.write(&window, 4000, &[1; 3000]).unwrap(), 3000);
+        data[104_001..105_001].fill(1);
+        data[3..2003].fill(1);
+        assert_eq!(other.write(&window, 11_990, &[2; 100]).unwrap(), 10);
+        data[6993..7003].fill(2);
+        disk.zero(&window, 4990, 6000).unwrap();
+        data[104_991..105_001].fill(0);
+        data[3..5993].fill(0);
+        for disk in [&disk, &other, &open()] {
+            let read = |window: &Window| disk.read(window, 0, 300_000, <[u8]>::to_vec).unwrap();
+            assert!(read(&Window::whole(200_001)) == data);
+            assert!(read(&window) == [&data[100_001..105_001], &data[3..7003]].concat());
+        }
+        assert_eq!(disk.seek(&window, 0, false).unwrap(), None, "no block was zeroed as a whole");
+        disk.zero(&Window::whole(200_001), 0, 200_001).unwrap();
+        assert_eq!(disk.seek(&window, 0, true).unwrap(), None);
+        assert_eq!(disk.seek(&window, 77, false).unwrap(), Some(77));
+        assert_eq!(disk.written_bytes(), 0);
+    }
+
+    #[test]
+    fn without_an_overlay_nothing_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (job, revision) = revision_of(dir.path(), b"data");
+        let disk = Disk::open(&job, &revision, &Arc::new(FrameCache::new(1 << 20)), None).unwrap();
+        let window = Window::whole(4);
+        assert!(matches!(disk.write(&window, 0, b"x"), Err(MountError::ReadOnly)));
+        assert!(matches!(disk.zero(&window, 0, 4), Err(MountError::ReadOnly)));
+        disk.sync().unwrap();
+        assert_eq!(disk.read(&window, 0, 9, <[u8]>::to_vec).unwrap(), b"data");
+    }
+}

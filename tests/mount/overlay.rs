@@ -182,7 +182,7 @@ fn a_full_file_system_below_an_overlay_is_told_and_harms_nothing() {
     fs::create_dir(&small).expect("a directory is made");
     tool("mount", &["-t", "tmpfs", "-o", "size=1M", "tmpfs", path(&small)]);
     world.mounts.push(small.clone());
-    world.remount_over(&[]);
+    world.remount_over(&["--overlay-max", "2M"]);
 
     let (done, said) = dd(&image, &["seek=64", "count=64", "conv=notrunc"]);
     assert!(!done && said.contains("No space left on device"), "{said}");
@@ -195,6 +195,15 @@ fn a_full_file_system_below_an_overlay_is_told_and_harms_nothing() {
     assert!(half[..from] == old[..from] && half[behind..] == old[behind..], "more than that has changed");
     let (done, said) = dd(&image, &["seek=64", "count=1", "conv=notrunc,fsync"]);
     assert!(done, "what was written can be overwritten: {said}");
+    // What failed does not count: there is space again when there is space below.
+    for _ in 0..32 {
+        let (done, said) = dd(&image, &["seek=200", "count=1", "conv=notrunc"]);
+        assert!(!done && said.contains("No space left on device"), "{said}");
+    }
+    tool("mount", &["-o", "remount,size=4M", path(&small)]);
+    let (done, said) = dd(&image, &["seek=64", "count=16", "conv=notrunc,fsync"]);
+    assert!(done, "{said}");
+    let half = fs::read(&image).expect("the image is readable");
     world.remount_over(&[]);
     let again = fs::read(&image).expect("the image is readable");
     assert!(again[from + 65536..] == half[from + 65536..] && again[..from] == old[..from]);
