@@ -7,7 +7,10 @@ use std::sync::Arc;
 use backy_store::{Extent, FrameCache, Job, Result, Revision, RevisionReader};
 
 use crate::ahead::{ReadAhead, Streams};
-use crate::window::Window;
+use crate::error::{Error as MountError, Result as MountResult};
+use crate::overlay::disk::OverlayDisk;
+use crate::overlay::{Overlay, State};
+use crate::window::{Segment, Window};
 
 thread_local! {
     /// What is read, per event loop: grows to the largest request, 1 MiB.
@@ -20,13 +23,22 @@ pub(crate) struct Disk {
     pub(crate) job: Job,
     pub(crate) revision: Arc<Revision>,
     pub(crate) reader: RevisionReader,
+    /// What was written to it; `None` where nothing can be.
+    overlay: Option<Arc<OverlayDisk>>,
 }
 
 impl Disk {
-    /// Opens the disk of a revision.
-    pub(crate) fn open(job: &Job, revision: &Arc<Revision>, cache: &Arc<FrameCache>) -> Result<Self> {
+    /// Opens the disk of a revision, and what was written to it.
+    pub(crate) fn open(
+        job: &Job,
+        revision: &Arc<Revision>,
+        cache: &Arc<FrameCache>,
+        overlay: Option<&Overlay>,
+    ) -> MountResult<Self> {
         let reader = job.open_revision(revision, cache)?;
-        Ok(Self { job: job.clone(), revision: Arc::clone(revision), reader })
+        let overlay =
+            overlay.map(|overlay| overlay.disk(job.name(), revision, reader.size_bytes())).transpose()?;
+        Ok(Self { job: job.clone(), revision: Arc::clone(revision), reader, overlay })
     }
 
     /// Size of the disk.
@@ -52,18 +64,103 @@ impl Disk {
         Ok(())
     }
 
+    /// Returns the overlay if it has anything in a range of the file.
+    fn written_in(&self, window: &Window, offset: u64, length: usize) -> Option<&OverlayDisk> {
+        let overlay = self.overlay.as_deref()?;
+        let mut pieces = window.pieces(offset, length as u64);
+        pieces.any(|piece| !overlay.is_untouched(range(piece))).then_some(overlay)
+    }
+
+    /// Reads a range of which something was written.
+    fn read_written<T>(
+        &self,
+        overlay: &OverlayDisk,
+        window: &Window,
+        offset: u64,
+        length: usize,
+        take: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T> {
+        let mut data = vec![0; length];
+        let mut done = 0;
+        for piece in window.pieces(offset, length as u64) {
+            // A piece is never longer than the buffer.
+            let out = &mut data[done..done + piece.length as usize];
+            overlay.read(piece.disk_offset, out, |at, out| self.read_base(at, out))?;
+            done += piece.length as usize;
+        }
+        Ok(take(&data[..done]))
+    }
+
+    /// Fills a buffer from the revision.
+    fn read_base(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        self.reader.read_at(at, out).map(drop)
+    }
+
+    /// Returns the overlay; fails with `ReadOnly` where there is none.
+    fn writable(&self) -> MountResult<&OverlayDisk> {
+        self.overlay.as_deref().ok_or(MountError::ReadOnly)
+    }
+
+    /// Writes to the file that `window` shows, at `offset`. Returns how many bytes were written: fewer only at the end
+    /// of the file.
+    pub(crate) fn write(&self, window: &Window, offset: u64, data: &[u8]) -> MountResult<usize> {
+        let overlay = self.writable()?;
+        let mut done = 0;
+        for piece in window.pieces(offset, data.len() as u64) {
+            let part = &data[done..done + piece.length as usize];
+            overlay.write(piece.disk_offset, part, |at, out| self.read_base(at, out))?;
+            done += part.len();
+        }
+        Ok(done)
+    }
+
+    /// Makes zeros of a range of the file that `window` shows.
+    pub(crate) fn zero(&self, window: &Window, offset: u64, length: u64) -> MountResult<()> {
+        let overlay = self.writable()?;
+        let mut pieces = window.pieces(offset, length);
+        pieces.try_for_each(|piece| overlay.zero(range(piece), |at, out| self.read_base(at, out)))
+    }
+
+    /// Makes durable what was written.
+    pub(crate) fn sync(&self) -> MountResult<()> {
+        self.overlay.as_deref().map_or(Ok(()), OverlayDisk::sync)
+    }
+
+    /// Bytes of the disk that the overlay holds.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.overlay.as_deref().map_or(0, OverlayDisk::data_bytes)
+    }
+
+    /// Whether this is the first time that somebody complains about the overlay.
+    pub(crate) fn is_first_complaint(&self) -> bool {
+        self.overlay.as_deref().is_some_and(OverlayDisk::is_first_complaint)
+    }
+
+    /// First byte of the disk at or after `offset` that is data (or that lies in a hole), with what was written.
+    fn next(&self, offset: u64, data: bool) -> Result<Option<u64>> {
+        let (mut at, size) = (offset, self.size_bytes());
+        while at < size {
+            let (state, end) = self.overlay.as_deref().map_or((State::Base, size), |overlay| overlay.run(at));
+            let found = match state {
+                State::Base if data => self.reader.next_data(at)?,
+                State::Base => Some(self.reader.next_hole(at)?),
+                State::Data | State::Zero => (data == (state == State::Data)).then_some(at),
+            };
+            if let Some(found) = found.filter(|&found| found < end) {
+                return Ok(Some(found));
+            }
+            at = end;
+        }
+        Ok((!data).then_some(size))
+    }
+
     /// First byte of the file at or after `offset` that is data (or, with `data` false, that lies in a hole);
     /// `None` when there is none.
     pub(crate) fn seek(&self, window: &Window, offset: u64, data: bool) -> Result<Option<u64>> {
         let mut at = offset;
         for piece in window.pieces(offset, u64::MAX) {
             let end = piece.disk_offset + piece.length;
-            let found = if data {
-                self.reader.next_data(piece.disk_offset)?
-            } else {
-                Some(self.reader.next_hole(piece.disk_offset)?)
-            };
-            if let Some(found) = found.filter(|&found| found < end) {
+            if let Some(found) = self.next(piece.disk_offset, data)?.filter(|&found| found < end) {
                 return Ok(Some(at + (found - piece.disk_offset)));
             }
             at += piece.length;
@@ -71,7 +168,7 @@ impl Disk {
         Ok(None)
     }
 
-    /// Bytes of the file that `window` shows that are not in holes. Reads the map of all that it shows.
+    /// Bytes of the file that `window` shows that are not in holes of the revision. Reads the map of all that it shows.
     pub(crate) fn data_bytes(&self, window: &Window) -> Result<u64> {
         let mut sum = 0;
         for piece in window.pieces(0, u64::MAX) {
@@ -105,6 +202,9 @@ impl DiskFile {
         let length = self.window.size_bytes().saturating_sub(offset).min(length as u64);
         let mut pieces = self.window.pieces(offset, length).peekable();
         let Some(first) = pieces.peek().copied() else { return Ok(take(&[])) };
+        if let Some(overlay) = self.disk.written_in(&self.window, offset, length as usize) {
+            return self.disk.read_written(overlay, &self.window, offset, length as usize, take);
+        }
         let extent = self.streams.note(&self.disk, first.disk_offset, first.length);
         if first.length == length {
             // Mostly all of it lies in one frame or chunk, and the kernel takes it from there.
@@ -120,5 +220,93 @@ impl DiskFile {
             }
             Ok(take(buffer))
         })
+    }
+}
+
+/// The bytes of the disk in a piece.
+fn range(piece: Segment) -> std::ops::Range<u64> {
+    piece.disk_offset..piece.disk_offset + piece.length
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::path::Path;
+
+    use backy_store::{JobName, NewRevision, Repository, Reuse, RevisionId, Stats, Timestamp};
+
+    use super::*;
+
+    fn revision_of(dir: &Path, data: &[u8]) -> (Job, Arc<Revision>) {
+        let at = Timestamp::from_secs(1_700_000_000).unwrap();
+        let repository = Repository::create(&dir.join("srv"), at).unwrap();
+        let job = repository.create_job(&JobName::parse("web01").unwrap(), false, "{}\n", at).unwrap();
+        let new = NewRevision {
+            id: RevisionId::random().unwrap(),
+            timestamp: at,
+            tags: BTreeSet::new(),
+            image_size_bytes: data.len() as u64,
+            base: None,
+            parent: None,
+            reuse: Reuse::Header,
+            level: 1,
+        };
+        let guard = job.lock_for_backup().unwrap();
+        let writer = job.new_revision(&guard, new).unwrap();
+        writer.chunk_writer().unwrap().put(0, data).unwrap();
+        let revision = writer.finish(&guard, Stats::default(), BTreeMap::new()).unwrap();
+        (job.clone(), Arc::new(revision))
+    }
+
+    #[test]
+    fn what_is_written_through_a_window_lies_at_its_place_on_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut data: Vec<u8> = (0..200_001u32).map(|n| (n % 251) as u8 + 1).collect();
+        let (job, revision) = revision_of(dir.path(), &data);
+        let cache = Arc::new(FrameCache::new(1 << 20));
+        let overlay = Overlay::open(&dir.path().join("over"), None, Path::new("/nowhere")).unwrap();
+        let open = || Arc::new(Disk::open(&job, &revision, &cache, Some(&overlay)).unwrap());
+        let ahead = Arc::new(ReadAhead::start(1, 1 << 22, 1 << 20).unwrap());
+        // Both were open before the first write, as two are that open at once.
+        let (disk, other) = (open(), open());
+        let segments = [(100_001, 5000), (3, 7000)];
+        let segment = |(disk_offset, length)| Segment { disk_offset, length };
+        let window = Window::new(segments.map(segment)).unwrap();
+
+        assert_eq!(disk.write(&window, 4000, &[1; 3000]).unwrap(), 3000);
+        data[104_001..105_001].fill(1);
+        data[3..2003].fill(1);
+        assert_eq!(other.write(&window, 11_990, &[2; 100]).unwrap(), 10);
+        data[6993..7003].fill(2);
+        disk.zero(&window, 4990, 6000).unwrap();
+        data[104_991..105_001].fill(0);
+        data[3..5993].fill(0);
+        for disk in [&disk, &other, &open()] {
+            let read = |window: &Window| {
+                let file = DiskFile::new(Arc::clone(disk), window.clone(), &ahead);
+                file.read(0, 300_000, <[u8]>::to_vec).unwrap()
+            };
+            assert!(read(&Window::whole(200_001)) == data);
+            assert!(read(&window) == [&data[100_001..105_001], &data[3..7003]].concat());
+        }
+        assert_eq!(disk.seek(&window, 0, false).unwrap(), None, "no block was zeroed as a whole");
+        disk.zero(&Window::whole(200_001), 0, 200_001).unwrap();
+        assert_eq!(disk.seek(&window, 0, true).unwrap(), None);
+        assert_eq!(disk.seek(&window, 77, false).unwrap(), Some(77));
+        assert_eq!(disk.written_bytes(), 0);
+    }
+
+    #[test]
+    fn without_an_overlay_nothing_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (job, revision) = revision_of(dir.path(), b"data");
+        let disk = Disk::open(&job, &revision, &Arc::new(FrameCache::new(1 << 20)), None).unwrap();
+        let window = Window::whole(4);
+        assert!(matches!(disk.write(&window, 0, b"x"), Err(MountError::ReadOnly)));
+        assert!(matches!(disk.zero(&window, 0, 4), Err(MountError::ReadOnly)));
+        disk.sync().unwrap();
+        let ahead = Arc::new(ReadAhead::start(1, 1 << 22, 1 << 20).unwrap());
+        let file = DiskFile::new(Arc::new(disk), window, &ahead);
+        assert_eq!(file.read(0, 9, <[u8]>::to_vec).unwrap(), b"data");
     }
 }

@@ -5,6 +5,8 @@ use std::io::ErrorKind;
 
 use backy_store::Error;
 
+use crate::error::Error as MountError;
+
 /// A number that the kernel understands as an error. Never zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Code(i32);
@@ -20,6 +22,14 @@ impl Code {
     pub(crate) const INVALID: Self = Self(libc::EINVAL);
     /// Nothing here can be written.
     pub(crate) const READ_ONLY: Self = Self(libc::EROFS);
+    /// The file has the size of its disk and no other.
+    pub(crate) const TOO_LARGE: Self = Self(libc::EFBIG);
+    /// Nobody may do this here, not even root.
+    pub(crate) const FORBIDDEN: Self = Self(libc::EPERM);
+    /// This is not something that such a file can do.
+    pub(crate) const UNSUPPORTED: Self = Self(libc::EOPNOTSUPP);
+    /// There is no space left.
+    pub(crate) const FULL: Self = Self(libc::ENOSPC);
     /// There is no data at or after the offset.
     pub(crate) const NO_DATA: Self = Self(libc::ENXIO);
     /// There is no such attribute.
@@ -43,11 +53,7 @@ impl From<&Error> for Code {
             Error::Locked { .. } => libc::EBUSY,
             Error::StoreUnsafe { .. } => libc::EACCES,
             // What the system lacks at the moment is told as it is, so that people need not suspect the data.
-            Error::Io { source, .. } => match (source.kind(), source.raw_os_error()) {
-                (ErrorKind::PermissionDenied | ErrorKind::OutOfMemory, Some(number)) => number,
-                (_, Some(number @ (libc::EMFILE | libc::ENFILE | libc::ENOSPC | libc::EDQUOT))) => number,
-                _ => libc::EIO,
-            },
+            Error::Io { source, .. } => io_number(source),
             // Damage of every kind, and all that cannot happen while reading.
             _ => libc::EIO,
         })
@@ -57,6 +63,29 @@ impl From<&Error> for Code {
 impl From<Error> for Code {
     fn from(error: Error) -> Self {
         Self::from(&error)
+    }
+}
+
+impl From<&MountError> for Code {
+    fn from(error: &MountError) -> Self {
+        match error {
+            MountError::Store(error) => Self::from(error),
+            MountError::ReadOnly => Self::READ_ONLY,
+            MountError::OverlayFull { .. } => Self::FULL,
+            MountError::Io { source, .. } => Self(io_number(source)),
+            _ => Self(libc::EIO),
+        }
+    }
+}
+
+/// What the system lacks is passed on as it is, all else is `EIO`.
+fn io_number(error: &std::io::Error) -> i32 {
+    match (error.kind(), error.raw_os_error()) {
+        (ErrorKind::PermissionDenied | ErrorKind::OutOfMemory, Some(number)) => number,
+        (_, Some(number @ (libc::EMFILE | libc::ENFILE | libc::ENOSPC | libc::EDQUOT | libc::EFBIG))) => {
+            number
+        }
+        _ => libc::EIO,
     }
 }
 

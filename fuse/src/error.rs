@@ -104,6 +104,35 @@ pub enum Error {
         /// How it ended, for people: `exit status: 1`.
         status: String,
     },
+    /// The directory for what is written cannot be used.
+    #[error("cannot use the overlay {}: {reason}", path.display())]
+    OverlayRefused {
+        /// The directory.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// What was written to an image cannot be shown.
+    #[error(
+        "cannot use the overlay file {}: {reason}; to give up what was written remove its directory while nothing \
+         is mounted, to see the image as it was mount without --overlay",
+        path.display()
+    )]
+    OverlayDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Nothing can be written without an overlay.
+    #[error("the mounted tree is read-only")]
+    ReadOnly,
+    /// No more may be written.
+    #[error("the overlay is full: it may hold {max_bytes} bytes")]
+    OverlayFull {
+        /// How much it may hold.
+        max_bytes: u64,
+    },
     /// A system call failed.
     #[error("cannot {doing} {}", path.display())]
     Io {
@@ -121,6 +150,16 @@ impl Error {
     /// Makes an `Io` error: `doing` what to `path`.
     pub(crate) fn io(doing: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {
         Self::Io { doing, path: path.as_ref().to_owned(), source: source.into() }
+    }
+
+    /// Makes an `OverlayRefused` error.
+    pub(crate) fn overlay_refused(path: &Path, reason: impl Into<String>) -> Self {
+        Self::OverlayRefused { path: path.to_owned(), reason: reason.into() }
+    }
+
+    /// Makes an `OverlayDamaged` error.
+    pub(crate) fn overlay_damaged(path: &Path, reason: impl Into<String>) -> Self {
+        Self::OverlayDamaged { path: path.to_owned(), reason: reason.into() }
     }
 
     /// Makes a `MountpointRefused` error.

@@ -1,15 +1,17 @@
-//! The answers to the kernel: asks the view, reads through a handle, replies. Owner, with `mount.rs`, of
+//! The answers to the kernel: asks the view, reads and writes through a handle, replies. Owner, with `mount.rs`, of
 //! the crate `fuser`.
 //!
 //! Every method runs in one of several event loops and ends in exactly one reply.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 use nix::unistd::Whence;
 
@@ -21,6 +23,10 @@ use crate::inode::Node;
 use crate::tree::RevisionFile;
 use crate::view::{Facts, Owner, Result, View};
 use crate::window::Window;
+use crate::writing::AttrChange;
+
+/// Tags and trust change, and with them the length of a text: the kernel must not judge by an older one.
+const TEXT_FLAGS: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_NOFLUSH);
 
 /// The file system that the kernel talks to.
 #[derive(Debug)]
@@ -33,29 +39,34 @@ impl FileSystem {
         Self { view }
     }
 
+    fn disk_flags(&self) -> FopenFlags {
+        match self.view.overlay {
+            // The content of a revision never changes, so neither do the pages that the kernel has.
+            None => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+            // What is written to another file of the same disk it does not see: each open begins anew.
+            Some(_) => FopenFlags::FOPEN_NOFLUSH,
+        }
+    }
+
     fn open_file(&self, inode: u64, node: &Node) -> Result<(u64, FopenFlags)> {
         match node {
             Node::File(job, id, RevisionFile::Image) => {
                 let (view, _, revision) = self.view.revision(job.as_str(), id)?;
                 let disk = self.view.open_disk(inode, &view, &revision)?;
                 let window = Window::whole(disk.size_bytes());
-                // The content of a revision never changes, so neither do the pages that the kernel has.
-                let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
                 let file = DiskFile::new(disk, window, &self.view.ahead);
-                Ok((self.view.handles.insert(Open::Disk(Arc::new(file))), flags))
+                Ok((self.view.handles.insert(Open::Disk(Arc::new(file))), self.disk_flags()))
             }
             Node::File(job, id, RevisionFile::Info) => {
                 let (view, tree, revision) = self.view.revision(job.as_str(), id)?;
                 let text = tree.info_json(job, view.job().repository().id(), &revision);
-                // Tags and trust change, and with them the length: the kernel must not judge by an older one.
-                let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
-                Ok((self.view.handles.insert(Open::Text(Arc::new(text))), flags))
+                Ok((self.view.handles.insert(Open::Text(Arc::new(text))), TEXT_FLAGS))
             }
             Node::Part(job, id, name) => {
                 let open = self.view.open_part(job, id, name)?;
                 let is_disk = matches!(open, Open::Disk(_));
-                let flags = if is_disk { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::FOPEN_DIRECT_IO };
-                Ok((self.view.handles.insert(open), flags | FopenFlags::FOPEN_NOFLUSH))
+                let flags = if is_disk { self.disk_flags() } else { TEXT_FLAGS };
+                Ok((self.view.handles.insert(open), flags))
             }
             Node::Link(..) => Err(Code::INVALID),
             Node::Root | Node::Job(_) | Node::Revision(..) | Node::Parts(..) => Err(Code::A_DIRECTORY),
@@ -151,10 +162,15 @@ impl fuser::Filesystem for FileSystem {
     }
 
     fn open(&self, _request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+        let writes = flags.acc_mode() != OpenAccMode::O_RDONLY;
+        if writes && self.view.overlay.is_none() {
             return reply.error(errno(Code::READ_ONLY));
         }
-        match self.view.node(inode.0).and_then(|node| self.open_file(inode.0, &node)) {
+        let node = self.view.node(inode.0).and_then(|node| {
+            let allowed = !writes || self.view.facts(inode.0, &node)?.writable;
+            if allowed { Ok(node) } else { Err(Code::FORBIDDEN) }
+        });
+        match node.and_then(|node| self.open_file(inode.0, &node)) {
             Ok((handle, flags)) => reply.opened(FileHandle(handle), flags),
             Err(code) => reply.error(errno(code)),
         }
@@ -172,6 +188,133 @@ impl fuser::Filesystem for FileSystem {
         reply: ReplyData,
     ) {
         self.read_file(handle.0, offset, length as usize, reply);
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match self.view.write_file(handle.0, offset, data) {
+            Ok(written) => reply.written(written),
+            Err(code) => reply.error(errno(code)),
+        }
+    }
+
+    fn flush(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // Nothing waits to be written when a file is closed; what shall be durable is synced.
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        _data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        done(reply, self.view.sync_file(handle.0));
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        done(reply, self.view.zero_file(handle.0, offset, length, mode));
+    }
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let owner_or_mode = mode.is_some() || uid.is_some() || gid.is_some();
+        match self.view.check_change(inode.0, &AttrChange { size_bytes: size, owner_or_mode }) {
+            Ok(facts) => reply.attr(&facts.attr_ttl, &attr(&facts, self.view.owner)),
+            Err(code) => reply.error(errno(code)),
+        }
+    }
+
+    // With an overlay the mount is writable in the kernel's eyes, so these are asked for too.
+
+    fn mknod(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _device: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(errno(Code::READ_ONLY));
+    }
+
+    fn mkdir(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(errno(Code::READ_ONLY));
+    }
+
+    fn unlink(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(errno(Code::READ_ONLY));
+    }
+
+    fn rmdir(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(errno(Code::READ_ONLY));
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _new_parent: INodeNo,
+        _new_name: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(errno(Code::READ_ONLY));
     }
 
     fn lseek(
@@ -281,6 +424,13 @@ fn errno(code: Code) -> Errno {
     Errno::from_i32(code.number())
 }
 
+fn done(reply: ReplyEmpty, result: Result<()>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(code) => reply.error(errno(code)),
+    }
+}
+
 fn file_type(kind: Kind) -> FileType {
     match kind {
         Kind::Directory => FileType::Directory,
@@ -293,7 +443,7 @@ fn attr(facts: &Facts, owner: Owner) -> FileAttr {
     let perm = match facts.kind {
         Kind::Link => 0o777,
         Kind::Directory => owner.dir_mode,
-        Kind::File => owner.file_mode,
+        Kind::File => owner.file_mode | if facts.writable { 0o200 } else { 0 },
     };
     FileAttr {
         ino: INodeNo(facts.inode),

@@ -7,9 +7,11 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
-use backy_store::{CHUNK_SIZE, FrameCache, Job, Result, Revision};
+use backy_store::{CHUNK_SIZE, FrameCache, Job, Revision};
 
 use crate::disk::{Disk, DiskFile};
+use crate::error::Result;
+use crate::overlay::Overlay;
 use crate::window::Window;
 
 /// The largest image whose holes are counted when its size on disk is asked for: 1 TiB, some 10 ms.
@@ -86,14 +88,15 @@ impl Handles {
         job: &Job,
         revision: &Arc<Revision>,
         cache: &Arc<FrameCache>,
+        overlay: Option<&Overlay>,
     ) -> Result<Arc<Disk>> {
         if let Some(disk) = self.disk(image) {
             return Ok(disk);
         }
-        let disk = Arc::new(Disk::open(job, revision, cache)?);
+        let disk = Arc::new(Disk::open(job, revision, cache, overlay)?);
         let mut disks = lock(&self.disks);
         disks.retain(|_, disk| disk.strong_count() > 0);
-        // Two that open at once may have two readers; both are right.
+        // Two that open at once may have two readers; both are right, and they have one overlay.
         disks.insert(image, Arc::downgrade(&disk));
         Ok(disk)
     }
@@ -103,7 +106,7 @@ impl Handles {
         lock(&self.disks).get(&image).and_then(Weak::upgrade)
     }
 
-    /// Returns the bytes of the file that `window` shows that are not in holes, where they were counted or can be
+    /// Returns the bytes of the file that `window` shows that are not in holes of its revision, where they were counted or can be
     /// counted cheaply: the disk is open. `image` is the inode of its image.
     pub(crate) fn data_bytes(&self, inode: u64, image: u64, window: &Window) -> Option<u64> {
         if let Some(&bytes) = lock(&self.data_bytes).get(&inode) {

@@ -1,4 +1,5 @@
-//! All revisions of a store as a read-only file system: look into any of them at once, without restoring.
+//! All revisions of a store as a file system: look into any of them at once, without restoring. It is read-only, or
+//! with an overlay the images can be written and the revisions stay as they are.
 //!
 //! ```text
 //! /mnt/backy/
@@ -17,12 +18,12 @@
 //! `last` and the tags lead to the newest revision that is not distrusted, or to the newest at all where every
 //! candidate is distrusted. Distrusted revisions have their directory like all others.
 //!
-//! What is always true: nothing is written but trust states, when damage is met; a byte that cannot be proven is
+//! What is always true: nothing in the store is written but trust states, when damage is met; a byte that cannot be proven is
 //! `EIO`, never zero; a new revision, a moved tag and a forgotten revision show within a second; a file that is
 //! open stays what it was and stays readable; an inode number never changes its meaning.
 //!
 //! Where to start reading: [`run`] in `mount.rs`, the answers to the kernel in `filesystem.rs`, what a directory
-//! holds in `tree.rs` and `parts.rs`, how changes are noticed in `jobs.rs`.
+//! holds in `tree.rs` and `parts.rs`, how changes are noticed in `jobs.rs`, what happens to writes in `overlay.rs`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -37,14 +38,16 @@ mod handles;
 mod inode;
 mod jobs;
 pub mod mount;
+mod overlay;
 mod partition;
 mod parts;
 mod tree;
 mod view;
 mod window;
+mod writing;
 
 pub use error::{Error, Result};
-pub use mount::options::{Access, Manner, Options};
+pub use mount::options::{Access, Manner, Options, OverlayOptions};
 pub use mount::{Mounted, detach, run, unmount};
 #[cfg(any(test, feature = "testing"))]
 pub use partition::fuzzing;

@@ -27,6 +27,7 @@ use self::signals::{Signals, Wanted};
 use crate::error::{Error, Result};
 use crate::filesystem::FileSystem;
 use crate::jobs::Scope;
+use crate::overlay::Overlay;
 use crate::view::{Owner, View};
 
 /// What the mount reads ahead for one reader, where the system lets it be set.
@@ -151,8 +152,10 @@ impl Mounted {
             dir_mode: options.mode(0o555),
             file_mode: options.mode(0o444),
         };
+        let overlay = options.overlay.as_ref();
+        let overlay = overlay.map(|overlay| Overlay::open(&overlay.dir, overlay.max_bytes, &mountpoint));
         let failed = |source| Error::MountFailed { path: mountpoint.clone(), source };
-        let view = View::new(scope, options, owner).map_err(failed)?;
+        let view = View::new(scope, options, owner, overlay.transpose()?).map_err(failed)?;
         let session = Session::new(FileSystem::new(view), &mountpoint, &config(options)).map_err(failed)?;
         let session = session.spawn().map_err(failed)?;
         let over = Arc::new(AtomicBool::new(false));
@@ -248,7 +251,7 @@ fn join_in_thread(
 fn config(options: &Options) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
-        MountOption::RO,
+        if options.overlay.is_some() { MountOption::RW } else { MountOption::RO },
         MountOption::NoSuid,
         MountOption::NoDev,
         MountOption::NoExec,

@@ -162,6 +162,7 @@ impl View {
             kind: Kind::File,
             size_bytes,
             data_bytes: size_bytes,
+            writable: false,
             time: system_time(revision.timestamp),
             attr_ttl: FRESH,
             entry_ttl: FRESH,
@@ -175,7 +176,12 @@ impl View {
         let size = window.size_bytes();
         Ok(Facts {
             data_bytes: counted.unwrap_or(size),
-            attr_ttl: if counted.is_some() { FOREVER } else { Duration::ZERO },
+            writable: self.overlay.is_some(),
+            attr_ttl: match counted {
+                Some(_) if self.overlay.is_none() => FOREVER,
+                Some(_) => FRESH,
+                None => Duration::ZERO,
+            },
             entry_ttl: if layout.is_unreadable { FRESH } else { FOREVER },
             ..facts(size)
         })

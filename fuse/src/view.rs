@@ -11,10 +11,12 @@ use crate::ahead::ReadAhead;
 use crate::damage::DamageLog;
 use crate::disk::Disk;
 use crate::errno::Code;
+use crate::error::Error as MountError;
 use crate::handles::{DirectoryEntry, Handles, Kind};
 use crate::inode::{Inodes, Node, ROOT};
 use crate::jobs::{JobView, Jobs, Scope, is_gone};
 use crate::mount::options::Options;
+use crate::overlay::{self, Overlay};
 use crate::parts::{Layouts, PARTS};
 use crate::tree::{Entry, JobTree, RevisionFile};
 use crate::window::Window;
@@ -52,6 +54,8 @@ pub(crate) struct View {
     pub(crate) owner: Owner,
     pub(crate) inodes: Inodes,
     pub(crate) layouts: Layouts,
+    /// Where writes go; `None` when the tree is read-only.
+    pub(crate) overlay: Option<Overlay>,
     jobs: Jobs,
     mounted_at: SystemTime,
 }
@@ -65,12 +69,19 @@ pub(crate) struct Facts {
     /// Bytes that are not in holes.
     pub(crate) data_bytes: u64,
     pub(crate) time: SystemTime,
+    /// Whether its owner may write to it.
+    pub(crate) writable: bool,
     pub(crate) attr_ttl: Duration,
     pub(crate) entry_ttl: Duration,
 }
 
 impl View {
-    pub(crate) fn new(scope: Scope, options: &Options, owner: Owner) -> std::io::Result<Self> {
+    pub(crate) fn new(
+        scope: Scope,
+        options: &Options,
+        owner: Owner,
+        overlay: Option<Overlay>,
+    ) -> std::io::Result<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let ahead =
             ReadAhead::start(cores.min(AHEAD_MAX), options.readahead_bytes, options.cache_bytes as u64)?;
@@ -80,6 +91,7 @@ impl View {
             ahead: Arc::new(ahead),
             damage: DamageLog::start()?,
             owner,
+            overlay,
             jobs: Jobs::new(scope, options.clone()),
             inodes: Inodes::new(),
             layouts: Layouts::new(),
@@ -126,10 +138,15 @@ impl View {
 
     /// Opens the disk of a revision. `image` is the inode of its image.
     pub(crate) fn open_disk(&self, image: u64, job: &JobView, revision: &Arc<Revision>) -> Result<Arc<Disk>> {
-        self.handles.open_disk(image, job.job(), revision, &self.cache).map_err(|error| {
-            self.damage.met_at_open(job.job(), revision, &error);
-            Code::from(error)
-        })
+        self.handles.open_disk(image, job.job(), revision, &self.cache, self.overlay.as_ref()).map_err(
+            |error| {
+                match &error {
+                    MountError::Store(error) => self.damage.met_at_open(job.job(), revision, error),
+                    other => tracing::error!(cause = %overlay::failure(other), "cannot open an image"),
+                }
+                Code::from(&error)
+            },
+        )
     }
 
     /// Returns where a link leads now.
@@ -172,6 +189,7 @@ impl View {
             size_bytes,
             data_bytes: size_bytes,
             time,
+            writable: false,
             attr_ttl: FRESH,
             entry_ttl: FRESH,
         };
@@ -199,7 +217,8 @@ impl View {
             }
             Node::File(job, id, RevisionFile::Image) => {
                 // Who has it open may ask after the revision was forgotten.
-                let revision = match self.handles.disk(inode) {
+                let disk = self.handles.disk(inode);
+                let revision = match &disk {
                     Some(disk) => Arc::clone(&disk.revision),
                     None => self.revision(job.as_str(), id)?.2,
                 };
@@ -208,9 +227,16 @@ impl View {
                 // then the kernel must ask again.
                 let count = || self.handles.data_bytes(inode, inode, &Window::whole(size));
                 let counted = revision.data_bytes.or_else(count);
+                // What was written may lie in holes or not: rather too much is told than too little.
+                let written = disk.map_or(0, |disk| disk.written_bytes());
                 Ok(Facts {
-                    data_bytes: counted.unwrap_or(size),
-                    attr_ttl: if counted.is_some() { FOREVER } else { Duration::ZERO },
+                    data_bytes: counted.map_or(size, |bytes| size.min(bytes + written)),
+                    writable: self.overlay.is_some(),
+                    attr_ttl: match counted {
+                        Some(_) if self.overlay.is_none() => FOREVER,
+                        Some(_) => FRESH,
+                        None => Duration::ZERO,
+                    },
                     entry_ttl: FOREVER,
                     ..facts(Kind::File, size, system_time(revision.timestamp))
                 })

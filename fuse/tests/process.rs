@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use backy_fuse::Options;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use place::{Place, can_mount, is_mounted, soon};
@@ -22,7 +23,7 @@ fn main() {
     if let [mode @ ("foreground" | "background"), base, point] =
         arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice()
     {
-        let options = backy_fuse::Options::parse(&["cache=8M".to_owned()]).unwrap();
+        let options = Options::parse(&["cache=8M".to_owned()]).unwrap();
         backy_fuse::run(Path::new(base), Path::new(point), &options, *mode == "background").unwrap();
         return;
     }

@@ -1,4 +1,4 @@
-//! `backy mount MOUNTPOINT`: the read-only tree of all revisions. Signals are the mount's own business:
+//! `backy mount MOUNTPOINT`: the tree of all revisions, whose images can be written with an overlay. Signals are the mount's own business:
 //! they unmount.
 
 use std::path::PathBuf;
@@ -18,6 +18,12 @@ pub(crate) struct Arguments {
     /// Mount options, separated by commas
     #[arg(short, value_name = "OPTS", value_delimiter = ',', allow_hyphen_values = true)]
     options: Vec<String>,
+    /// Make images writable: what is written is kept below DIR, never in the store
+    #[arg(long, value_name = "DIR")]
+    overlay: Option<PathBuf>,
+    /// Keep no more than SIZE bytes below DIR; K, M, G and T are understood
+    #[arg(long, value_name = "SIZE")]
+    overlay_max: Option<String>,
     /// Return when the tree is ready, and go on in the background
     #[arg(long)]
     background: bool,
@@ -36,7 +42,7 @@ impl Arguments {
             (false, true) => Manner::Helper,
             (false, false) => Manner::Exact,
         };
-        Options::parse_for(&self.options, manner)
+        Options::parse_for(&self.options, manner, self.overlay.as_deref(), self.overlay_max.as_deref())
     }
 }
 

@@ -1,5 +1,7 @@
 //! The options after `-o`, as `mount` and `/etc/fstab` write them. Pure.
 
+use std::path::{Path, PathBuf};
+
 use glob::Pattern;
 use nix::unistd::{Group, User};
 
@@ -29,6 +31,15 @@ pub enum Manner {
     Sloppy,
 }
 
+/// Where writes go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OverlayOptions {
+    /// The directory that keeps what was written.
+    pub dir: PathBuf,
+    /// Bytes of data that it may hold, over all images; `None` for no limit but the file system's.
+    pub max_bytes: Option<u64>,
+}
+
 /// How to mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -50,6 +61,8 @@ pub struct Options {
     pub jobs: Vec<Pattern>,
     /// Whether the mount point may have entries, which are hidden while it is mounted.
     pub nonempty: bool,
+    /// Makes images writable; without it everything is read-only.
+    pub overlay: Option<OverlayOptions>,
 }
 
 impl Default for Options {
@@ -65,12 +78,15 @@ impl Default for Options {
             umask: None,
             jobs: Vec::new(),
             nonempty: false,
+            overlay: None,
         }
     }
 }
 
 const CACHE_MIN: usize = 1 << 20;
 const THREADS_MAX: usize = 64;
+/// One block.
+const OVERLAY_MIN_BYTES: u64 = 4096;
 
 /// What an option does.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +100,10 @@ enum Effect {
     Job,
     Access(Access),
     Nonempty,
+    Overlay,
+    OverlayMax,
+    /// Whether images can be written, which the overlay decides.
+    Writable(bool),
     /// It says what is true anyway, or it is for others who read `/etc/fstab`.
     Nothing,
     /// The same, with a value or without.
@@ -92,7 +112,7 @@ enum Effect {
     Refused(&'static str),
 }
 
-const KNOWN: [(&str, Effect); 36] = [
+const KNOWN: [(&str, Effect); 38] = [
     ("cache", Effect::Cache),
     ("readahead", Effect::ReadAhead),
     ("uid", Effect::Uid),
@@ -103,7 +123,10 @@ const KNOWN: [(&str, Effect); 36] = [
     ("allow_other", Effect::Access(Access::Everyone)),
     ("allow_root", Effect::Access(Access::OwnerAndRoot)),
     ("nonempty", Effect::Nonempty),
-    ("ro", Effect::Nothing),
+    ("overlay", Effect::Overlay),
+    ("overlay-max", Effect::OverlayMax),
+    ("ro", Effect::Writable(false)),
+    ("rw", Effect::Writable(true)),
     ("default_permissions", Effect::Nothing),
     ("nosuid", Effect::Nothing),
     ("nodev", Effect::Nothing),
@@ -123,7 +146,6 @@ const KNOWN: [(&str, Effect); 36] = [
     ("group", Effect::Nothing),
     ("_netdev", Effect::Nothing),
     ("comment", Effect::Remark),
-    ("rw", Effect::Refused("the mounted tree is read-only")),
     ("suid", Effect::Refused("the mounted tree has no set-user-id programs")),
     ("dev", Effect::Refused("the mounted tree has no devices")),
     ("exec", Effect::Refused("the mounted tree has no programs")),
@@ -134,13 +156,20 @@ const KNOWN: [(&str, Effect); 36] = [
 impl Options {
     /// Parses the texts given with `-o`, each a comma-separated list. Later ones override earlier ones.
     pub fn parse(texts: &[String]) -> Result<Self> {
-        Self::parse_for(texts, Manner::Exact)
+        Self::parse_for(texts, Manner::Exact, None, None)
     }
 
-    /// Parses options as they are given in some manner.
-    pub fn parse_for(texts: &[String], manner: Manner) -> Result<Self> {
+    /// Parses options as they are given in some manner, together with an overlay's directory and size that were given
+    /// elsewhere, which override those among the options. A directory whose name has a comma can be given only so.
+    pub fn parse_for(
+        texts: &[String],
+        manner: Manner,
+        dir: Option<&Path>,
+        max: Option<&str>,
+    ) -> Result<Self> {
         let mut options = Self::default();
         let mut access = None;
+        let (mut overlay, mut max_bytes, mut writable) = (None, None, None);
         for option in texts.iter().flat_map(|text| text.split(',')).filter(|option| !option.is_empty()) {
             let (name, value) = match option.split_once('=') {
                 Some((name, value)) => (name, Some(value)),
@@ -178,12 +207,42 @@ impl Options {
                     }
                 }
                 Effect::Nonempty => options.nonempty = true,
+                Effect::Overlay if value.is_empty() => {
+                    return Err(invalid("it needs a directory".to_owned()));
+                }
+                Effect::Overlay => overlay = Some(PathBuf::from(value)),
+                Effect::OverlayMax => max_bytes = Some(parse_overlay_max(value).map_err(invalid)?),
+                Effect::Writable(wanted) => writable = Some(wanted),
                 Effect::Nothing | Effect::Remark => {}
                 Effect::Refused(_) if manner != Manner::Exact => {}
                 Effect::Refused(reason) => return Err(invalid(reason.to_owned())),
             }
         }
-        Ok(Self { access: access.unwrap_or_default(), ..options })
+        options.access = access.unwrap_or_default();
+        let contradiction =
+            |option: &str, reason: String| Err(Error::OptionInvalid { option: option.to_owned(), reason });
+        if let Some(max) = max {
+            max_bytes = match parse_overlay_max(max) {
+                Ok(bytes) => Some(bytes),
+                Err(reason) => return contradiction(&format!("overlay-max={max}"), reason),
+            };
+        }
+        let dir = dir.map(Path::to_owned).or(overlay);
+        match (writable, &dir) {
+            // `mount` says so unless it is told otherwise.
+            (Some(true), None) if manner != Manner::Exact => {}
+            (Some(true), None) => {
+                return contradiction("rw", "the mounted tree is read-only without an overlay".to_owned());
+            }
+            (Some(false), Some(_)) => {
+                return contradiction("ro", "an overlay makes images writable".to_owned());
+            }
+            _ if max_bytes.is_some() && dir.is_none() => {
+                return contradiction("overlay-max", "there is no overlay; name its directory".to_owned());
+            }
+            _ => options.overlay = dir.map(|dir| OverlayOptions { dir, max_bytes }),
+        }
+        Ok(options)
     }
 
     /// Whether a job of this name is shown.
@@ -212,33 +271,14 @@ impl Effect {
             | Self::Uid
             | Self::Gid
             | Self::Umask
-            | Self::Job => Some(true),
-            Self::Access(_) | Self::Nonempty | Self::Nothing | Self::Refused(_) => Some(false),
+            | Self::Job
+            | Self::Overlay
+            | Self::OverlayMax => Some(true),
+            Self::Access(_) | Self::Nonempty | Self::Writable(_) | Self::Nothing | Self::Refused(_) => {
+                Some(false)
+            }
             Self::Remark => None,
         }
-    }
-}
-
-fn parse_size(text: &str) -> std::result::Result<u64, String> {
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let shift = match &text[digits.len()..] {
-        "" => Some(0),
-        "K" | "k" => Some(10),
-        "M" | "m" => Some(20),
-        "G" | "g" => Some(30),
-        _ => None,
-    };
-    let bytes = parse_number(digits).zip(shift).and_then(|(number, shift)| number.checked_mul(1 << shift));
-    bytes
-        .filter(|&bytes| bytes <= i64::MAX as u64)
-        .ok_or_else(|| "a size is a number with K, M or G after it, for instance 256M".to_owned())
-}
-
-fn parse_cache(text: &str) -> std::result::Result<usize, String> {
-    match usize::try_from(parse_size(text)?) {
-        Ok(bytes) if bytes >= CACHE_MIN => Ok(bytes),
-        Ok(_) => Err("the cache needs at least 1M".to_owned()),
-        Err(_) => Err("that is more memory than there can be".to_owned()),
     }
 }
 
@@ -271,6 +311,38 @@ fn parse_pattern(text: &str) -> std::result::Result<Pattern, String> {
         Ok(_) => Err("it needs a pattern, for instance web*".to_owned()),
         Err(error) => Err(format!("it is no pattern: {error}")),
     }
+}
+
+fn parse_cache(text: &str) -> std::result::Result<usize, String> {
+    let bytes = usize::try_from(parse_size(text)?).map_err(|_| "it is more than this system can have")?;
+    if bytes < CACHE_MIN {
+        return Err("the cache needs at least 1M".to_owned());
+    }
+    Ok(bytes)
+}
+
+fn parse_overlay_max(text: &str) -> std::result::Result<u64, String> {
+    let bytes = parse_size(text)?;
+    if bytes < OVERLAY_MIN_BYTES {
+        return Err("an overlay needs at least 4K".to_owned());
+    }
+    Ok(bytes)
+}
+
+fn parse_size(text: &str) -> std::result::Result<u64, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let shift = match &text[digits.len()..] {
+        "" => Some(0),
+        "K" | "k" => Some(10),
+        "M" | "m" => Some(20),
+        "G" | "g" => Some(30),
+        "T" | "t" => Some(40),
+        _ => None,
+    };
+    let bytes = shift.and_then(|shift| parse_number(digits)?.checked_mul(1 << shift));
+    bytes
+        .filter(|&bytes| bytes <= i64::MAX as u64)
+        .ok_or_else(|| "a size is a number with K, M, G or T after it, for instance 256M".to_owned())
 }
 
 fn parse_threads(text: &str) -> std::result::Result<usize, String> {
@@ -356,6 +428,24 @@ mod tests {
     }
 
     #[test]
+    fn an_overlay_makes_the_mount_writable() {
+        let overlay = |dir: &str, max_bytes| Some(OverlayOptions { dir: PathBuf::from(dir), max_bytes });
+        assert_eq!(parse(&["overlay=/x,rw"]).unwrap().overlay, overlay("/x", None));
+        assert_eq!(parse(&["rw,overlay-max=2T,overlay=/x"]).unwrap().overlay, overlay("/x", Some(2 << 40)));
+        let texts = ["rw,overlay=/x,overlay-max=8K".to_owned()];
+        let given = Options::parse_for(&texts, Manner::Exact, Some(Path::new("/a,b")), Some("4096")).unwrap();
+        assert_eq!(given.overlay, overlay("/a,b", Some(4096)));
+        let given = Options::parse_for(&[], Manner::Exact, None, Some("1M"));
+        assert!(matches!(given, Err(Error::OptionInvalid { .. })), "{given:?}");
+        assert_eq!(
+            Options::parse_for(&[], Manner::Exact, Some(Path::new("/x")), Some("1X"))
+                .unwrap_err()
+                .to_string(),
+            "cannot use mount option \"overlay-max=1X\": a size is a number with K, M, G or T after it, for instance 256M"
+        );
+    }
+
+    #[test]
     fn a_misspelt_option_names_the_nearest() {
         for (wrong, right) in [
             ("cahce=1M", "cache"),
@@ -410,18 +500,25 @@ mod tests {
             "job=[",
             "noauto=1",
             "rw",
+            "overlay",
+            "overlay=",
+            "overlay=/x,ro",
+            "overlay-max=1M",
+            "overlay=/x,overlay-max=1K",
+            "overlay=/x,overlay-max=",
             "suid",
             "allow_other,allow_root",
             "cache=1ä",
         ] {
             assert!(matches!(parse(&[wrong]), Err(Error::OptionInvalid { .. })), "{wrong}");
         }
-        let helped = |manner| Options::parse_for(&["rw,dev,suid,exec,new_one=1".to_owned()], manner);
+        let helped =
+            |manner| Options::parse_for(&["rw,dev,suid,exec,new_one=1".to_owned()], manner, None, None);
         assert!(matches!(helped(Manner::Helper), Err(Error::OptionUnknown { .. })));
         assert_eq!(helped(Manner::Sloppy).unwrap(), Options::default());
         assert_eq!(
             parse(&["rw"]).unwrap_err().to_string(),
-            "cannot use mount option \"rw\": the mounted tree is read-only"
+            "cannot use mount option \"rw\": the mounted tree is read-only without an overlay"
         );
     }
 }

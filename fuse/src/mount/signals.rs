@@ -34,6 +34,8 @@ impl Signals {
             set.add(Signal::SIGHUP);
         }
         set.thread_block()?;
+        // A limit on the size of files must make a write to an overlay fail, not end the process.
+        SigSet::from(Signal::SIGXFSZ).thread_block()?;
         Ok(Self { set })
     }
 
