@@ -19,6 +19,7 @@ use std::thread::JoinHandle;
 
 use backy_store::Repository;
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{getegid, geteuid};
 use sd_notify::NotifyState;
 
@@ -44,6 +45,7 @@ pub fn run(base: &Path, mountpoint: &Path, options: &Options, background: bool) 
     if background {
         background::leave_terminal();
     }
+    raise_file_limit();
     let signals = Signals::block().map_err(|errno| Error::io("block", "signals", errno))?;
     let mounted = Mounted::start(base, mountpoint, options, signals::wake)?;
     if background {
@@ -88,6 +90,16 @@ fn find(mountpoint: &Path) -> Result<table::Mount> {
 fn same_device(device: &str) -> Vec<table::Mount> {
     let mounts = table::mounts().unwrap_or_default();
     mounts.into_iter().filter(|mount| mount.device == device).collect()
+}
+
+/// Every image that somebody has open takes a few descriptors here; the usual limit is meant for programs that use
+/// `select`.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Without systemd nobody listens.

@@ -1,19 +1,14 @@
-//! Decoded bytes in memory, and a pool of buffers for whole chunks: a fresh one costs a thousand page faults, as much
-//! time as a quarter of its decoding.
+//! Decoded bytes in memory, and pools of buffers for frames and whole chunks: a fresh chunk costs a thousand page faults,
+//! as much time as a quarter of its decoding.
 
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::CHUNK_LEN;
-
-/// Buffers kept for the next chunk; more than that go back to the system.
-const SPARE_MAX: usize = 8;
-
-/// Decoded bytes; a whole chunk's buffer goes back to its pool at the end.
+/// Decoded bytes; the buffer goes back to its pool at the end.
 pub(crate) struct Block {
     bytes: Vec<u8>,
     len: usize,
-    pool: Option<Arc<ChunkBuffers>>,
+    pool: Option<Arc<Buffers>>,
 }
 
 impl Block {
@@ -52,25 +47,32 @@ impl Drop for Block {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.take() {
             let mut spare = pool.lock();
-            if spare.len() < SPARE_MAX {
+            if spare.len() < pool.spare_max {
                 spare.push(std::mem::take(&mut self.bytes));
             }
         }
     }
 }
 
-/// Buffers of the size of a chunk that nobody uses at the moment.
-#[derive(Debug, Default)]
-pub(crate) struct ChunkBuffers {
+/// Buffers of one size that nobody uses at the moment.
+#[derive(Debug)]
+pub(crate) struct Buffers {
+    size: usize,
+    /// Buffers kept for the next user; more than that go back to the system.
+    spare_max: usize,
     spare: Mutex<Vec<Vec<u8>>>,
 }
 
-impl ChunkBuffers {
-    /// Returns room for a chunk of `len` bytes, at most 4 MiB. What is in it is not specified.
+impl Buffers {
+    pub(crate) fn new(size: usize, spare_max: usize) -> Arc<Self> {
+        Arc::new(Self { size, spare_max, spare: Mutex::default() })
+    }
+
+    /// Returns room for `len` bytes, at most the pool's size. What is in it is not specified.
     pub(crate) fn take(self: &Arc<Self>, len: usize) -> Block {
-        assert!(len <= CHUNK_LEN);
+        assert!(len <= self.size);
         let spare = self.lock().pop();
-        Block { bytes: spare.unwrap_or_else(|| vec![0; CHUNK_LEN]), len, pool: Some(Arc::clone(self)) }
+        Block { bytes: spare.unwrap_or_else(|| vec![0; self.size]), len, pool: Some(Arc::clone(self)) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
@@ -85,14 +87,14 @@ mod tests {
 
     #[test]
     fn buffers_are_used_again_and_few_are_kept() {
-        let pool = Arc::new(ChunkBuffers::default());
+        let pool = Buffers::new(1000, 3);
         let mut block = pool.take(10);
         block.as_mut().fill(7);
         let place = block.as_ptr();
-        assert_eq!((block.len(), block.memory()), (10, CHUNK_LEN));
+        assert_eq!((block.len(), block.memory()), (10, 1000));
         drop(block);
-        assert_eq!(pool.take(CHUNK_LEN).as_ptr(), place);
-        drop((0..SPARE_MAX + 3).map(|_| pool.take(1)).collect::<Vec<_>>());
-        assert_eq!(pool.lock().len(), SPARE_MAX);
+        assert_eq!(pool.take(1000).as_ptr(), place);
+        drop((0..6).map(|_| pool.take(1)).collect::<Vec<_>>());
+        assert_eq!(pool.lock().len(), 3);
     }
 }

@@ -10,12 +10,19 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 
-use super::block::{Block, ChunkBuffers};
+use super::block::{Block, Buffers};
 use super::id::ChunkId;
 use super::store::SharedChunk;
+use super::{CHUNK_LEN, FRAME_LEN, FRAMES_MAX};
 
 /// Open chunk files kept with their frame tables: each costs a descriptor and about 4 KiB.
-const OPEN_CHUNKS_MAX: usize = 128;
+const OPEN_CHUNKS_MAX: usize = 256;
+
+/// Buffers kept for the next chunks: one for each thread that loads them, or nearly.
+const SPARE_CHUNKS_MAX: usize = 8;
+
+/// Buffers kept for the next frames: those of one chunk that went.
+const SPARE_FRAMES_MAX: usize = FRAMES_MAX;
 
 /// What an entry holds. The number tells stores apart.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,7 +40,8 @@ pub struct FrameCache {
     bytes_max: usize,
     state: Mutex<State>,
     loaded: Condvar,
-    buffers: Arc<ChunkBuffers>,
+    chunks: Arc<Buffers>,
+    frames: Arc<Buffers>,
 }
 
 struct State {
@@ -56,7 +64,13 @@ impl FrameCache {
             std::num::NonZeroUsize::new(OPEN_CHUNKS_MAX).unwrap_or(std::num::NonZeroUsize::MIN),
         );
         let state = State { entries: LruCache::unbounded(), bytes: 0, loading: HashSet::new(), chunks };
-        Self { bytes_max, state: Mutex::new(state), loaded: Condvar::new(), buffers: Arc::default() }
+        Self {
+            bytes_max,
+            state: Mutex::new(state),
+            loaded: Condvar::new(),
+            chunks: Buffers::new(CHUNK_LEN, SPARE_CHUNKS_MAX),
+            frames: Buffers::new(FRAME_LEN, SPARE_FRAMES_MAX),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -125,9 +139,9 @@ impl FrameCache {
         Ok(data)
     }
 
-    /// Returns room for a chunk of `len` bytes.
-    pub(crate) fn chunk_buffer(&self, len: usize) -> Block {
-        self.buffers.take(len)
+    /// Returns room for a frame or a chunk of `len` bytes.
+    pub(crate) fn buffer(&self, len: usize) -> Block {
+        if len <= FRAME_LEN { self.frames.take(len) } else { self.chunks.take(len) }
     }
 
     /// Returns the open chunk, opening it with `open` when it is not kept.

@@ -176,14 +176,14 @@ impl RevisionReader {
 
     fn load_frame(&self, number: u64, id: &ChunkId, frame: usize) -> Result<Block> {
         let chunk = self.open_chunk(number, id)?;
-        let mut data = vec![0; frame_len(chunk.plain_len(), frame)];
-        SCRATCH.with_borrow_mut(|scratch| scratch.read_frame(&chunk, frame, &mut data))?;
-        Ok(data.into())
+        let mut data = self.cache.buffer(frame_len(chunk.plain_len(), frame));
+        SCRATCH.with_borrow_mut(|scratch| scratch.read_frame(&chunk, frame, data.as_mut()))?;
+        Ok(data)
     }
 
     fn load_chunk(&self, number: u64, id: &ChunkId) -> Result<Block> {
         let chunk = self.open_chunk(number, id)?;
-        let mut data = self.cache.chunk_buffer(chunk.plain_len());
+        let mut data = self.cache.buffer(chunk.plain_len());
         let bad = SCRATCH.with_borrow_mut(|scratch| scratch.read_into(&chunk, data.as_mut()));
         match bad.into_iter().next() {
             Some((_, error)) => Err(error),
