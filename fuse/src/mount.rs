@@ -168,7 +168,8 @@ impl Mounted {
         let overlay = overlay.map(|overlay| Overlay::open(&overlay.dir, overlay.max_bytes, &mountpoint));
         let failed = |source| Error::MountFailed { path: mountpoint.clone(), source };
         let view = View::new(scope, options, owner, overlay.transpose()?).map_err(failed)?;
-        let session = Session::new(FileSystem::new(view), &mountpoint, &config(options)).map_err(failed)?;
+        let session =
+            Session::new(FileSystem::new(view), &mountpoint, &config(options, base)).map_err(failed)?;
         let session = session.spawn().map_err(failed)?;
         let over = Arc::new(AtomicBool::new(false));
         let joiner = join_in_thread(session, Arc::clone(&over), on_end).map_err(failed)?;
@@ -260,7 +261,14 @@ fn join_in_thread(
     })
 }
 
-fn config(options: &Options) -> Config {
+/// Returns what the table of mounts shows as the source: the store, so that `mount -a` sees that it is mounted.
+fn source_name(base: &Path) -> String {
+    // A comma would end the option for the helper of ordinary users.
+    let name = base.to_str().filter(|name| !name.contains([',', '\\']));
+    name.unwrap_or("backy").to_owned()
+}
+
+fn config(options: &Options, base: &Path) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
         if options.overlay.is_some() { MountOption::RW } else { MountOption::RO },
@@ -269,7 +277,7 @@ fn config(options: &Options) -> Config {
         MountOption::NoExec,
         MountOption::NoAtime,
         MountOption::DefaultPermissions,
-        MountOption::FSName("backy".to_owned()),
+        MountOption::FSName(source_name(base)),
         // fuser's own `Subtype` reaches only the helper for ordinary users, this one the kernel too.
         MountOption::CUSTOM("subtype=backy".to_owned()),
     ];

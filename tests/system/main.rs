@@ -228,6 +228,9 @@ fn a_line_of_fstab_is_all_that_is_needed() {
         mount -a -T "$DIR/fstab"
         mountpoint -q "$MNT"
         findmnt -no OPTIONS "$MNT" | grep -q '^ro,nosuid,nodev,noexec'
+        [[ $(findmnt -no SOURCE "$MNT") == "$STORE" ]]
+        # What is mounted already is no error, as at every boot with an automount.
+        mount -a -T "$DIR/fstab"
         umount "$MNT"
         "#
     ).replace("$DIR/disk.img", "$DIR/open.img").replacen("mount --bind", "chmod 755 \"$DIR\"; install -m 644 \"$DIR/disk.img\" \"$DIR/open.img\"; mount --bind", 1));
