@@ -60,10 +60,12 @@ impl Call {
                 Some("o") => call.options.extend(given.next().cloned()),
                 // The type is known, and a mount in another namespace needs no help of ours.
                 Some("t" | "N") => drop(given.next()),
-                Some(flags) if !flags.is_empty() => match flags.strip_prefix('o') {
-                    Some(options) => call.options.push(options.into()),
-                    None => call.flags.push_str(flags),
-                },
+                Some(flags) if flags.starts_with('o') => call.options.push(flags[1..].into()),
+                Some(flags) if !flags.is_empty() && flags.chars().all(|flag| "fnsv".contains(flag)) => {
+                    call.flags.push_str(flags);
+                }
+                // `-tTYPE`, and what `mount` may know one day.
+                Some(flags) if !flags.is_empty() => {}
                 _ => call.places.push(argument.clone()),
             }
         }
@@ -96,5 +98,7 @@ mod tests {
             assert_eq!(translated(line).as_deref(), Some(wanted), "{line}");
         }
         assert_eq!(translated("mount.backy /srv /mnt -f"), None);
+        let wanted = "backy -b /srv mount --background --helper -- /mnt";
+        assert_eq!(translated("mount.backy -tfuse.backy /srv /mnt --foreground").as_deref(), Some(wanted));
     }
 }

@@ -11,7 +11,7 @@ use backy_store::{ChunkId, Error, Job, JobName, Repository, Revision, RevisionId
 
 use crate::disk::Disk;
 
-/// Places of damage remembered in one mount; more are not logged.
+/// Places of damage remembered, so that each is logged once.
 const PLACES_MAX: usize = 100_000;
 
 /// Damage waiting to be recorded; what does not fit is met again by the next reader.
@@ -78,18 +78,25 @@ impl DamageLog {
     /// Notes that an image could not be opened.
     pub(crate) fn met_at_open(&self, job: &Job, revision: &Revision, error: &Error) {
         let place = (job.name().clone(), revision.id.clone(), None);
-        if matches!(error, Error::RevisionUnknown { .. }) || !self.is_new(&place) {
+        if matches!(error, Error::RevisionUnknown { .. }) {
             return;
         }
-        tracing::error!(job = %place.0, revision = %place.1, cause = %error, "cannot open an image");
-        if error.is_damage() {
+        if !error.is_damage() {
+            // What the system lacks at the moment it may have the next time.
+            tracing::error!(job = %place.0, revision = %place.1, cause = %error, "cannot open an image");
+        } else if self.is_new(&place) {
+            tracing::error!(job = %place.0, revision = %place.1, cause = %error, "cannot open an image");
             self.record(&place, Damage::Map(job.clone(), revision.id.clone()));
         }
     }
 
     fn is_new(&self, place: &Place) -> bool {
         let mut places = self.places();
-        places.len() < PLACES_MAX && places.insert(place.clone())
+        if places.len() >= PLACES_MAX {
+            // Rather told once more than never again.
+            places.clear();
+        }
+        places.insert(place.clone())
     }
 
     fn places(&self) -> MutexGuard<'_, HashSet<Place>> {

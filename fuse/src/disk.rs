@@ -2,6 +2,7 @@
 //! As long as it lives, the revision's chunks stay, whatever is forgotten and purged.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
 
 use backy_store::{Extent, FrameCache, Job, Result, Revision, RevisionReader};
@@ -136,22 +137,25 @@ impl Disk {
         self.overlay.as_deref().is_some_and(OverlayDisk::is_first_complaint)
     }
 
-    /// First byte of the disk at or after `offset` that is data (or that lies in a hole), with what was written.
-    fn next(&self, offset: u64, data: bool) -> Result<Option<u64>> {
-        let (mut at, size) = (offset, self.size_bytes());
-        while at < size {
-            let (state, end) = self.overlay.as_deref().map_or((State::Base, size), |overlay| overlay.run(at));
+    /// First byte in a range of the disk that is data (or, with `data` false, that lies in a hole), with what was
+    /// written. Looks at nothing beyond the range: a volume of a hostile disk may have very many pieces.
+    fn next(&self, range: Range<u64>, data: bool) -> Result<Option<u64>> {
+        let mut at = range.start;
+        while at < range.end {
+            let run = self.overlay.as_deref().map(|overlay| overlay.run(at));
+            let (state, end) = run.unwrap_or((State::Base, range.end));
+            let end = end.min(range.end);
             let found = match state {
-                State::Base if data => self.reader.next_data(at)?,
-                State::Base => Some(self.reader.next_hole(at)?),
+                State::Base if data => self.reader.next_data(at..end)?,
+                State::Base => self.reader.next_hole(at..end)?,
                 State::Data | State::Zero => (data == (state == State::Data)).then_some(at),
             };
-            if let Some(found) = found.filter(|&found| found < end) {
-                return Ok(Some(found));
+            if found.is_some() {
+                return Ok(found);
             }
             at = end;
         }
-        Ok((!data).then_some(size))
+        Ok(None)
     }
 
     /// First byte of the file at or after `offset` that is data (or, with `data` false, that lies in a hole);
@@ -159,8 +163,7 @@ impl Disk {
     pub(crate) fn seek(&self, window: &Window, offset: u64, data: bool) -> Result<Option<u64>> {
         let mut at = offset;
         for piece in window.pieces(offset, u64::MAX) {
-            let end = piece.disk_offset + piece.length;
-            if let Some(found) = self.next(piece.disk_offset, data)?.filter(|&found| found < end) {
+            if let Some(found) = self.next(range(piece), data)? {
                 return Ok(Some(at + (found - piece.disk_offset)));
             }
             at += piece.length;
@@ -172,11 +175,10 @@ impl Disk {
     pub(crate) fn data_bytes(&self, window: &Window) -> Result<u64> {
         let mut sum = 0;
         for piece in window.pieces(0, u64::MAX) {
-            let end = piece.disk_offset + piece.length;
-            let mut at = piece.disk_offset;
-            while let Some(start) = self.reader.next_data(at)?.filter(|&start| start < end) {
-                at = self.reader.next_hole(start)?.min(end);
-                sum += at - start;
+            let mut rest = range(piece);
+            while let Some(start) = self.reader.next_data(rest.clone())? {
+                rest.start = self.reader.next_hole(start..rest.end)?.unwrap_or(rest.end);
+                sum += rest.start - start;
             }
         }
         Ok(sum)
@@ -224,7 +226,7 @@ impl DiskFile {
 }
 
 /// The bytes of the disk in a piece.
-fn range(piece: Segment) -> std::ops::Range<u64> {
+fn range(piece: Segment) -> Range<u64> {
     piece.disk_offset..piece.disk_offset + piece.length
 }
 

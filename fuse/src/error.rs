@@ -84,7 +84,7 @@ pub enum Error {
         /// The place.
         path: PathBuf,
     },
-    /// The mount is in use.
+    /// The mount is in use; nobody is named where nobody can be seen.
     #[error("{} is in use: {}", path.display(), list(users))]
     InUse {
         /// The mount point.
@@ -171,6 +171,10 @@ impl Error {
 /// Names the first few.
 fn list(users: &[User]) -> String {
     const SHOWN_MAX: usize = 5;
+    if users.is_empty() {
+        return "by nobody who can be seen: a process of another user, a mapped file, or a mount inside"
+            .to_owned();
+    }
     let mut texts: Vec<String> = users.iter().take(SHOWN_MAX).map(ToString::to_string).collect();
     if users.len() > SHOWN_MAX {
         texts.push(format!("and {} others", users.len() - SHOWN_MAX));

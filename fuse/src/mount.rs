@@ -61,13 +61,11 @@ pub fn run(base: &Path, mountpoint: &Path, options: &Options, background: bool) 
 /// Takes the mount at a place away, unless it is in use: then the error says by whom.
 pub fn unmount(mountpoint: &Path) -> Result<()> {
     let mount = find(mountpoint)?;
-    table::remove(&mount.point).map_err(|source| {
-        let users = users::users(&same_device(&mount.device));
-        if users.is_empty() {
-            Error::UnmountFailed { path: mount.point, source }
-        } else {
-            Error::InUse { path: mount.point, users }
+    table::remove(&mount.point).map_err(|source| match source.kind() {
+        io::ErrorKind::ResourceBusy => {
+            Error::InUse { users: users::users(&same_device(&mount.device)), path: mount.point }
         }
+        _ => Error::UnmountFailed { path: mount.point, source },
     })
 }
 
@@ -86,7 +84,7 @@ fn find(mountpoint: &Path) -> Result<table::Mount> {
         .ok_or_else(|| Error::NotMounted { path: mountpoint.to_owned() })
 }
 
-/// Returns all places where a file system is mounted.
+/// Returns all places where the file system of a device is mounted.
 fn same_device(device: &str) -> Vec<table::Mount> {
     let mounts = table::mounts().unwrap_or_default();
     mounts.into_iter().filter(|mount| mount.device == device).collect()

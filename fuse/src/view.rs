@@ -28,7 +28,7 @@ pub(crate) const FRESH: Duration = Duration::from_millis(500);
 pub(crate) const FOREVER: Duration = Duration::from_secs(86_400);
 
 /// Threads that read ahead; more wait for the same disk.
-const AHEAD_MAX: usize = 8;
+const AHEAD_MAX: usize = 4;
 
 /// Result of a question of the kernel.
 pub(crate) type Result<T> = std::result::Result<T, Code>;

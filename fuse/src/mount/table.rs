@@ -43,10 +43,12 @@ pub(crate) fn device_of(path: &Path) -> io::Result<String> {
     Ok(format!("{}:{}", major(device), minor(device)))
 }
 
-/// Takes the topmost mount at `point` away unless it is in use. It is no error if none is there.
+/// Takes the topmost mount at `point` away; `ResourceBusy` if it is in use.
 pub(crate) fn remove(point: &Path) -> io::Result<()> {
     match umount2(point, MntFlags::UMOUNT_NOFOLLOW) {
-        Ok(()) | Err(Errno::EINVAL) => Ok(()),
+        Ok(()) => Ok(()),
+        // Somebody else was faster, unless it is a mount that this namespace may not touch.
+        Err(Errno::EINVAL) if at(point)?.is_none() => Ok(()),
         Err(Errno::EPERM) => unmount_by_helper(point, &["-u"]),
         Err(errno) => Err(errno.into()),
     }
@@ -66,6 +68,7 @@ fn unmount_by_helper(point: &Path, how: &[&str]) -> io::Result<()> {
         .args(how)
         .arg("--")
         .arg(point)
+        .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .output()
         .map_err(|error| io::Error::new(error.kind(), format!("cannot start {HELPER}: {error}")))?;
@@ -73,6 +76,9 @@ fn unmount_by_helper(point: &Path, how: &[&str]) -> io::Result<()> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if said.ends_with("busy") {
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, said));
+    }
     Err(io::Error::other(if said.is_empty() { format!("{HELPER}: {}", output.status) } else { said }))
 }
 

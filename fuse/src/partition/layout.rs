@@ -51,7 +51,7 @@ pub(crate) fn read(probe: Probe<'_>) -> Layout {
         None => pieces.push(Segment { disk_offset: 0, length: probe.size_bytes() }),
         Some(table) => {
             for partition in &table.partitions {
-                if add(&probe, &mut parts, part_of_partition(&probe, partition)) {
+                if add(&probe, &mut parts, || part_of_partition(&probe, partition)) {
                     pieces.push(partition.place);
                 }
             }
@@ -64,7 +64,7 @@ pub(crate) fn read(probe: Probe<'_>) -> Layout {
             probe.note("the logical volumes have too many pieces; the rest of them is left out");
             break;
         }
-        add(&probe, &mut parts, part_of_volume(&probe, volume));
+        add(&probe, &mut parts, || part_of_volume(&probe, volume));
     }
     let table = table.map(|table| (table.format, table.sector_bytes));
     let is_unreadable = probe.is_unreadable();
@@ -96,12 +96,13 @@ fn part(probe: &Probe<'_>, name: &str, pieces: impl IntoIterator<Item = Segment>
 }
 
 /// Adds a part, unless there is something against it; returns whether it was added.
-fn add(probe: &Probe<'_>, parts: &mut Vec<Part>, part: Option<Part>) -> bool {
-    let Some(part) = part else { return false };
+fn add(probe: &Probe<'_>, parts: &mut Vec<Part>, part: impl FnOnce() -> Option<Part>) -> bool {
+    // Before it is looked at, which costs reads.
     if parts.len() >= PARTS_MAX {
         probe.note(format!("only the first {PARTS_MAX} partitions and volumes are shown"));
         return false;
     }
+    let Some(part) = part() else { return false };
     if parts.iter().any(|other| other.file_name == part.file_name) {
         probe.note(format!("there are two of the name {:?}; the first is shown", part.file_name));
         return false;

@@ -6,7 +6,9 @@
 //! tries again.
 
 use std::collections::HashSet;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
@@ -16,10 +18,16 @@ use super::store::SharedChunk;
 use super::{CHUNK_LEN, FRAME_LEN, FRAMES_MAX};
 
 /// Open chunk files kept with their frame tables: each costs a descriptor and about 4 KiB.
-const OPEN_CHUNKS_MAX: usize = 256;
+const OPEN_CHUNKS_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
-/// Buffers kept for the next chunks: one for each thread that loads them, or nearly.
-const SPARE_CHUNKS_MAX: usize = 8;
+/// Failed loads that are remembered.
+const FAILED_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+
+/// How long a failed load is remembered: a backup may heal it.
+const FAILED_FOR: Duration = Duration::from_secs(1);
+
+/// Buffers kept for the next chunks.
+const SPARE_CHUNKS_MAX: usize = 2;
 
 /// Buffers kept for the next frames: those of one chunk that went.
 const SPARE_FRAMES_MAX: usize = FRAMES_MAX;
@@ -49,6 +57,8 @@ struct State {
     bytes: usize,
     loading: HashSet<Key>,
     chunks: LruCache<(u64, ChunkId), SharedChunk>,
+    /// Chunks that could not be loaded as a whole, and when: who reads on takes their frames one by one.
+    failed: LruCache<Key, Instant>,
 }
 
 impl std::fmt::Debug for FrameCache {
@@ -60,10 +70,10 @@ impl std::fmt::Debug for FrameCache {
 impl FrameCache {
     /// Makes a cache of at most `bytes_max` bytes of decoded data.
     pub fn new(bytes_max: usize) -> Self {
-        let chunks = LruCache::new(
-            std::num::NonZeroUsize::new(OPEN_CHUNKS_MAX).unwrap_or(std::num::NonZeroUsize::MIN),
-        );
-        let state = State { entries: LruCache::unbounded(), bytes: 0, loading: HashSet::new(), chunks };
+        let chunks = LruCache::new(OPEN_CHUNKS_MAX);
+        let failed = LruCache::new(FAILED_MAX);
+        let state =
+            State { entries: LruCache::unbounded(), bytes: 0, loading: HashSet::new(), chunks, failed };
         Self {
             bytes_max,
             state: Mutex::new(state),
@@ -117,26 +127,43 @@ impl FrameCache {
 
     /// Loads an entry that is marked as being loaded.
     fn load<E>(&self, key: &Key, load: impl FnOnce() -> Result<Block, E>) -> Result<Arc<Block>, E> {
+        // A chunk counts from the moment that it is loaded: many threads may load at once.
+        let expected = if matches!(key, Key::Chunk(..)) { CHUNK_LEN } else { 0 };
+        self.make_room(expected, None);
         // Whatever happens to the load, those who wait for it must be woken.
-        let ticket = Ticket { cache: self, key };
-        let data = Arc::new(load()?);
-        let mut evicted = Vec::new();
+        let ticket = Ticket { cache: self, key, expected };
+        let data = Arc::new(load().inspect_err(|_| {
+            self.lock().failed.put(key.clone(), Instant::now());
+        })?);
+        self.make_room(data.memory(), Some((key, &data)));
+        drop(ticket);
+        Ok(data)
+    }
+
+    /// Counts bytes, enters what they belong to, and lets go of what was not used for longest.
+    fn make_room(&self, bytes: usize, entry: Option<(&Key, &Arc<Block>)>) {
+        let mut gone = Vec::new();
         let mut state = self.lock();
-        state.bytes += data.memory();
-        if let Some(old) = state.entries.put(key.clone(), Arc::clone(&data)) {
+        state.bytes += bytes;
+        if let Some((key, data)) = entry
+            && let Some(old) = state.entries.put(key.clone(), Arc::clone(data))
+        {
             state.bytes -= old.memory();
-            evicted.push(old);
+            gone.push(old);
         }
         while state.bytes > self.bytes_max {
             let Some((_, oldest)) = state.entries.pop_lru() else { break };
             state.bytes -= oldest.memory();
-            evicted.push(oldest);
+            gone.push(oldest);
         }
         drop(state);
-        drop(ticket);
         // Memory is given back without the lock.
-        drop(evicted);
-        Ok(data)
+        drop(gone);
+    }
+
+    /// Whether an entry could not be loaded a moment ago.
+    pub(crate) fn has_failed(&self, key: &Key) -> bool {
+        self.lock().failed.get(key).is_some_and(|at| at.elapsed() < FAILED_FOR)
     }
 
     /// Returns room for a frame or a chunk of `len` bytes.
@@ -178,11 +205,16 @@ impl FrameCache {
 struct Ticket<'c> {
     cache: &'c FrameCache,
     key: &'c Key,
+    /// Bytes that were counted for it before it was there.
+    expected: usize,
 }
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        self.cache.lock().loading.remove(self.key);
+        let mut state = self.cache.lock();
+        state.loading.remove(self.key);
+        state.bytes -= self.expected;
+        drop(state);
         self.cache.loaded.notify_all();
     }
 }
@@ -206,6 +238,23 @@ mod tests {
         assert_eq!(cache.bytes(), 300);
         assert!(cache.get_or_load(&key(1), || Err(())).is_ok());
         assert!(cache.get_or_load(&key(2), || Err(())).is_err());
+    }
+
+    #[test]
+    fn a_chunk_counts_while_it_is_loaded() {
+        let cache = FrameCache::new(CHUNK_LEN + 300);
+        let chunk = |number: u8| Key::Chunk(0, ChunkId::of(&[number]));
+        for number in 1..4 {
+            cache.get_or_load::<()>(&key(number), || Ok(vec![number; 150].into())).unwrap();
+        }
+        let load = || {
+            assert_eq!(cache.bytes(), CHUNK_LEN + 300, "two of three frames are left");
+            Err("broken")
+        };
+        assert!(cache.get_or_load(&chunk(1), load).is_err());
+        assert_eq!(cache.bytes(), 300);
+        cache.get_or_load::<()>(&chunk(1), || Ok(cache.buffer(5))).unwrap();
+        assert!(cache.bytes() <= CHUNK_LEN + 300);
     }
 
     #[test]

@@ -89,6 +89,11 @@ impl FrameScratch {
     }
 }
 
+/// Bytes of a chunk's file that are read at once: many frames, few megabytes for all threads together.
+const STORED_LEN: usize = 512 << 10;
+
+const _: () = assert!(STORED_LEN >= FRAME_LEN);
+
 /// What reading whole chunks needs; one per thread, reused.
 pub(crate) struct Scratch {
     frames: FrameScratch,
@@ -136,17 +141,21 @@ impl Scratch {
     /// Reads what can be read of a chunk into `out`, which has its length; returns numbers and errors of the frames
     /// that could not be read, which are zeros there.
     pub(crate) fn read_into(&mut self, chunk: &OpenChunk, out: &mut [u8]) -> Vec<(usize, Error)> {
-        // One read for all frames; if it fails or is short, the frames are read one by one to find the bad ones.
-        let file_len = chunk.header.file_len as usize;
-        self.stored.resize(file_len.max(self.stored.len()), 0);
-        let whole =
-            chunk.file.read_at(&mut self.stored[..file_len], 0).is_ok_and(|length| length == file_len);
+        // Many frames are read at once; where that fails or is short, they are read one by one to find the bad ones.
+        self.stored.resize(STORED_LEN, 0);
         let mut bad = Vec::new();
+        // What part of the file is in `stored`.
+        let (mut start, mut end) = (0, 0);
         for (number, out) in out.chunks_mut(FRAME_LEN).enumerate() {
             let frame = chunk.header.frames[number];
-            let decoded = if whole {
-                let stored = &self.stored[frame.offset as usize..][..frame.stored_len as usize];
-                chunk.decode(number, stored, &mut self.frames.decoder, out)
+            let (first, last) = (frame.offset as usize, (frame.offset + frame.stored_len) as usize);
+            if last > end {
+                let length = STORED_LEN.min(chunk.header.file_len as usize - first);
+                let read = chunk.file.read_at(&mut self.stored[..length], first as u64);
+                (start, end) = (first, first + read.unwrap_or(0));
+            }
+            let decoded = if first >= start && last <= end {
+                chunk.decode(number, &self.stored[first - start..last - start], &mut self.frames.decoder, out)
             } else {
                 chunk.read_frame(number, &mut self.frames, out)
             };

@@ -2,6 +2,7 @@
 //! even when the revision is forgotten and a purge runs: the map is pinned in a session of its own.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::map::{self, ChunkMap, Entry, PAGE_ENTRIES};
@@ -114,10 +115,16 @@ impl RevisionReader {
             let length = length.min(CHUNK_SIZE as usize - inside).min(ZEROS.len());
             return Ok(Piece { block: None, from: 0, length });
         };
-        let (block, from) = match self.block(number, &id, inside / FRAME_SIZE as usize, extent)? {
-            (block, true) => (block, inside),
-            (block, false) => (block, inside % FRAME_SIZE as usize),
+        let frame = inside / FRAME_SIZE as usize;
+        let (block, from, expected) = match self.block(number, &id, frame, extent)? {
+            (block, true) => (block, inside, self.chunk_len(number)),
+            (block, false) => (block, inside % FRAME_SIZE as usize, frame_len(self.chunk_len(number), frame)),
         };
+        // It may have come into the cache for another image, where its chunk has its place.
+        if block.len() != expected {
+            let reason = format!("it holds {} bytes where the image has {expected}", block.len());
+            return Err(self.damaged(number * CHUNK_SIZE, Error::ChunkCorrupt { id, reason }));
+        }
         let length = length.min(block.len() - from);
         Ok(Piece { block: Some(block), from, length })
     }
@@ -138,7 +145,7 @@ impl RevisionReader {
         if let Some((found, block)) = self.cache.find([&chunk, &key]) {
             return Ok((block, found == 0));
         }
-        if extent == Extent::Chunk {
+        if extent == Extent::Chunk && !self.cache.has_failed(&chunk) {
             // Of a damaged chunk the good frames are read one by one.
             match self.cache.get_or_load(&chunk, || self.load_chunk(number, id)) {
                 Ok(block) => return Ok((block, true)),
@@ -164,9 +171,13 @@ impl RevisionReader {
         Ok(map::entry(&bytes[at..at + 32]))
     }
 
+    fn chunk_len(&self, number: u64) -> usize {
+        chunk_len(self.size_bytes(), number)
+    }
+
     fn open_chunk(&self, number: u64, id: &ChunkId) -> Result<SharedChunk> {
         let chunk = self.cache.chunk(self.store, id, || store::open(&self.backend, id).map(Arc::new))?;
-        let expected = chunk_len(self.size_bytes(), number);
+        let expected = self.chunk_len(number);
         if chunk.plain_len() != expected {
             let reason = format!("it holds {} bytes where the image has {expected}", chunk.plain_len());
             return Err(Error::ChunkCorrupt { id: *id, reason });
@@ -201,35 +212,25 @@ impl RevisionReader {
         if offset >= self.size_bytes() { Ok(None) } else { self.entry(offset / CHUNK_SIZE) }
     }
 
-    /// First byte at or after `offset` that is not in a hole; `None` when only holes follow.
-    pub fn next_data(&self, offset: u64) -> Result<Option<u64>> {
-        self.next(offset, true)
+    /// First byte in a range that is not in a hole; `None` when there is none. Looks at nothing beyond the range.
+    pub fn next_data(&self, range: Range<u64>) -> Result<Option<u64>> {
+        self.next(range, true)
     }
 
-    /// First byte at or after `offset` that lies in a hole, or the image's size.
-    pub fn next_hole(&self, offset: u64) -> Result<u64> {
-        Ok(self.next(offset, false)?.unwrap_or_else(|| self.size_bytes()))
+    /// First byte in a range that lies in a hole; `None` when there is none.
+    pub fn next_hole(&self, range: Range<u64>) -> Result<Option<u64>> {
+        self.next(range, false)
     }
 
-    fn next(&self, offset: u64, data: bool) -> Result<Option<u64>> {
-        for number in offset / CHUNK_SIZE..self.map.chunk_count() {
+    fn next(&self, range: Range<u64>, data: bool) -> Result<Option<u64>> {
+        let end = range.end.min(self.size_bytes());
+        for number in range.start / CHUNK_SIZE..end.div_ceil(CHUNK_SIZE) {
             if self.entry(number)?.is_some() == data {
-                let found = (number * CHUNK_SIZE).max(offset);
-                return Ok((found < self.size_bytes()).then_some(found));
+                let found = (number * CHUNK_SIZE).max(range.start);
+                return Ok((found < end).then_some(found));
             }
         }
         Ok(None)
-    }
-
-    /// Bytes of the image that lie in chunks, not in holes. Reads the whole map.
-    pub fn data_bytes(&self) -> Result<u64> {
-        let mut sum = 0;
-        for number in 0..self.map.chunk_count() {
-            if self.entry(number)?.is_some() {
-                sum += chunk_len(self.size_bytes(), number) as u64;
-            }
-        }
-        Ok(sum)
     }
 }
 
@@ -318,6 +319,29 @@ mod tests {
     }
 
     #[test]
+    fn a_chunk_of_another_length_is_damage_also_when_it_is_in_memory() {
+        let (_dir, job) = new_job("web01");
+        let short = image(1, 100_000);
+        let other = write_revision(&job, &short, None);
+        // A map that names a short chunk where a full one belongs: no program of ours writes it, but it has a seal.
+        let map = crate::revision::map::MapWriter::create(&job.dir().join("m"), 5 << 20).unwrap();
+        map.set(0, Some(ChunkId::of(&short))).unwrap();
+        let (seal, _) = map.seal().unwrap();
+        let cache = Arc::new(FrameCache::new(1 << 25));
+        let whole = job.open_revision(&other, &cache).unwrap();
+        whole.load_ahead(0).unwrap();
+        let mut reader = job.open_revision(&other, &cache).unwrap();
+        reader.map = ChunkMap::open_sealed(&job.dir().join("m"), 5 << 20, &seal).unwrap();
+        for extent in [Extent::Frame, Extent::Chunk] {
+            for offset in [0, 99_999, 100_000, 200_000] {
+                let read = reader.piece(offset, 10, extent);
+                assert!(matches!(read, Err(Error::ImageDamaged { .. })), "{offset}: {read:?}");
+            }
+        }
+        assert_eq!(*whole.piece(0, 10, Extent::Frame).unwrap(), short[..10]);
+    }
+
+    #[test]
     fn holes_and_ends_are_found() {
         let (_dir, job) = new_job("web01");
         let mut data = image(1, (3 << 22) + 100);
@@ -325,14 +349,15 @@ mod tests {
         data[3 << 22..].fill(1);
         let revision = write_revision(&job, &data, None);
         let reader = job.open_revision(&revision, &Arc::new(FrameCache::new(1 << 20))).unwrap();
-        assert_eq!((reader.next_data(5).unwrap(), reader.next_hole(5).unwrap()), (Some(5), 1 << 22));
-        assert_eq!(
-            (reader.next_data(5 << 20).unwrap(), reader.next_hole(5 << 20).unwrap()),
-            (Some(3 << 22), 5 << 20)
-        );
         let end = (3 << 22) + 100;
-        assert_eq!((reader.next_data(end).unwrap(), reader.next_hole(end - 1).unwrap()), (None, end));
-        assert_eq!(reader.data_bytes().unwrap(), (1 << 22) + 100);
+        let next =
+            |range: Range<u64>| (reader.next_data(range.clone()).unwrap(), reader.next_hole(range).unwrap());
+        assert_eq!(next(5..u64::MAX), (Some(5), Some(1 << 22)));
+        assert_eq!(next(5..1 << 22), (Some(5), None));
+        assert_eq!(next(5 << 20..end), (Some(3 << 22), Some(5 << 20)));
+        assert_eq!(next(5 << 20..3 << 22), (None, Some(5 << 20)));
+        assert_eq!(next(end - 1..u64::MAX), (Some(end - 1), None));
+        assert_eq!((next(end..u64::MAX), next(7..7)), ((None, None), (None, None)));
         assert_eq!(reader.chunk_at(end).unwrap(), None);
         assert_eq!(reader.read_at(end - 10, &mut [0; 100]).unwrap(), 10);
         assert_eq!(reader.read_at(u64::MAX, &mut [0; 100]).unwrap(), 0);
