@@ -7,6 +7,7 @@
 
 mod overlay;
 mod partitions;
+mod torture;
 mod volumes;
 
 use std::fs;
