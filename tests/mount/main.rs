@@ -5,8 +5,10 @@
 
 #![expect(clippy::print_stdout, reason = "tests tell what they did and what they skip")]
 
+mod holes;
 mod overlay;
 mod partitions;
+mod process;
 mod torture;
 mod volumes;
 

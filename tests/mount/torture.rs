@@ -9,7 +9,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -20,6 +19,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::Whence::{SeekData, SeekHole};
 
+use crate::process::Mount;
 use crate::{eventually, path, text, tool};
 
 const JOBS: [&str; 3] = ["web01", "web02", "web03"];
@@ -119,45 +119,6 @@ impl Paints {
             offset += length as u64;
         }
         None
-    }
-}
-
-/// The mounting process.
-struct Mount {
-    child: Child,
-    point: PathBuf,
-    log: PathBuf,
-}
-
-impl Mount {
-    fn new(world: &World) -> Self {
-        let (point, log) = (world.path("mnt"), world.path("mount.log"));
-        fs::create_dir(&point).expect("a mount point is made");
-        let mut command = world.bare(&["-b", "srv", "mount", "-o", "cache=16M", path(&point)]);
-        let child = command
-            .stdin(Stdio::null())
-            .stderr(File::create(&log).expect("a log is made"))
-            .spawn()
-            .expect("the program starts");
-        let this = Self { child, point, log };
-        eventually("it is mounted", || this.point.join(JOBS[0]).exists());
-        this
-    }
-
-    /// Unmounts; the process must end well, and have met nothing worth a line.
-    fn finish(mut self) {
-        drop(Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status());
-        assert!(self.child.wait().expect("it is our child").success());
-        let log = fs::read_to_string(&self.log).expect("the log is readable");
-        assert!(!log.contains("ERROR") && !log.contains("panicked"), "{log}");
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("-l").arg(&self.point).stderr(Stdio::null()).output());
-        drop(self.child.kill());
-        drop(self.child.wait());
     }
 }
 
@@ -531,7 +492,7 @@ fn all_that_is_read_beside_backups_forgets_and_purges_is_right() {
             ),
         );
     }
-    let mount = Mount::new(&world);
+    let mount = Mount::new(&world, &["-o", "cache=16M"]);
     let mut seed = Random::from_env("BACKY_TEST_SEED", 23);
     let scene = Scene {
         mnt: mount.point.clone(),
@@ -613,7 +574,9 @@ fn all_that_is_read_beside_backups_forgets_and_purges_is_right() {
         assert!(*best < PROMPT, "{kind}: {times:?}");
     }
     whole_at_the_end(&scene.world);
-    mount.finish();
+    // It has met nothing worth a line.
+    let log = mount.finish();
+    assert!(!log.contains("ERROR") && !log.contains(" E "), "{log}");
 }
 
 /// What is left verifies, and a purge tidies up what those have left who are gone.
