@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use backy_store::{CHUNK_SIZE, Extent, FrameCache, Job, Result, Revision, RevisionReader};
+use backy_store::{CHUNK_SIZE, Extent, FRAME_SIZE, FrameCache, Job, Result, Revision, RevisionReader};
 
 use crate::ahead::{ReadAhead, Streams};
 use crate::error::{Error as MountError, Result as MountResult};
@@ -219,6 +219,24 @@ impl DiskFile {
             }
             Ok(take(buffer))
         })
+    }
+
+    /// Reads the same up to the first frame that cannot be read.
+    pub(crate) fn read_before_damage(&self, offset: u64, length: usize) -> Vec<u8> {
+        let mut good = Vec::new();
+        for piece in self.window.pieces(offset, length as u64) {
+            let (mut at, end) = (piece.disk_offset, piece.disk_offset + piece.length);
+            while at < end {
+                let next = (at - at % FRAME_SIZE).saturating_add(FRAME_SIZE).min(end);
+                let from = offset + good.len() as u64;
+                let read = self.read(from, (next - at) as usize, |data| good.extend_from_slice(data));
+                if read.is_err() {
+                    return good;
+                }
+                at = next;
+            }
+        }
+        good
     }
 }
 

@@ -5,6 +5,7 @@
 
 #![expect(clippy::print_stdout, reason = "tests tell what they did and what they skip")]
 
+mod damage;
 mod holes;
 mod overlay;
 mod partitions;
