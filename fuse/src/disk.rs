@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use backy_store::{Extent, FrameCache, Job, Result, Revision, RevisionReader};
+use backy_store::{Extent, FRAME_SIZE, FrameCache, Job, Result, Revision, RevisionReader};
 
 use crate::ahead::{ReadAhead, Streams};
 use crate::error::{Error as MountError, Result as MountResult};
@@ -127,11 +127,6 @@ impl Disk {
         self.overlay.as_deref().map_or(Ok(()), OverlayDisk::sync)
     }
 
-    /// Bytes of the disk that the overlay holds.
-    pub(crate) fn written_bytes(&self) -> u64 {
-        self.overlay.as_deref().map_or(0, OverlayDisk::data_bytes)
-    }
-
     /// Whether this is the first time that somebody complains about the overlay.
     pub(crate) fn is_first_complaint(&self) -> bool {
         self.overlay.as_deref().is_some_and(OverlayDisk::is_first_complaint)
@@ -171,7 +166,8 @@ impl Disk {
         Ok(None)
     }
 
-    /// Bytes of the file that `window` shows that are not in holes of the revision. Reads the map of all that it shows.
+    /// Bytes of the file that `window` shows that are not in holes of the revision. Reads the map of what it shows and
+    /// nothing beyond, for the pieces of a logical volume can be many.
     pub(crate) fn data_bytes(&self, window: &Window) -> Result<u64> {
         let mut sum = 0;
         for piece in window.pieces(0, u64::MAX) {
@@ -222,6 +218,24 @@ impl DiskFile {
             }
             Ok(take(buffer))
         })
+    }
+
+    /// Reads the same up to the first frame that cannot be read.
+    pub(crate) fn read_before_damage(&self, offset: u64, length: usize) -> Vec<u8> {
+        let mut good = Vec::new();
+        for piece in self.window.pieces(offset, length as u64) {
+            let (mut at, end) = (piece.disk_offset, piece.disk_offset + piece.length);
+            while at < end {
+                let next = (at - at % FRAME_SIZE).saturating_add(FRAME_SIZE).min(end);
+                let from = offset + good.len() as u64;
+                let read = self.read(from, (next - at) as usize, |data| good.extend_from_slice(data));
+                if read.is_err() {
+                    return good;
+                }
+                at = next;
+            }
+        }
+        good
     }
 }
 
@@ -295,7 +309,7 @@ mod tests {
         disk.zero(&Window::whole(200_001), 0, 200_001).unwrap();
         assert_eq!(disk.seek(&window, 0, true).unwrap(), None);
         assert_eq!(disk.seek(&window, 77, false).unwrap(), Some(77));
-        assert_eq!(disk.written_bytes(), 0);
+        assert_eq!(overlay.written_bytes(job.name(), &revision.id), 0);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use fuser::{
     ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
     WriteFlags,
 };
+use nix::fcntl::OFlag;
 use nix::unistd::Whence;
 
 use crate::attributes;
@@ -73,8 +74,8 @@ impl FileSystem {
         }
     }
 
-    /// Reads, and replies.
-    fn read_file(&self, handle: u64, offset: u64, length: usize, reply: ReplyData) {
+    /// Reads, and replies. Less than `length` before the end of the file is an answer only where `may_be_short` says so.
+    fn read_file(&self, handle: u64, offset: u64, length: usize, may_be_short: bool, reply: ReplyData) {
         match self.view.handles.get(handle) {
             Some(Open::Disk(file)) => {
                 // The reply is sent from where the data lies; a failed read has not used it up.
@@ -86,7 +87,11 @@ impl FileSystem {
                 });
                 if let (Err(error), Some(reply)) = (sent, reply) {
                     self.view.damage.met(&file.disk, offset, &error);
-                    reply.error(errno(Code::from(error)));
+                    let good = may_be_short.then(|| file.read_before_damage(offset, length));
+                    match good.filter(|good| !good.is_empty()) {
+                        Some(good) => reply.data(&good),
+                        None => reply.error(errno(Code::from(error))),
+                    }
                 }
             }
             Some(Open::Text(text)) => {
@@ -183,11 +188,14 @@ impl fuser::Filesystem for FileSystem {
         handle: FileHandle,
         offset: u64,
         length: u32,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        flags: OpenFlags,
+        lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.read_file(handle.0, offset, length as usize, reply);
+        // What goes into the page cache is filled up with zeros if it is short. Such a read has no owner; those past the
+        // page cache have one, and a file that is open for them can still be mapped into memory.
+        let may_be_short = flags.0 & OFlag::O_DIRECT.bits() != 0 && lock_owner.is_some();
+        self.read_file(handle.0, offset, length as usize, may_be_short, reply);
     }
 
     fn write(

@@ -15,7 +15,7 @@ use crate::overlay::Overlay;
 use crate::window::Window;
 
 /// The largest image whose holes are counted when its size on disk is asked for: 1 TiB, some 10 ms.
-const COUNTED_MAX_BYTES: u64 = CHUNK_SIZE << 18;
+pub(crate) const COUNTED_MAX_BYTES: u64 = CHUNK_SIZE << 18;
 
 /// One entry of an open directory.
 #[derive(Clone, Debug)]

@@ -96,6 +96,16 @@ impl Overlay {
         disks.insert(key, Arc::clone(&disk));
         Ok(disk)
     }
+
+    /// Bytes that were written to the disk of a revision, which need not be open: then it is the space they take.
+    pub(crate) fn written_bytes(&self, job: &JobName, revision: &RevisionId) -> u64 {
+        let key = (job.clone(), revision.clone());
+        let disk = self.disks.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        disk.map_or_else(
+            || files::allocated_bytes(&self.dir.join(job.as_str()).join(revision.as_str())),
+            |disk| disk.data_bytes(),
+        )
+    }
 }
 
 impl Drop for Overlay {

@@ -8,14 +8,13 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use backy_store::{JobName, Revision, RevisionId};
 use lru::LruCache;
 
 use crate::disk::{Disk, DiskFile};
 use crate::errno::Code;
-use crate::handles::{DirectoryEntry, Kind, Open};
+use crate::handles::{COUNTED_MAX_BYTES, DirectoryEntry, Kind, Open};
 use crate::inode::Node;
 use crate::partition::{self, Layout, Probe};
 use crate::tree::RevisionFile;
@@ -128,7 +127,8 @@ impl View {
                 false
             }
         };
-        let layout = partition::read(Probe::new(disk.size_bytes(), &read));
+        let mut layout = partition::read(Probe::new(disk.size_bytes(), &read));
+        count_data(disk, &mut layout);
         match failed.take() {
             Some(error) if layout.parts.is_empty() => Err(error.into()),
             _ => Ok(layout),
@@ -170,18 +170,14 @@ impl View {
         if name == DESCRIPTION {
             return Ok(facts(layout.to_json().len() as u64));
         }
-        let window = &layout.part(name).ok_or(Code::MISSING)?.window;
-        // As with the image: the holes are counted only for those who open something of the disk.
-        let counted = self.handles.data_bytes(inode, self.image_inode(job, id), window);
-        let size = window.size_bytes();
+        let part = layout.part(name).ok_or(Code::MISSING)?;
+        let count = || self.handles.data_bytes(inode, self.image_inode(job, id), &part.window);
+        let size = part.window.size_bytes();
+        let (data_bytes, attr_ttl) = self.data_bytes(job, id, size, part.data_bytes.or_else(count));
         Ok(Facts {
-            data_bytes: counted.unwrap_or(size),
+            data_bytes,
             writable: self.overlay.is_some(),
-            attr_ttl: match counted {
-                Some(_) if self.overlay.is_none() => FOREVER,
-                Some(_) => FRESH,
-                None => Duration::ZERO,
-            },
+            attr_ttl,
             entry_ttl: if layout.is_unreadable { FRESH } else { FOREVER },
             ..facts(size)
         })
@@ -197,6 +193,17 @@ impl View {
         let window = layout.part(name).ok_or(Code::MISSING)?.window.clone();
         let disk = self.open_disk(self.image_inode(job, id), &view, &revision)?;
         Ok(Open::Disk(Arc::new(DiskFile::new(disk, window, &self.ahead))))
+    }
+}
+
+/// Counts what is data of each part while the disk is open, so that the first question gets the right answer. Parts
+/// may lie over each other in their thousands: what goes beyond the bound for all of them is counted when it is opened.
+fn count_data(disk: &Disk, layout: &mut Layout) {
+    let mut left = COUNTED_MAX_BYTES;
+    for part in &mut layout.parts {
+        let Some(rest) = left.checked_sub(part.window.size_bytes()) else { continue };
+        left = rest;
+        part.data_bytes = disk.data_bytes(&part.window).ok();
     }
 }
 

@@ -217,31 +217,41 @@ impl View {
             }
             Node::File(job, id, RevisionFile::Image) => {
                 // Who has it open may ask after the revision was forgotten.
-                let disk = self.handles.disk(inode);
-                let revision = match &disk {
+                let revision = match self.handles.disk(inode) {
                     Some(disk) => Arc::clone(&disk.revision),
                     None => self.revision(job.as_str(), id)?.2,
                 };
                 let size = revision.image_size.unwrap_or(0);
-                // Where the manifest does not say it, the holes are counted only for those who open the image; until
-                // then the kernel must ask again.
+                // Where the manifest does not say it, the holes are counted only for those who open the image.
                 let count = || self.handles.data_bytes(inode, inode, &Window::whole(size));
-                let counted = revision.data_bytes.or_else(count);
-                // What was written may lie in holes or not: rather too much is told than too little.
-                let written = disk.map_or(0, |disk| disk.written_bytes());
+                let (data_bytes, attr_ttl) =
+                    self.data_bytes(job, id, size, revision.data_bytes.or_else(count));
                 Ok(Facts {
-                    data_bytes: counted.map_or(size, |bytes| size.min(bytes + written)),
+                    data_bytes,
                     writable: self.overlay.is_some(),
-                    attr_ttl: match counted {
-                        Some(_) if self.overlay.is_none() => FOREVER,
-                        Some(_) => FRESH,
-                        None => Duration::ZERO,
-                    },
+                    attr_ttl,
                     entry_ttl: FOREVER,
                     ..facts(Kind::File, size, system_time(revision.timestamp))
                 })
             }
         }
+    }
+
+    /// Returns how many bytes of a file are not in holes, and how long the kernel may keep that. `counted` is what the
+    /// revision has of them; until somebody can count it the kernel must ask again.
+    pub(crate) fn data_bytes(
+        &self,
+        job: &JobName,
+        id: &RevisionId,
+        size_bytes: u64,
+        counted: Option<u64>,
+    ) -> (u64, Duration) {
+        let Some(counted) = counted else { return (size_bytes, Duration::ZERO) };
+        let Some(overlay) = &self.overlay else { return (counted, FOREVER) };
+        // What was written may lie in holes or not: rather too much is told than too little, for there are tools that
+        // do not read a file without blocks.
+        let bytes = counted.saturating_add(overlay.written_bytes(job, id));
+        (bytes.min(size_bytes), FRESH)
     }
 
     /// Lists a directory.

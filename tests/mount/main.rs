@@ -5,8 +5,12 @@
 
 #![expect(clippy::print_stdout, reason = "tests tell what they did and what they skip")]
 
+mod damage;
+mod holes;
 mod overlay;
 mod partitions;
+mod process;
+mod torture;
 mod volumes;
 
 use std::fs;

@@ -27,6 +27,8 @@ pub(crate) struct Part {
     pub(crate) uuid: Option<String>,
     /// What begins in it, where its mark is known.
     pub(crate) content: Option<&'static str>,
+    /// Bytes that are not in holes of the disk; `None` where nobody has counted them.
+    pub(crate) data_bytes: Option<u64>,
 }
 
 /// What a disk is divided into. At most some 3 MB; normally about 2 KB.
@@ -92,6 +94,7 @@ fn part(probe: &Probe<'_>, name: &str, pieces: impl IntoIterator<Item = Segment>
         kind: None,
         label: None,
         uuid: None,
+        data_bytes: None,
     })
 }
 

@@ -87,7 +87,7 @@ impl RevisionReader {
     }
 
     /// Reads into `buf` from `offset`; returns fewer bytes only at the end of the image. Every byte is verified.
-    /// Damage is `ImageDamaged` with the offset of the first bad frame.
+    /// Damage is `ImageDamaged` with the offset of the first bad frame, or of the chunk where none of it can be read.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let mut done = 0;
         while done < buf.len() {
@@ -155,8 +155,10 @@ impl RevisionReader {
         }
         let loaded = self.cache.get_or_load(&key, || self.load_frame(number, id, frame));
         loaded.map(|block| (block, false)).map_err(|cause| {
+            // Where not even the chunk opens, all of it is one piece of damage.
+            let inside = if self.open_chunk(number, id).is_ok() { frame as u64 * FRAME_SIZE } else { 0 };
             self.cache.forget_chunk(self.store, id);
-            self.damaged(number * CHUNK_SIZE + frame as u64 * FRAME_SIZE, cause)
+            self.damaged(number * CHUNK_SIZE + inside, cause)
         })
     }
 
