@@ -220,6 +220,11 @@ impl DiskFile {
         })
     }
 
+    /// Where a byte of the file lies on the disk.
+    pub(crate) fn disk_offset(&self, offset: u64) -> u64 {
+        self.window.pieces(offset, 1).next().map_or(offset, |piece| piece.disk_offset)
+    }
+
     /// Reads the same up to the first frame that cannot be read.
     pub(crate) fn read_before_damage(&self, offset: u64, length: usize) -> Vec<u8> {
         let mut good = Vec::new();

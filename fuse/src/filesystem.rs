@@ -26,8 +26,9 @@ use crate::view::{Facts, Owner, Result, View};
 use crate::window::Window;
 use crate::writing::AttrChange;
 
-/// Tags and trust change, and with them the length of a text: the kernel must not judge by an older one.
-const TEXT_FLAGS: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_NOFLUSH);
+/// For what may be something else the next time: texts change with tags and trust, and a part whose tables could not be
+/// read whole may get another place when they are healed. The kernel keeps nothing of them.
+const PASSING_FLAGS: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_NOFLUSH);
 
 /// The file system that the kernel talks to.
 #[derive(Debug)]
@@ -61,12 +62,12 @@ impl FileSystem {
             Node::File(job, id, RevisionFile::Info) => {
                 let (view, tree, revision) = self.view.revision(job.as_str(), id)?;
                 let text = tree.info_json(job, view.job().repository().id(), &revision);
-                Ok((self.view.handles.insert(Open::Text(Arc::new(text))), TEXT_FLAGS))
+                Ok((self.view.handles.insert(Open::Text(Arc::new(text))), PASSING_FLAGS))
             }
             Node::Part(job, id, name) => {
-                let open = self.view.open_part(job, id, name)?;
+                let (open, is_certain) = self.view.open_part(job, id, name)?;
                 let is_disk = matches!(open, Open::Disk(_));
-                let flags = if is_disk { self.disk_flags() } else { TEXT_FLAGS };
+                let flags = if is_disk && is_certain { self.disk_flags() } else { PASSING_FLAGS };
                 Ok((self.view.handles.insert(open), flags))
             }
             Node::Link(..) => Err(Code::INVALID),
@@ -86,7 +87,7 @@ impl FileSystem {
                     }
                 });
                 if let (Err(error), Some(reply)) = (sent, reply) {
-                    self.view.damage.met(&file.disk, offset, &error);
+                    self.view.damage.met(&file.disk, file.disk_offset(offset), &error);
                     let good = may_be_short.then(|| file.read_before_damage(offset, length));
                     match good.filter(|good| !good.is_empty()) {
                         Some(good) => reply.data(&good),
@@ -119,7 +120,7 @@ impl FileSystem {
                     return Err(Code::NO_DATA);
                 }
                 let next = file.disk.seek(&file.window, from, data).map_err(|error| {
-                    self.view.damage.met(&file.disk, from, &error);
+                    self.view.damage.met(&file.disk, file.disk_offset(from), &error);
                     Code::from(error)
                 })?;
                 // The end of a file counts as a hole.
@@ -373,7 +374,7 @@ impl fuser::Filesystem for FileSystem {
     fn opendir(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.view.node(inode.0).and_then(|node| self.view.list(inode.0, &node)) {
             Ok(entries) => {
-                let handle = self.view.handles.insert(Open::Directory(Arc::new(entries)));
+                let handle = self.view.handles.insert(Open::Directory(entries));
                 reply.opened(FileHandle(handle), FopenFlags::empty());
             }
             Err(code) => reply.error(errno(code)),

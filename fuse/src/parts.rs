@@ -172,27 +172,30 @@ impl View {
         }
         let part = layout.part(name).ok_or(Code::MISSING)?;
         let count = || self.handles.data_bytes(inode, self.image_inode(job, id), &part.window);
+        // It is not kept where the part may have another place the next time.
+        let counted = part.data_bytes.or_else(|| if layout.is_unreadable { None } else { count() });
         let size = part.window.size_bytes();
-        let (data_bytes, attr_ttl) = self.data_bytes(job, id, size, part.data_bytes.or_else(count));
+        let (data_bytes, attr_ttl) = self.data_bytes(job, id, size, counted);
         Ok(Facts {
             data_bytes,
             writable: self.overlay.is_some(),
-            attr_ttl,
+            attr_ttl: if layout.is_unreadable { attr_ttl.min(FRESH) } else { attr_ttl },
             entry_ttl: if layout.is_unreadable { FRESH } else { FOREVER },
             ..facts(size)
         })
     }
 
-    /// Opens a file of the directory.
-    pub(crate) fn open_part(&self, job: &JobName, id: &RevisionId, name: &str) -> Result<Open> {
+    /// Opens a file of the directory, and says whether it will be the same the next time: what was found although
+    /// bytes could not be read may have another place when they are healed.
+    pub(crate) fn open_part(&self, job: &JobName, id: &RevisionId, name: &str) -> Result<(Open, bool)> {
         let (view, _, revision) = self.revision(job.as_str(), id)?;
         let (_, layout) = self.layout(job, id)?;
         if name == DESCRIPTION {
-            return Ok(Open::Text(Arc::new(layout.to_json())));
+            return Ok((Open::Text(Arc::new(layout.to_json())), false));
         }
         let window = layout.part(name).ok_or(Code::MISSING)?.window.clone();
         let disk = self.open_disk(self.image_inode(job, id), &view, &revision)?;
-        Ok(Open::Disk(Arc::new(DiskFile::new(disk, window, &self.ahead))))
+        Ok((Open::Disk(Arc::new(DiskFile::new(disk, window, &self.ahead))), !layout.is_unreadable))
     }
 }
 

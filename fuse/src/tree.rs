@@ -4,10 +4,12 @@
 //! name. A link never hides a revision: a tag that is also a revision's id, or that is `last`, has no link.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use backy_store::{BackendType, JobName, Revision, RevisionId, Trust};
 use serde_json::Value;
+
+use crate::handles::DirectoryEntry;
 
 /// The link to the newest revision.
 const LAST: &str = "last";
@@ -56,6 +58,8 @@ pub(crate) struct JobTree {
     names: Vec<Arc<str>>,
     first_link: usize,
     left_out: Vec<(RevisionId, String)>,
+    /// What all who have it open read; made when the first opens it.
+    listing: OnceLock<Arc<Vec<DirectoryEntry>>>,
 }
 
 impl JobTree {
@@ -111,6 +115,11 @@ impl JobTree {
     /// Returns the entries: revisions, oldest first, then links by name.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Entry)> {
         self.names.iter().filter_map(|name| Some((&**name, self.entries.get(name)?)))
+    }
+
+    /// Returns the listing, made by `make` when nobody has asked before.
+    pub(crate) fn listing(&self, make: impl FnOnce() -> Vec<DirectoryEntry>) -> Arc<Vec<DirectoryEntry>> {
+        Arc::clone(self.listing.get_or_init(|| Arc::new(make())))
     }
 
     /// Returns the revisions that are not shown, with the reason.

@@ -255,12 +255,14 @@ impl View {
     }
 
     /// Lists a directory.
-    pub(crate) fn list(&self, inode: u64, node: &Node) -> Result<Vec<DirectoryEntry>> {
+    pub(crate) fn list(&self, inode: u64, node: &Node) -> Result<Arc<Vec<DirectoryEntry>>> {
         let entry = |node: Node, kind, name: &str| DirectoryEntry {
             inode: self.inodes.number(node),
             kind,
             name: name.to_owned(),
         };
+        let dot = |inode, name: &str| DirectoryEntry { inode, kind: Kind::Directory, name: name.to_owned() };
+        let dots = |parent| [dot(inode, "."), dot(parent, "..")].into_iter();
         let (parent, entries): (u64, Vec<DirectoryEntry>) = match node {
             Node::Root => {
                 let jobs = self.jobs.list()?;
@@ -277,7 +279,8 @@ impl View {
                     }
                     Entry::Link(_) => entry(Node::Link(job.clone(), name.to_owned()), Kind::Link, name),
                 });
-                (ROOT, entries.collect())
+                // It can be long, and anybody may have it open many times.
+                return Ok(tree.listing(|| dots(ROOT).chain(entries).collect()));
             }
             Node::Revision(job, id) => {
                 self.revision(job.as_str(), id)?;
@@ -293,8 +296,7 @@ impl View {
             }
             Node::Link(..) | Node::File(..) | Node::Part(..) => return Err(Code::NOT_A_DIRECTORY),
         };
-        let dot = |inode, name: &str| DirectoryEntry { inode, kind: Kind::Directory, name: name.to_owned() };
-        Ok([dot(inode, "."), dot(parent, "..")].into_iter().chain(entries).collect())
+        Ok(Arc::new(dots(parent).chain(entries).collect()))
     }
 }
 

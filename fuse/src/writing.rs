@@ -31,7 +31,9 @@ impl View {
     /// Turns what a write or a sync met into a number, after it was logged.
     fn not_written(&self, file: &DiskFile, offset: u64, error: &MountError) -> Code {
         match error {
-            MountError::Store(damage) if damage.is_damage() => self.damage.met(&file.disk, offset, damage),
+            MountError::Store(damage) if damage.is_damage() => {
+                self.damage.met(&file.disk, file.disk_offset(offset), damage)
+            }
             // A full overlay fails at every write: that is said once.
             _ if Code::from(error) != Code::FULL || file.disk.is_first_complaint() => {
                 let (job, revision, cause) = (file.disk.job.name(), &file.disk.revision.id, failure(error));
