@@ -148,7 +148,10 @@ impl ReadAhead {
         let threads = if ahead_bytes == 0 { 0 } else { threads };
         let start = |number| {
             let waiting = Arc::clone(&waiting);
-            std::thread::Builder::new().name(format!("ahead-{number}")).spawn(move || load_all(&waiting))
+            let name = format!("ahead-{number}");
+            // Each thread fetches from the disk what the thread after all others will decode next.
+            let further = threads as u64 * CHUNK_SIZE;
+            std::thread::Builder::new().name(name).spawn(move || load_all(&waiting, further))
         };
         let threads = (0..threads).map(start).collect::<std::io::Result<Vec<_>>>()?;
         Ok(Self { active: AtomicUsize::new(0), cache_bytes, ahead_bytes, queue: Some(queue), threads })
@@ -189,13 +192,13 @@ impl Drop for ReadAhead {
     }
 }
 
-fn load_all(waiting: &Mutex<Receiver<(Weak<Disk>, u64)>>) {
+fn load_all(waiting: &Mutex<Receiver<(Weak<Disk>, u64)>>, further: u64) {
     loop {
         let next = lock(waiting).recv();
         let Ok((disk, offset)) = next else { return };
         // Nobody waits for a disk that was closed meanwhile; damage is told to who reads it.
         if let Some(disk) = disk.upgrade() {
-            let _ = disk.load_ahead(offset);
+            let _ = disk.load_ahead(offset, further);
         }
     }
 }

@@ -47,8 +47,9 @@ impl Disk {
         self.reader.size_bytes()
     }
 
-    /// Loads the chunk at `offset` of the disk, if it is not in memory.
-    pub(crate) fn load_ahead(&self, offset: u64) -> Result<()> {
+    /// Loads the chunk at `offset` of the disk, if it is not in memory; meanwhile the one `further` on is fetched.
+    pub(crate) fn load_ahead(&self, offset: u64, further: u64) -> Result<()> {
+        self.reader.will_need(offset.saturating_add(further));
         self.reader.load_ahead(offset)
     }
 

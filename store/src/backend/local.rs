@@ -6,6 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
 use super::{Backend, ShardLock, StoredChunk};
 use crate::chunk::ChunkId;
 use crate::disk;
@@ -82,6 +84,11 @@ impl StoredChunk for LocalChunk {
             }
         }
         Ok(done)
+    }
+
+    fn will_need(&self) {
+        // A length of zero means up to the end. Advice that is not taken costs nothing but time.
+        let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
     }
 }
 

@@ -17,6 +17,8 @@ pub(crate) trait StoredChunk: Debug + Send + Sync {
     fn len(&self) -> u64;
     /// Reads into `buf` from `offset` until it is full or the file ends; returns the number of bytes.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Begins to fetch all of it, without waiting: it will be read soon.
+    fn will_need(&self);
 }
 
 /// Keeps chunk files.

@@ -40,6 +40,11 @@ fn read_error(id: &ChunkId, error: &std::io::Error) -> Error {
 }
 
 impl OpenChunk {
+    /// Begins to fetch the file, without waiting for it.
+    pub(crate) fn will_need(&self) {
+        self.file.will_need();
+    }
+
     /// Bytes of the image in this chunk.
     pub(crate) fn plain_len(&self) -> usize {
         self.header.plain_len

@@ -139,6 +139,21 @@ impl RevisionReader {
         self.cache.load_ahead(&Key::Chunk(self.store, id), || self.load_chunk(number, &id))
     }
 
+    /// Begins to fetch the chunk that holds `offset` from the disk, unless it is in memory decoded. What fails here fails
+    /// again for its reader.
+    pub fn will_need(&self, offset: u64) {
+        let number = offset / CHUNK_SIZE;
+        if offset >= self.size_bytes() {
+            return;
+        }
+        if let Ok(Some(id)) = self.entry(number)
+            && self.cache.find([&Key::Chunk(self.store, id)]).is_none()
+            && let Ok(chunk) = self.open_chunk(number, &id)
+        {
+            chunk.will_need();
+        }
+    }
+
     /// Returns the frame, or the chunk (and `true`) where that is in memory or is wanted and can be read.
     fn block(&self, number: u64, id: &ChunkId, frame: usize, extent: Extent) -> Result<(Arc<Block>, bool)> {
         let (chunk, key) = (Key::Chunk(self.store, *id), Key::Frame(self.store, *id, frame as u8));
