@@ -32,8 +32,8 @@ impl View {
     fn not_written(&self, file: &DiskFile, offset: u64, error: &MountError) -> Code {
         match error {
             MountError::Store(damage) if damage.is_damage() => self.damage.met(&file.disk, offset, damage),
-            // A full overlay fails at every write: that is said once.
-            _ if Code::from(error) != Code::FULL || file.disk.is_first_complaint() => {
+            // A full overlay or a broken disk below it fails at every write.
+            _ if file.disk.is_new_complaint(Code::from(error).number()) => {
                 let (job, revision, cause) = (file.disk.job.name(), &file.disk.revision.id, failure(error));
                 tracing::error!(%job, %revision, offset, %cause, "cannot write to an image");
             }
