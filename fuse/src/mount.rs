@@ -171,8 +171,8 @@ impl Mounted {
         let overlay = overlay.transpose()?;
         let failed = |source| Error::MountFailed { path: mountpoint.clone(), source };
         let view = View::new(scope, options, owner, overlay.clone()).map_err(failed)?;
-        let session =
-            Session::new(FileSystem::new(view), &mountpoint, &config(options, base)).map_err(failed)?;
+        let files = FileSystem::new(view).map_err(failed)?;
+        let session = Session::new(files, &mountpoint, &config(options, base)).map_err(failed)?;
         let session = session.spawn().map_err(failed)?;
         let over = Arc::new(AtomicBool::new(false));
         let end = End { mountpoint: mountpoint.clone(), overlay: overlay.clone(), over: Arc::clone(&over) };

@@ -17,6 +17,7 @@ mod header;
 mod owner;
 mod space;
 mod states;
+pub(crate) mod syncers;
 #[cfg(test)]
 mod tests;
 
