@@ -254,7 +254,8 @@ fn lock(dir: &Path, mountpoint: &Path, wait: Duration) -> Result<File> {
                 std::thread::sleep(LOCK_STEP);
             }
             Err(TryLockError::WouldBlock) => {
-                let reason = "another mount uses it; unmount that one or name another directory";
+                let reason = "another mount uses it, or has not ended yet because files are open; \
+                              unmount that one or name another directory";
                 return Err(Error::overlay_refused(dir, reason));
             }
             Err(TryLockError::Error(source)) => return Err(Error::io("lock", &path, source)),

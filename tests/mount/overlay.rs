@@ -254,7 +254,7 @@ fn data_is_durable_before_anything_says_so() {
 
 #[test]
 fn who_is_told_to_end_syncs_before_he_waits_for_readers() {
-    let Some(world) = Mounted::new() else { return };
+    let Some(mut world) = Mounted::new() else { return };
     world.remount_over(&[]);
     let image = fs::File::open(world.image("last")).expect("the image is readable");
     let (written, said) = dd(&world.image("last"), &["count=1", "conv=notrunc"]);
@@ -265,6 +265,17 @@ fn who_is_told_to_end_syncs_before_he_waits_for_readers() {
     let before = synced();
     tool("kill", &["-TERM", &world.pid()]);
     eventually("what was written is synced", || synced() != before);
+
+    // The next mount waits for the end of this one.
+    let second = world.at("second");
+    fs::create_dir(&second).expect("a mount point is made");
+    world.mounts.push(second.clone());
+    let (store, over) = (world.at("srv"), world.at("over"));
+    let mut next = Command::new(env!("CARGO_BIN_EXE_backy"))
+        .args(["-b", path(&store), "mount", "--background", path(&second), "--overlay", path(&over)])
+        .spawn()
+        .expect("the program starts");
     drop(image);
+    assert!(next.wait().expect("it ends").success());
     world.has_ended();
 }
