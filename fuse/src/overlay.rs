@@ -14,7 +14,9 @@ pub(crate) mod disk;
 mod edge;
 mod files;
 mod header;
+mod lock;
 mod owner;
+mod sheets;
 mod space;
 mod states;
 pub(crate) mod syncers;
@@ -22,40 +24,27 @@ pub(crate) mod syncers;
 mod tests;
 
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::ffi::OsStr;
+use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
-use std::io::Read as _;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
-
-use backy_store::{ChunkId, JobName, Revision, RevisionId};
-use nix::fcntl::OFlag;
+use std::time::Duration;
 
 use self::disk::OverlayDisk;
 use self::header::{Base, BootId};
+use self::lock::{LOCK, LOCK_WAIT, lock};
 use self::space::Space;
 pub(crate) use self::states::State;
 use crate::error::{Error, Result};
-use crate::mount::table;
-
-const LOCK: &str = ".lock";
+use backy_store::{ChunkId, JobName, Revision, RevisionId};
 
 /// Marks the root of a store.
 const STORE_MARK: &str = "backy.store";
 
 /// Names this start of the system: as long as it stays the same, what was written is at least in memory.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-
-/// How long a mount that was taken away may need to sync what was written before the next one gives up.
-const LOCK_WAIT: Duration = Duration::from_secs(30);
-
-/// How often it is looked at, and after how many times the log says for what is waited.
-const LOCK_STEP: Duration = Duration::from_millis(100);
-const LOCK_SILENT_STEPS: u32 = 10;
 
 /// The overlay of a mount; clones are the same one. [`Overlay::finish`] must be called at the end.
 #[derive(Clone, Debug)]
@@ -232,50 +221,6 @@ fn absolute(dir: &Path) -> Result<PathBuf> {
         }
         _ => Error::io("open", dir, source),
     })
-}
-
-/// Locks an overlay. A mount that was just taken away still syncs what was written: that is waited for.
-fn lock(dir: &Path, mountpoint: &Path, wait: Duration) -> Result<File> {
-    let path = dir.join(LOCK);
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let opened = options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits()).open(&path);
-    let file = opened.map_err(|source| Error::io("open", &path, source))?;
-    let facts = file.metadata().map_err(|source| Error::io("examine", &path, source))?;
-    owner::check_file(&facts, &path)?;
-    let begun = Instant::now();
-    for step in 0u32.. {
-        match file.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::WouldBlock) if begun.elapsed() < wait && !is_mounted(&path) => {
-                if step == LOCK_SILENT_STEPS {
-                    tracing::info!(overlay = %dir.display(), "waiting for the last mount to end");
-                }
-                std::thread::sleep(LOCK_STEP);
-            }
-            Err(TryLockError::WouldBlock) => {
-                let reason = "another mount uses it, or has not ended yet because files are open; \
-                              unmount that one or name another directory";
-                return Err(Error::overlay_refused(dir, reason));
-            }
-            Err(TryLockError::Error(source)) => return Err(Error::io("lock", &path, source)),
-        }
-    }
-    let noted = file.set_len(0).and_then(|()| file.write_all_at(mountpoint.as_os_str().as_bytes(), 0));
-    if let Err(error) = noted {
-        // A full file system can still be read. The next mount only waits longer than it must.
-        tracing::debug!(%error, path = %path.display(), "the mount point is not noted");
-    }
-    Ok(file)
-}
-
-/// Whether the mount that has locked an overlay is still in the tree. In doubt it is not, and then it is waited for.
-fn is_mounted(lock: &Path) -> bool {
-    let mut point = Vec::new();
-    // No path that the kernel takes is longer.
-    let read = File::open(lock).and_then(|file| file.take(4096).read_to_end(&mut point));
-    let mount = read.and_then(|_| table::at(Path::new(&OsString::from_vec(point))));
-    mount.is_ok_and(|mount| mount.is_some_and(|mount| mount.kind == "fuse.backy"))
 }
 
 /// Counts what is kept in a directory, and syncs what a process that was killed has not. What cannot be read is counted

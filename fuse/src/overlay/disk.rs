@@ -21,8 +21,9 @@ use backy_store::Error as StoreError;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::edge::{Edge, join};
-use super::files::{Files, Opened, next_data};
+use super::files::{Files, Opened};
 use super::header::{Base, BootId};
+use super::sheets::next_data;
 use super::space::Space;
 use super::states::{BATCH_BLOCKS, BLOCK_BYTES, State, States, by_page};
 use crate::error::{Error, Result};

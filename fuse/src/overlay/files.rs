@@ -13,7 +13,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -21,11 +21,11 @@ use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
-use nix::unistd::Whence;
 
-use super::header::{Base, BootId, HEADER_BYTES, Header, Kind};
+use super::header::{Base, BootId, Header, Kind};
 use super::owner;
-use super::states::{PAGE_BYTES, Page, Sheet, States, page_count};
+use super::sheets::{self, check_length, place, read_header};
+use super::states::{PAGE_BYTES, Sheet, States};
 use crate::error::{Error, Result};
 
 const DATA: &str = "image.data";
@@ -36,9 +36,6 @@ const FAILED: &str = "image.failed";
 
 /// Before a directory is complete; a revision's id never begins like this.
 const UNFINISHED_PREFIX: &str = ".unfinished-";
-
-/// Most bytes of states that are written at once.
-const BATCH_BYTES: usize = 256 * PAGE_BYTES;
 
 /// The open files of one disk.
 #[derive(Debug)]
@@ -79,11 +76,11 @@ impl Files {
         check_base(&header, base, &dir.join(WRITTEN))?;
         check_base(&read_header(&synced, &dir.join(SYNCED), Kind::Synced)?, base, &dir.join(SYNCED))?;
         check_length(&data, base.size_bytes, &dir.join(DATA))?;
-        let mut states = read_states(&synced, base.size_bytes, &dir.join(SYNCED))?;
+        let mut states = sheets::read(&synced, base.size_bytes, &dir.join(SYNCED))?;
         let mut unsynced = None;
         if header.boot == *boot {
             let path = dir.join(WRITTEN);
-            let found = read_states(&written, base.size_bytes, &path)?;
+            let found = sheets::read(&written, base.size_bytes, &path)?;
             if found.can_follow(&states) {
                 unsynced = Some(found.differing(&states));
                 states = found;
@@ -115,7 +112,7 @@ impl Files {
         let data = create_file(&unfinished.join(DATA))?;
         set_len(&data, base.size_bytes, &unfinished.join(DATA))?;
         sync(&data, &unfinished.join(DATA))?;
-        let states = |name, kind| create_states(&unfinished.join(name), kind, base, boot, None);
+        let states = |name, kind| sheets::create(&unfinished.join(name), kind, base, boot, None);
         let (written, synced) = (states(WRITTEN, Kind::Written)?, states(SYNCED, Kind::Synced)?);
         sync_dir(&unfinished)?;
         rename(&unfinished, dir)?;
@@ -138,7 +135,7 @@ impl Files {
             remove(&self.dir.join(name))?;
         }
         let new = self.dir.join(WRITTEN_NEW);
-        let written = create_states(&new, Kind::Written, base, boot, Some(states))?;
+        let written = sheets::create(&new, Kind::Written, base, boot, Some(states))?;
         rename(&new, &self.dir.join(WRITTEN))?;
         sync_dir(&self.dir)?;
         drop(self.written.set(written));
@@ -163,7 +160,7 @@ impl Files {
 
     /// Writes pages of the present states.
     pub(crate) fn write_pages(&self, sheets: impl IntoIterator<Item = Sheet>) -> Result<()> {
-        write_sheets(self.written()?, &self.dir.join(WRITTEN), sheets)
+        sheets::write(self.written()?, &self.dir.join(WRITTEN), sheets)
     }
 
     /// Takes the space for pages of states: a write may fail when the file system is full, a sync of what was
@@ -187,7 +184,7 @@ impl Files {
 
     /// Writes pages of states whose data is durable.
     pub(crate) fn write_synced(&self, sheets: &[Sheet]) -> Result<()> {
-        write_sheets(&self.synced, &self.dir.join(SYNCED), sheets.iter().cloned())
+        sheets::write(&self.synced, &self.dir.join(SYNCED), sheets.iter().cloned())
     }
 
     /// Makes durable what [`Self::write_synced`] wrote.
@@ -229,115 +226,12 @@ pub(crate) fn allocated_bytes(dir: &Path) -> u64 {
     dir.join(DATA).symlink_metadata().map_or(0, |facts| facts.blocks() * 512)
 }
 
-/// Makes a file of states, durably but for its name. Without `states` nothing was written.
-fn create_states(
-    path: &Path,
-    kind: Kind,
-    base: &Base,
-    boot: &BootId,
-    states: Option<&States>,
-) -> Result<File> {
-    let file = create_file(path)?;
-    set_len(&file, place(page_count(base.size_bytes)), path)?;
-    let header = Header { kind, base: base.clone(), boot: *boot };
-    file.write_all_at(&header.to_bytes(), 0).map_err(|source| Error::io("write to", path, source))?;
-    write_sheets(&file, path, states.iter().flat_map(|states| states.sheets()))?;
-    sync(&file, path)?;
-    Ok(file)
-}
-
-/// Writes pages in ascending order to a file of states, neighbours at once.
-fn write_sheets(file: &File, path: &Path, sheets: impl IntoIterator<Item = Sheet>) -> Result<()> {
-    let mut batch = Vec::new();
-    let mut start = 0;
-    let write = |batch: &[u8], start| {
-        file.write_all_at(batch, place(start)).map_err(|source| Error::io("write to", path, source))
-    };
-    for sheet in sheets {
-        if start + batch.len() / PAGE_BYTES != sheet.number || batch.len() >= BATCH_BYTES {
-            write(&batch, start)?;
-            batch.clear();
-            start = sheet.number;
-        }
-        sheet.append_to(&mut batch);
-    }
-    write(&batch, start)
-}
-
-/// Where a page of states lies in its file.
-fn place(number: usize) -> u64 {
-    (HEADER_BYTES + number * PAGE_BYTES) as u64
-}
-
-fn read_header(file: &File, path: &Path, kind: Kind) -> Result<Header> {
-    let mut bytes = [0; HEADER_BYTES];
-    file.read_exact_at(&mut bytes, 0).map_err(|source| unreadable(path, source))?;
-    Header::parse(&bytes, kind).map_err(|reason| Error::overlay_damaged(path, reason))
-}
-
-fn read_states(file: &File, size_bytes: u64, path: &Path) -> Result<States> {
-    check_length(file, place(page_count(size_bytes)), path)?;
-    let states = States::load(size_bytes, pages(file, page_count(size_bytes), path))?;
-    states.ok_or_else(|| Error::overlay_damaged(path, "it has blocks that make no sense"))
-}
-
-/// Reads the pages of a file of states but for holes.
-fn pages(file: &File, count: usize, path: &Path) -> impl Iterator<Item = Result<(usize, Page)>> {
-    let (mut number, mut hole) = (0, 0);
-    std::iter::from_fn(move || {
-        if number == hole {
-            let found = match next_data(file, place(number)) {
-                Ok(found) => found?,
-                Err(source) => return Some(Err(Error::io("read", path, source))),
-            };
-            let page = |at: u64| (at.saturating_sub(HEADER_BYTES as u64) / PAGE_BYTES as u64) as usize;
-            (number, hole) =
-                (page(found.start).max(number), page(found.end + PAGE_BYTES as u64 - 1).min(count));
-        }
-        if number >= hole {
-            return None;
-        }
-        let mut page = [0; PAGE_BYTES];
-        let read = file.read_exact_at(&mut page, place(number)).map_err(|source| unreadable(path, source));
-        number += 1;
-        Some(read.map(|()| (number - 1, page)))
-    })
-}
-
-/// Returns the next bytes at or after `from` that are not in a hole. Where holes are not known that is the whole file.
-pub(crate) fn next_data(file: &File, from: u64) -> io::Result<Option<Range<u64>>> {
-    // No file is longer than its offsets can say.
-    let seek = |from: u64, whence| nix::unistd::lseek(file, from as i64, whence);
-    match seek(from, Whence::SeekData)
-        .and_then(|start| Ok(start as u64..seek(start as u64, Whence::SeekHole)? as u64))
-    {
-        Ok(found) => Ok(Some(found)),
-        Err(Errno::ENXIO) => Ok(None),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
 fn check_base(header: &Header, base: &Base, path: &Path) -> Result<()> {
     if header.base == *base {
         return Ok(());
     }
     let reason = format!("it was made for another content of revision {}", base.revision);
     Err(Error::overlay_damaged(path, reason))
-}
-
-fn check_length(file: &File, wanted: u64, path: &Path) -> Result<()> {
-    let length = file.metadata().map_err(|source| Error::io("examine", path, source))?.len();
-    if length == wanted {
-        return Ok(());
-    }
-    Err(Error::overlay_damaged(path, format!("it has {length} bytes instead of {wanted}")))
-}
-
-fn unreadable(path: &Path, source: io::Error) -> Error {
-    match source.kind() {
-        ErrorKind::UnexpectedEof => Error::overlay_damaged(path, "it is too short"),
-        _ => Error::io("read", path, source),
-    }
 }
 
 /// Opens one of the files, which must be ours; whatever lies there instead is not waited for.
@@ -354,12 +248,12 @@ fn open_file(path: &Path) -> Result<File> {
     owner::check_file(&facts, path).map(|()| file)
 }
 
-fn create_file(path: &Path) -> Result<File> {
+pub(super) fn create_file(path: &Path) -> Result<File> {
     let created = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
     created.map_err(|source| Error::io("create", path, source))
 }
 
-fn set_len(file: &File, length: u64, path: &Path) -> Result<()> {
+pub(super) fn set_len(file: &File, length: u64, path: &Path) -> Result<()> {
     file.set_len(length).map_err(|source| Error::io("enlarge", path, source))
 }
 
@@ -393,7 +287,7 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-fn sync(file: &File, path: &Path) -> Result<()> {
+pub(super) fn sync(file: &File, path: &Path) -> Result<()> {
     file.sync_data().map_err(|source| Error::io("sync", path, source))
 }
 
