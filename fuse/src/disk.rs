@@ -128,9 +128,9 @@ impl Disk {
         self.overlay.as_deref().map_or(Ok(()), OverlayDisk::sync)
     }
 
-    /// Whether this is the first time that somebody complains about the overlay.
-    pub(crate) fn is_first_complaint(&self) -> bool {
-        self.overlay.as_deref().is_some_and(OverlayDisk::is_first_complaint)
+    /// Whether a complaint about the overlay is to be logged, and is not the same as before.
+    pub(crate) fn is_new_complaint(&self, number: i32) -> bool {
+        self.overlay.as_deref().is_none_or(|overlay| overlay.is_new_complaint(number))
     }
 
     /// First byte in a range of the disk that is data (or, with `data` false, that lies in a hole), with what was

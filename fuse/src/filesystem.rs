@@ -1,7 +1,8 @@
 //! The answers to the kernel: asks the view, reads and writes through a handle, replies. Owner, with `mount.rs`, of
 //! the crate `fuser`.
 //!
-//! Every method runs in one of several event loops and ends in exactly one reply.
+//! Every method runs in one of several event loops and ends in exactly one reply; only a sync replies from a thread
+//! of its own.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -21,10 +22,11 @@ use crate::disk::DiskFile;
 use crate::errno::Code;
 use crate::handles::{Kind, Open};
 use crate::inode::Node;
+use crate::overlay::syncers::Syncers;
 use crate::tree::RevisionFile;
 use crate::view::{Facts, Owner, Result, View};
 use crate::window::Window;
-use crate::writing::AttrChange;
+use crate::writing::{self, AttrChange};
 
 /// For what may be something else the next time: texts change with tags and trust, and a part whose tables could not be
 /// read whole may get another place when they are healed. The kernel keeps nothing of them.
@@ -34,11 +36,14 @@ const PASSING_FLAGS: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::
 #[derive(Debug)]
 pub(crate) struct FileSystem {
     view: View,
+    /// Who syncs; nobody where nothing can be written.
+    syncers: Option<Syncers>,
 }
 
 impl FileSystem {
-    pub(crate) fn new(view: View) -> Self {
-        Self { view }
+    pub(crate) fn new(view: View) -> std::io::Result<Self> {
+        let syncers = view.overlay.as_ref().map(|_| Syncers::start()).transpose()?;
+        Ok(Self { view, syncers })
     }
 
     fn disk_flags(&self) -> FopenFlags {
@@ -237,7 +242,11 @@ impl fuser::Filesystem for FileSystem {
         _data_only: bool,
         reply: ReplyEmpty,
     ) {
-        done(reply, self.view.sync_file(handle.0));
+        let open = self.view.handles.get(handle.0);
+        match &self.syncers {
+            Some(syncers) => syncers.run(move || done(reply, writing::sync(open.as_ref()))),
+            None => done(reply, writing::sync(open.as_ref())),
+        }
     }
 
     fn fallocate(

@@ -118,6 +118,7 @@ fn serve(mounted: Mounted, signals: &Signals) -> Result<()> {
                 asked = true;
                 tracing::info!(signal, mountpoint = %mounted.mountpoint.display(), "unmounting");
                 tell_systemd(&[NotifyState::Stopping]);
+                mounted.sync_early();
                 mounted.say_who_reads();
                 if let Err(error) = mounted.detach() {
                     tracing::error!(%error, "a second signal ends the mount by force");
@@ -135,7 +136,8 @@ pub struct Mounted {
     /// `major:minor` of the mount.
     device: String,
     over: Arc<AtomicBool>,
-    joiner: Option<JoinHandle<io::Result<()>>>,
+    joiner: Option<JoinHandle<Result<()>>>,
+    overlay: Option<Overlay>,
 }
 
 impl Mounted {
@@ -164,14 +166,16 @@ impl Mounted {
         };
         let overlay = options.overlay.as_ref();
         let overlay = overlay.map(|overlay| Overlay::open(&overlay.dir, overlay.max_bytes, &mountpoint));
+        let overlay = overlay.transpose()?;
         let failed = |source| Error::MountFailed { path: mountpoint.clone(), source };
-        let view = View::new(scope, options, owner, overlay.transpose()?).map_err(failed)?;
-        let session =
-            Session::new(FileSystem::new(view), &mountpoint, &config(options, base)).map_err(failed)?;
+        let view = View::new(scope, options, owner, overlay.clone()).map_err(failed)?;
+        let files = FileSystem::new(view).map_err(failed)?;
+        let session = Session::new(files, &mountpoint, &config(options, base)).map_err(failed)?;
         let session = session.spawn().map_err(failed)?;
         let over = Arc::new(AtomicBool::new(false));
-        let joiner = join_in_thread(session, Arc::clone(&over), on_end).map_err(failed)?;
-        let mut mounted = Self { mountpoint, device: String::new(), over, joiner: Some(joiner) };
+        let end = End { mountpoint: mountpoint.clone(), overlay: overlay.clone(), over: Arc::clone(&over) };
+        let joiner = end.wait_in_thread(session, on_end).map_err(failed)?;
+        let mut mounted = Self { mountpoint, device: String::new(), over, joiner: Some(joiner), overlay };
         // The first question to the mount: it is ready when it has an answer.
         match table::device_of(&mounted.mountpoint) {
             Ok(device) => mounted.device = device,
@@ -212,6 +216,17 @@ impl Mounted {
         Ok(())
     }
 
+    /// Syncs what was written before the end, which may wait for readers longer than the system does for us. Not here:
+    /// a second signal must not wait for a disk.
+    fn sync_early(&self) {
+        let Some(overlay) = self.overlay.clone() else { return };
+        // What fails is logged, and tried again or told at the end.
+        let started = std::thread::Builder::new().name("early sync".to_owned()).spawn(move || overlay.sync());
+        if let Err(error) = started {
+            tracing::warn!(%error, "what was written is synced at the end only");
+        }
+    }
+
     /// Names those for whom the end has to wait.
     fn say_who_reads(&self) {
         let users = users::users(&same_device(&self.device));
@@ -226,12 +241,14 @@ impl Mounted {
 
     /// Waits for the end.
     fn finish(mut self) -> Result<()> {
-        let ended = match self.joiner.take().map(JoinHandle::join) {
-            None | Some(Ok(Ok(()))) => return Ok(()),
-            Some(Ok(Err(source))) => source,
-            Some(Err(_)) => io::Error::other("the thread that waits for it broke off"),
-        };
-        Err(Error::SessionFailed { path: self.mountpoint.clone(), source: ended })
+        match self.joiner.take().map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(ended)) => ended,
+            Some(Err(_)) => {
+                let source = io::Error::other("the thread that waits for it broke off");
+                Err(Error::SessionFailed { path: self.mountpoint.clone(), source })
+            }
+        }
     }
 }
 
@@ -246,17 +263,28 @@ impl Drop for Mounted {
     }
 }
 
-fn join_in_thread(
-    session: BackgroundSession,
+/// What is done when a mount has ended.
+struct End {
+    mountpoint: PathBuf,
+    overlay: Option<Overlay>,
     over: Arc<AtomicBool>,
-    on_end: impl FnOnce() + Send + 'static,
-) -> io::Result<JoinHandle<io::Result<()>>> {
-    std::thread::Builder::new().name("joiner".to_owned()).spawn(move || {
-        let result = session.join();
-        over.store(true, Ordering::Release);
-        on_end();
-        result
-    })
+}
+
+impl End {
+    fn wait_in_thread(
+        self,
+        session: BackgroundSession,
+        on_end: impl FnOnce() + Send + 'static,
+    ) -> io::Result<JoinHandle<Result<()>>> {
+        std::thread::Builder::new().name("joiner".to_owned()).spawn(move || {
+            let Self { mountpoint, overlay, over } = self;
+            let joined = session.join();
+            let synced = overlay.map_or(Ok(()), |overlay| overlay.finish());
+            over.store(true, Ordering::Release);
+            on_end();
+            joined.map_err(|source| Error::SessionFailed { path: mountpoint, source }).and(synced)
+        })
+    }
 }
 
 /// Returns what the table of mounts shows as the source: the store, so that `mount -a` sees that it is mounted.

@@ -1,7 +1,7 @@
 //! Writes to mounted images, kept in a directory beside the store: the revisions themselves never change.
 //!
 //! ```text
-//! DIR/.lock                          one mount at a time
+//! DIR/.lock                          one mount at a time; holds its mount point
 //! DIR/web01/7Qk2mB9xTfLw4RzHc8NvYe/  what was written to this image, `files.rs`
 //! ```
 //!
@@ -14,29 +14,31 @@ pub(crate) mod disk;
 mod edge;
 mod files;
 mod header;
+mod lock;
+mod owner;
+mod sheets;
 mod space;
 mod states;
+pub(crate) mod syncers;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-
-use backy_store::{ChunkId, JobName, Revision, RevisionId};
-use nix::fcntl::OFlag;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use self::disk::OverlayDisk;
 use self::header::{Base, BootId};
+use self::lock::{LOCK, LOCK_WAIT, lock};
 use self::space::Space;
 pub(crate) use self::states::State;
 use crate::error::{Error, Result};
-
-const LOCK: &str = ".lock";
+use backy_store::{ChunkId, JobName, Revision, RevisionId};
 
 /// Marks the root of a store.
 const STORE_MARK: &str = "backy.store";
@@ -44,32 +46,46 @@ const STORE_MARK: &str = "backy.store";
 /// Names this start of the system: as long as it stays the same, what was written is at least in memory.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// The overlay of a mount. Dropping it syncs what was written.
+/// The overlay of a mount; clones are the same one. [`Overlay::finish`] must be called at the end.
+#[derive(Clone, Debug)]
+pub(crate) struct Overlay(Arc<Inner>);
+
 #[derive(Debug)]
-pub(crate) struct Overlay {
+struct Inner {
     dir: PathBuf,
     boot: BootId,
     space: Arc<Space>,
     /// One for each disk: two would not know of each other's writes. Those that hold files stay to the end.
-    disks: Mutex<HashMap<(JobName, RevisionId), Arc<OverlayDisk>>>,
+    disks: Mutex<HashMap<Key, Arc<Place>>>,
     /// Locked as long as the mount lives.
     _lock: File,
 }
+
+type Key = (JobName, RevisionId);
+
+/// Where the disk of a revision is, once it was opened. Locked by who opens it, so that nobody waits for another disk.
+type Place = Mutex<Option<Arc<OverlayDisk>>>;
 
 impl Overlay {
     /// Opens the overlay in `dir`, or makes an empty one there if its parent exists. No more than `max_bytes` may be
     /// kept as data, with what is there already. `mountpoint` is absolute.
     pub(crate) fn open(dir: &Path, max_bytes: Option<u64>, mountpoint: &Path) -> Result<Self> {
-        Self::open_in(dir, max_bytes, mountpoint, boot_id()?)
+        Self::open_in(dir, max_bytes, mountpoint, boot_id()?, LOCK_WAIT)
     }
 
-    fn open_in(dir: &Path, max_bytes: Option<u64>, mountpoint: &Path, boot: BootId) -> Result<Self> {
+    fn open_in(
+        dir: &Path,
+        max_bytes: Option<u64>,
+        mountpoint: &Path,
+        boot: BootId,
+        lock_wait: Duration,
+    ) -> Result<Self> {
         let dir = prepare(dir, mountpoint)?;
-        let lock = lock(&dir)?;
-        let used_bytes = used_bytes(&dir, &boot)?;
-        tracing::info!(overlay = %dir.display(), used_bytes, max_bytes, "images can be written");
-        let space = Arc::new(Space::new(used_bytes, max_bytes));
-        Ok(Self { dir, boot, space, disks: Mutex::default(), _lock: lock })
+        let lock = lock(&dir, mountpoint, lock_wait)?;
+        let space = Arc::new(Space::new(max_bytes));
+        take_over(&dir, &boot, &space)?;
+        tracing::info!(overlay = %dir.display(), used_bytes = space.used_bytes(), max_bytes, "images can be written");
+        Ok(Self(Arc::new(Inner { dir, boot, space, disks: Mutex::default(), _lock: lock })))
     }
 
     /// Returns what is kept of the disk of a revision. Fails with `OverlayDamaged` when it does not fit.
@@ -79,45 +95,73 @@ impl Overlay {
         revision: &Revision,
         size_bytes: u64,
     ) -> Result<Arc<OverlayDisk>> {
-        let dir = self.dir.join(job.as_str()).join(revision.id.as_str());
+        let Inner { dir, boot, space, .. } = &*self.0;
+        let dir = dir.join(job.as_str()).join(revision.id.as_str());
         let seal = revision.map_seal.as_deref().and_then(ChunkId::parse);
         let seal = seal.ok_or_else(|| Error::overlay_damaged(&dir, "its revision has no seal"))?;
         let base = Base { revision: revision.id.clone(), seal, size_bytes };
-        let key = (job.clone(), revision.id.clone());
-        let mut disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(disk) = disks.get(&key) {
+        let place = self.place((job.clone(), revision.id.clone()));
+        let mut place = lock_of(&place);
+        if let Some(disk) = &*place {
             if disk.base != base {
                 return Err(Error::overlay_damaged(&dir, "the revision's content has changed"));
             }
             return Ok(Arc::clone(disk));
         }
-        disks.retain(|_, disk| disk.is_kept() || Arc::strong_count(disk) > 1);
-        let disk = Arc::new(OverlayDisk::open(dir, base, self.boot, Arc::clone(&self.space))?);
-        disks.insert(key, Arc::clone(&disk));
+        let disk = Arc::new(OverlayDisk::open(dir, base, *boot, Arc::clone(space))?);
+        *place = Some(Arc::clone(&disk));
         Ok(disk)
     }
 
     /// Bytes that were written to the disk of a revision, which need not be open: then it is the space they take.
     pub(crate) fn written_bytes(&self, job: &JobName, revision: &RevisionId) -> u64 {
-        let key = (job.clone(), revision.clone());
-        let disk = self.disks.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let place = lock_of(&self.0.disks).get(&(job.clone(), revision.clone())).cloned();
+        let disk = place.and_then(|place| lock_of(&place).clone());
         disk.map_or_else(
-            || files::allocated_bytes(&self.dir.join(job.as_str()).join(revision.as_str())),
+            || files::allocated_bytes(&self.0.dir.join(job.as_str()).join(revision.as_str())),
             |disk| disk.data_bytes(),
         )
     }
-}
 
-impl Drop for Overlay {
-    fn drop(&mut self) {
-        let disks = self.disks.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for disk in disks.values() {
-            if let Err(error) = disk.sync() {
+    /// Returns where a disk is or will be. Waits for no disk.
+    fn place(&self, key: Key) -> Arc<Place> {
+        let mut places = lock_of(&self.0.disks);
+        // Who opens a disk holds its place.
+        places.retain(|_, place| {
+            let is_used = |disk: &Arc<OverlayDisk>| disk.is_kept() || Arc::strong_count(disk) > 1;
+            Arc::strong_count(place) > 1 || lock_of(place).as_ref().is_some_and(is_used)
+        });
+        Arc::clone(places.entry(key).or_default())
+    }
+
+    /// Makes durable what was written to all disks; goes on after an error and returns the first.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.each_disk(OverlayDisk::sync)
+    }
+
+    /// Like [`Self::sync`], at the end of the mount.
+    pub(crate) fn finish(&self) -> Result<()> {
+        let finished = self.each_disk(OverlayDisk::finish);
+        tracing::debug!(used_bytes = self.0.space.used_bytes(), "the overlay is closed");
+        finished
+    }
+
+    fn each_disk(&self, what: impl Fn(&OverlayDisk) -> Result<()>) -> Result<()> {
+        let places: Vec<_> = lock_of(&self.0.disks).values().cloned().collect();
+        let mut all = Ok(());
+        for place in places {
+            let disk = lock_of(&place).clone();
+            if let Some(Err(error)) = disk.map(|disk| what(&disk)) {
                 tracing::error!(cause = %failure(&error), "cannot sync what was written to an image");
+                all = all.and(Err(error));
             }
         }
-        tracing::debug!(used_bytes = self.space.used_bytes(), "the overlay is closed");
+        all
     }
+}
+
+fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An error with its cause, for the log.
@@ -132,6 +176,17 @@ pub(crate) fn failure(error: &Error) -> String {
 fn prepare(dir: &Path, mountpoint: &Path) -> Result<PathBuf> {
     let absolute = absolute(dir)?;
     let refused = |reason: String| Err(Error::overlay_refused(dir, reason));
+    let check_owner = || match owner::objection(&absolute)? {
+        Some(objection) => {
+            Err(Error::overlay_refused(dir, format!("{objection}; name a directory of your own")))
+        }
+        None => Ok(()),
+    };
+    // Without a slash at the end, which would follow a link.
+    let named: PathBuf = dir.components().collect();
+    if named.is_symlink() {
+        return refused(format!("it is a symbolic link; name {} if that is meant", absolute.display()));
+    }
     if absolute.starts_with(mountpoint) || mountpoint.starts_with(&absolute) {
         return refused("it and the mount point lie inside each other; choose another directory".to_owned());
     }
@@ -143,12 +198,11 @@ fn prepare(dir: &Path, mountpoint: &Path) -> Result<PathBuf> {
             if let Some(parent) = absolute.parent() {
                 files::sync_dir(parent)?;
             }
+            check_owner()?;
             Ok(absolute)
         }
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            if !absolute.is_dir() {
-                return refused("it is not a directory".to_owned());
-            }
+            check_owner()?;
             // Jobs get directories here, which must not mix with what somebody else keeps.
             let is_empty = std::fs::read_dir(&absolute).is_ok_and(|mut entries| entries.next().is_none());
             if !is_empty && !absolute.join(LOCK).exists() {
@@ -179,34 +233,26 @@ fn absolute(dir: &Path) -> Result<PathBuf> {
     })
 }
 
-fn lock(dir: &Path) -> Result<File> {
-    let path = dir.join(LOCK);
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let opened = options.custom_flags(OFlag::O_NOFOLLOW.bits()).open(&path);
-    let file = opened.map_err(|source| Error::io("open", &path, source))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::overlay_refused(
-            dir,
-            "another mount uses it; unmount that one or name another directory",
-        )),
-        Err(TryLockError::Error(source)) => Err(Error::io("lock", &path, source)),
-    }
-}
-
-/// Bytes that are kept as data in a directory. What cannot be read is counted by the space it takes.
-fn used_bytes(dir: &Path, boot: &BootId) -> Result<u64> {
-    let mut sum = 0u64;
+/// Counts what is kept in a directory, and syncs what a process that was killed has not. What cannot be read is counted
+/// by the space it takes.
+fn take_over(dir: &Path, boot: &BootId, space: &Arc<Space>) -> Result<()> {
     for job in subdirectories(dir)? {
-        for disk in subdirectories(&job)? {
-            sum = sum.saturating_add(files::data_bytes(&disk, boot).unwrap_or_else(|error| {
+        for dir in subdirectories(&job)? {
+            let opened = files::base(&dir)
+                .and_then(|base| OverlayDisk::open(dir.clone(), base, *boot, Arc::clone(space)));
+            let used_bytes = opened.map(|disk| {
+                if let Err(error) = disk.sync() {
+                    tracing::error!(cause = %failure(&error), "cannot sync what was written to an image");
+                }
+                disk.data_bytes()
+            });
+            space.count(used_bytes.unwrap_or_else(|error| {
                 tracing::warn!(cause = %failure(&error), "an overlay cannot be used; its image will not open");
-                files::allocated_bytes(&disk)
+                files::allocated_bytes(&dir)
             }));
         }
     }
-    Ok(sum)
+    Ok(())
 }
 
 /// The directories in a directory but for hidden ones, which are unfinished or not ours.

@@ -12,6 +12,26 @@ use crate::handles::Open;
 use crate::overlay::failure;
 use crate::view::{Facts, Result, View};
 
+/// Makes durable what was written. What syncs reads nothing of the store and can meet no damage there.
+pub(crate) fn sync(open: Option<&Open>) -> Result<()> {
+    match open {
+        Some(Open::Disk(file)) => file.disk.sync().map_err(|error| {
+            complain(file, 0, &error);
+            Code::from(&error)
+        }),
+        Some(_) => Ok(()),
+        None => Err(Code::INVALID),
+    }
+}
+
+/// Logs what a write or a sync met. A full overlay or a broken disk below it fails at every write.
+fn complain(file: &DiskFile, offset: u64, error: &MountError) {
+    if file.disk.is_new_complaint(Code::from(error).number()) {
+        let (job, revision, cause) = (file.disk.job.name(), &file.disk.revision.id, failure(error));
+        tracing::error!(%job, %revision, offset, %cause, "cannot write to an image");
+    }
+}
+
 /// What somebody wants to change about a file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AttrChange {
@@ -32,14 +52,9 @@ impl View {
     fn not_written(&self, file: &DiskFile, offset: u64, error: &MountError) -> Code {
         match error {
             MountError::Store(damage) if damage.is_damage() => {
-                self.damage.met(&file.disk, file.disk_offset(offset), damage)
+                self.damage.met(&file.disk, file.disk_offset(offset), damage);
             }
-            // A full overlay fails at every write: that is said once.
-            _ if Code::from(error) != Code::FULL || file.disk.is_first_complaint() => {
-                let (job, revision, cause) = (file.disk.job.name(), &file.disk.revision.id, failure(error));
-                tracing::error!(%job, %revision, offset, %cause, "cannot write to an image");
-            }
-            _ => {}
+            _ => complain(file, offset, error),
         }
         Code::from(error)
     }
@@ -54,15 +69,6 @@ impl View {
         let written = written.map_err(|error| self.not_written(&file, offset, &error))?;
         // The kernel sends 1 MiB at most.
         u32::try_from(written).map_err(|_| Code::INVALID)
-    }
-
-    /// Makes durable what was written.
-    pub(crate) fn sync_file(&self, handle: u64) -> Result<()> {
-        match self.handles.get(handle) {
-            Some(Open::Disk(file)) => file.disk.sync().map_err(|error| self.not_written(&file, 0, &error)),
-            Some(_) => Ok(()),
-            None => Err(Code::INVALID),
-        }
     }
 
     /// Makes zeros of a range; nothing else that `fallocate` can do makes sense for a disk.

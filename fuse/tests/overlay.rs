@@ -237,3 +237,25 @@ fn an_overlay_that_does_not_fit_hides_nothing_and_shows_nothing() {
     assert!(std::fs::read(place.image(&good)).unwrap() == noise(2, MIB));
     mounted.unmount().unwrap();
 }
+
+#[test]
+fn a_last_sync_that_fails_is_told() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let revision = place.add(1, "", &noise(1, MIB));
+    let mounted = mount(&place, None);
+    open(&place, &revision).write_all_at(b"x", 0).unwrap();
+    mounted.unmount().unwrap();
+    // As if the sync of another mount had failed since the system was started.
+    let kept = overlay(&place).join("web01").join(revision.id.as_str());
+    std::fs::write(kept.join("image.failed"), "").unwrap();
+    let mounted = mount(&place, None);
+    open(&place, &revision).write_all_at(b"y", 0).unwrap();
+    let ended = mounted.unmount();
+    assert!(
+        matches!(&ended, Err(Error::OverlayDamaged { reason, .. }) if reason.contains("a sync failed")),
+        "{ended:?}"
+    );
+}

@@ -180,7 +180,7 @@ fn a_full_file_system_below_an_overlay_is_told_and_harms_nothing() {
     let Some(mut world) = Mounted::new() else { return };
     let (image, small) = (world.image("last"), world.at("over"));
     fs::create_dir(&small).expect("a directory is made");
-    tool("mount", &["-t", "tmpfs", "-o", "size=1M", "tmpfs", path(&small)]);
+    tool("mount", &["-t", "tmpfs", "-o", "size=1M,mode=700", "tmpfs", path(&small)]);
     world.mounts.push(small.clone());
     world.remount_over(&["--overlay-max", "2M"]);
 
@@ -239,8 +239,43 @@ fn data_is_durable_before_anything_says_so() {
     tool("umount", &[path(&point)]);
     let ended = traced.wait().expect("strace ends");
     assert!(made && written && ended.success());
-    // The first write made the files; at the end nothing was left to sync.
-    let last = ["pwrite64 data", "pwrite64 written", "fdatasync data", "pwrite64 synced", "fdatasync synced"];
+    // The first write made the files; at the end nothing was left to sync but what only this start needs.
+    let last = [
+        "pwrite64 data",
+        "pwrite64 written",
+        "fdatasync data",
+        "pwrite64 synced",
+        "fdatasync synced",
+        "fdatasync written",
+    ];
     let calls = calls(&trace);
     assert!(calls.ends_with(&last.map(str::to_owned)), "{calls:?}");
+}
+
+#[test]
+fn who_is_told_to_end_syncs_before_he_waits_for_readers() {
+    let Some(mut world) = Mounted::new() else { return };
+    world.remount_over(&[]);
+    let image = fs::File::open(world.image("last")).expect("the image is readable");
+    let (written, said) = dd(&world.image("last"), &["count=1", "conv=notrunc"]);
+    assert!(written, "{said}");
+    let kept =
+        fs::read_dir(world.at("over/web01")).expect("it is there").next().expect("a disk").expect("it");
+    let synced = || fs::read(kept.path().join("image.synced")).expect("it is readable");
+    let before = synced();
+    tool("kill", &["-TERM", &world.pid()]);
+    eventually("what was written is synced", || synced() != before);
+
+    // The next mount waits for the end of this one.
+    let second = world.at("second");
+    fs::create_dir(&second).expect("a mount point is made");
+    world.mounts.push(second.clone());
+    let (store, over) = (world.at("srv"), world.at("over"));
+    let mut next = Command::new(env!("CARGO_BIN_EXE_backy"))
+        .args(["-b", path(&store), "mount", "--background", path(&second), "--overlay", path(&over)])
+        .spawn()
+        .expect("the program starts");
+    drop(image);
+    assert!(next.wait().expect("it ends").success());
+    world.has_ended();
 }

@@ -10,12 +10,12 @@
 //!   it said cannot become true once more.
 //! - A failed sync is final until the system is started anew: the kernel forgets what it could not write.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
 use backy_store::Error as StoreError;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -23,9 +23,13 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use super::edge::{Edge, join};
 use super::files::{Files, Opened};
 use super::header::{Base, BootId};
+use super::sheets::next_data;
 use super::space::Space;
-use super::states::{BLOCK_BYTES, State, States, by_page};
+use super::states::{BATCH_BLOCKS, BLOCK_BYTES, State, States, by_page};
 use crate::error::{Error, Result};
+
+/// How long the same complaint about a disk is not repeated: a full or broken one fails at every write.
+const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
 
 /// Reads the revision: fills the buffer from an offset or fails.
 pub(crate) trait ReadBase: Fn(u64, &mut [u8]) -> backy_store::Result<()> {}
@@ -41,7 +45,8 @@ pub(crate) struct OverlayDisk {
     /// Set at the first write.
     kept: OnceLock<Kept>,
     creating: Mutex<()>,
-    complained: AtomicBool,
+    /// When each error number was logged last.
+    complaints: Mutex<HashMap<i32, Instant>>,
 }
 
 /// What is kept once something was written.
@@ -66,12 +71,13 @@ impl OverlayDisk {
     /// Opens what is kept below `dir` for a disk. Nothing is made before the first write.
     pub(crate) fn open(dir: PathBuf, base: Base, boot: BootId, space: Arc<Space>) -> Result<Self> {
         let opened = Files::open(&dir, &base, &boot)?;
-        let (creating, complained) = (Mutex::default(), AtomicBool::new(false));
-        let disk = Self { base, dir, boot, space, kept: OnceLock::new(), creating, complained };
-        if let Some(Opened { files, states, is_restarted }) = opened {
-            // Whoever wrote it may have been killed before a sync: all of it may be new.
-            let unsynced = states.pages().map(|(number, _)| number).collect();
-            let kept = Kept::new(files, Current { states, unsynced, dirty: true })?;
+        let (creating, complaints) = (Mutex::default(), Mutex::default());
+        let disk = Self { base, dir, boot, space, kept: OnceLock::new(), creating, complaints };
+        if let Some(Opened { files, states, unsynced }) = opened {
+            let is_restarted = unsynced.is_none();
+            // Whoever wrote it may have been killed before a sync: any of its data may be new.
+            let current = Current { states, unsynced: unsynced.unwrap_or_default(), dirty: !is_restarted };
+            let kept = Kept::new(files, current)?;
             if is_restarted {
                 disk.give_back(&kept);
             }
@@ -82,14 +88,19 @@ impl OverlayDisk {
 
     /// Gives back the space of data that was not synced before the system was started anew.
     fn give_back(&self, kept: &Kept) {
-        let (mut block, end) = (0, touched(&(0..self.base.size_bytes)).end);
         let current = kept.read();
-        while block < end {
-            let (state, next) = current.states.run(block, end);
-            if state != State::Data {
-                kept.punch(self.span(&(block..next)));
+        let mut from = 0;
+        // What cannot be looked at keeps its space, which is no harm.
+        while let Ok(Some(found)) = next_data(&kept.files.data, from) {
+            let Range { start: mut block, end } = touched(&found);
+            while block < end {
+                let (state, next) = current.states.run(block, end);
+                if state != State::Data {
+                    kept.punch(self.span(&(block..next)));
+                }
+                block = next;
             }
-            block = next;
+            from = found.end;
         }
     }
 
@@ -186,12 +197,19 @@ impl OverlayDisk {
             }
         }
         let kept = self.kept_or_created()?;
-        let mut current = kept.write();
-        let before = current.states.data_blocks();
-        let done = kept.set(&mut current, whole.clone(), State::Zero);
-        self.space.release((before - current.states.data_blocks()) * BLOCK_BYTES);
-        done?;
-        kept.punch(self.span(&whole));
+        let mut start = whole.start;
+        while start < whole.end {
+            // Others need not wait for all of a large disk. Each block is zeroed or not, as on any disk.
+            let end = whole.end.min((start / BATCH_BLOCKS + 1) * BATCH_BLOCKS);
+            let mut current = kept.write();
+            let before = current.states.data_blocks();
+            let done = kept.set(&mut current, start..end, State::Zero);
+            self.space.release((before - current.states.data_blocks()) * BLOCK_BYTES);
+            done?;
+            // Under the lock: a block that is written again must not be punched.
+            kept.punch(self.span(&(start..end)));
+            start = end;
+        }
         Ok(())
     }
 
@@ -209,15 +227,14 @@ impl OverlayDisk {
             return Ok(());
         }
         let unsynced = std::mem::take(&mut current.unsynced);
-        let page = |number| Some((number, Box::new(*current.states.page(number)?)));
-        let pages: Vec<_> = unsynced.into_iter().filter_map(page).collect();
+        let pages: Vec<_> = unsynced.into_iter().map(|number| current.states.sheet(number)).collect();
         drop(current);
         let synced = match kept.files.sync_data().map(|()| kept.files.write_synced(&pages)) {
             // The data is durable, only the note of it is missing: that can be written later.
             Ok(Err(error)) => {
                 let mut current = kept.write();
                 current.dirty = true;
-                current.unsynced.extend(pages.iter().map(|(number, _)| *number));
+                current.unsynced.extend(pages.iter().map(|page| page.number));
                 return Err(error);
             }
             Ok(Ok(())) if pages.is_empty() => Ok(()),
@@ -231,17 +248,34 @@ impl OverlayDisk {
         synced
     }
 
-    /// Whether this is the first time that somebody complains about this disk.
-    pub(crate) fn is_first_complaint(&self) -> bool {
-        !self.complained.swap(true, Ordering::Relaxed)
+    /// Makes all durable, also what only a later process of this start of the system needs.
+    pub(crate) fn finish(&self) -> Result<()> {
+        self.sync()?;
+        self.kept.get().map_or(Ok(()), |kept| kept.files.sync_written())
+    }
+
+    /// Whether a complaint about this disk is to be logged: each error number once a minute.
+    pub(crate) fn is_new_complaint(&self, number: i32) -> bool {
+        let mut said = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if said.get(&number).is_some_and(|&last| now.duration_since(last) < COMPLAINT_PAUSE) {
+            return false;
+        }
+        said.insert(number, now);
+        true
     }
 
     fn kept_or_created(&self) -> Result<&Kept> {
-        if let Some(kept) = self.kept.get() {
+        if let Some(kept) = self.kept.get().filter(|kept| kept.files.is_renewed()) {
             return Ok(kept);
         }
         let _creating = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.kept.get().is_none() {
+        if let Some(kept) = self.kept.get() {
+            if !kept.files.is_renewed() {
+                // Nobody can write before, so the states are those of the last sync.
+                kept.files.renew(&self.base, &self.boot, &kept.read().states)?;
+            }
+        } else {
             let files = Files::create(&self.dir, &self.base, &self.boot)?;
             let states = States::new(self.base.size_bytes);
             let kept = Kept::new(files, Current { states, unsynced: BTreeSet::new(), dirty: false })?;
@@ -319,17 +353,27 @@ impl Kept {
 
     /// Sets the state of blocks whose data is complete. What was set before an error stays set.
     fn set(&self, current: &mut Current, blocks: Range<u64>, state: State) -> Result<()> {
-        for (number, part) in by_page(blocks) {
-            if current.states.run(part.start, part.end) == (state, part.end) {
-                continue;
-            }
-            if current.states.page(number).is_none() {
-                self.files.reserve_synced(number)?;
+        let is_changed =
+            |(_, part): &(usize, Range<u64>)| current.states.run(part.start, part.end) != (state, part.end);
+        let parts: Vec<_> = by_page(blocks).filter(is_changed).collect();
+        let (whole, partly): (Vec<_>, Vec<_>) =
+            parts.into_iter().partition(|(number, part)| current.states.is_whole(*number, part));
+        for (number, part) in partly {
+            if current.states.is_untouched(number) {
+                self.files.reserve(number..number + 1)?;
             }
             let (page, bytes) = current.states.changed(&part, state);
             self.files.write_states(number, bytes.start, &page[bytes])?;
             current.states.put(number, page);
             current.unsynced.insert(number);
+        }
+        if let (Some((first, _)), Some((last, _))) = (whole.first(), whole.last()) {
+            self.files.reserve(*first..last + 1)?;
+            self.files.write_pages(whole.iter().map(|(number, _)| current.states.uniform(*number, state)))?;
+            for (number, _) in whole {
+                current.states.put_all(number, state);
+                current.unsynced.insert(number);
+            }
         }
         Ok(())
     }

@@ -8,18 +8,24 @@
 //! ```
 //!
 //! The directory appears complete, by a rename, so a file that is missing is damage and never taken for "nothing
-//! written". Headers never change: after a restart of the system `image.written` is replaced, not edited.
+//! written". Headers never change: after a restart of the system `image.written` is replaced, not edited, and not
+//! before somebody writes, so that a full file system can be opened and read.
 
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 
-use super::header::{Base, BootId, HEADER_BYTES, Header, Kind};
-use super::states::{BLOCK_BYTES, PAGE_BYTES, Page, States, page_count};
+use super::header::{Base, BootId, Header, Kind};
+use super::owner;
+use super::sheets::{self, check_length, place, read_header};
+use super::states::{PAGE_BYTES, Sheet, States};
 use crate::error::{Error, Result};
 
 const DATA: &str = "image.data";
@@ -36,8 +42,9 @@ const UNFINISHED_PREFIX: &str = ".unfinished-";
 pub(crate) struct Files {
     dir: PathBuf,
     pub(crate) data: File,
-    pub(crate) written: File,
-    pub(crate) synced: File,
+    /// Not there as long as `image.written` is not to be believed and nothing was written since.
+    written: OnceLock<File>,
+    synced: File,
 }
 
 /// What was found of a disk.
@@ -45,32 +52,46 @@ pub(crate) struct Files {
 pub(crate) struct Opened {
     pub(crate) files: Files,
     pub(crate) states: States,
-    /// Whether the system was started anew since the last mount.
-    pub(crate) is_restarted: bool,
+    /// Pages in which `image.synced` is behind; `None` if only that file is to be believed, for instance because the
+    /// system was started anew since the last mount.
+    pub(crate) unsynced: Option<BTreeSet<usize>>,
 }
 
 impl Files {
     /// Opens what is kept below `dir` for a disk; `None` if nothing is. Fails with `OverlayDamaged` when it is not
     /// whole or belongs to another content.
     pub(crate) fn open(dir: &Path, base: &Base, boot: &BootId) -> Result<Option<Opened>> {
+        let parent = dir.parent().unwrap_or(dir);
+        if !exists(parent)? {
+            return Ok(None);
+        }
+        owner::check_dir(parent)?;
         if !exists(dir)? {
             return Ok(None);
         }
-        let open = |name| open_file(&dir.join(name), OpenOptions::new().read(true).write(true));
-        let (data, mut written, synced) = (open(DATA)?, open(WRITTEN)?, open(SYNCED)?);
+        owner::check_dir(dir)?;
+        let open = |name| open_file(&dir.join(name));
+        let (data, written, synced) = (open(DATA)?, open(WRITTEN)?, open(SYNCED)?);
         let header = read_header(&written, &dir.join(WRITTEN), Kind::Written)?;
         check_base(&header, base, &dir.join(WRITTEN))?;
         check_base(&read_header(&synced, &dir.join(SYNCED), Kind::Synced)?, base, &dir.join(SYNCED))?;
         check_length(&data, base.size_bytes, &dir.join(DATA))?;
-        let is_restarted = header.boot != *boot;
-        let states = if !is_restarted {
-            read_states(&written, base.size_bytes, &dir.join(WRITTEN))?
-        } else {
-            let states = read_states(&synced, base.size_bytes, &dir.join(SYNCED))?;
-            written = renew(dir, base, boot, &states)?;
-            states
-        };
-        Ok(Some(Opened { files: Self { dir: dir.to_owned(), data, written, synced }, states, is_restarted }))
+        let mut states = sheets::read(&synced, base.size_bytes, &dir.join(SYNCED))?;
+        let mut unsynced = None;
+        if header.boot == *boot {
+            let path = dir.join(WRITTEN);
+            let found = sheets::read(&written, base.size_bytes, &path)?;
+            if found.can_follow(&states) {
+                unsynced = Some(found.differing(&states));
+                states = found;
+            } else {
+                // The boot id does not show that the device was lost and came back while the system ran.
+                tracing::warn!(path = %path.display(), "it is older than the last sync: what was not synced is lost");
+            }
+        }
+        let written = if unsynced.is_some() { OnceLock::from(written) } else { OnceLock::new() };
+        let files = Self { dir: dir.to_owned(), data, written, synced };
+        Ok(Some(Opened { files, states, unsynced }))
     }
 
     /// Makes the files of a disk of which nothing was written yet, durably.
@@ -82,6 +103,7 @@ impl Files {
         unfinished.push(name);
         let unfinished = parent.join(unfinished);
         make_dir(parent)?;
+        owner::check_dir(parent)?;
         if exists(&unfinished)? {
             std::fs::remove_dir_all(&unfinished)
                 .map_err(|source| Error::io("remove", &unfinished, source))?;
@@ -90,12 +112,34 @@ impl Files {
         let data = create_file(&unfinished.join(DATA))?;
         set_len(&data, base.size_bytes, &unfinished.join(DATA))?;
         sync(&data, &unfinished.join(DATA))?;
-        let states = |name, kind| create_states(&unfinished.join(name), kind, base, boot, None);
+        let states = |name, kind| sheets::create(&unfinished.join(name), kind, base, boot, None);
         let (written, synced) = (states(WRITTEN, Kind::Written)?, states(SYNCED, Kind::Synced)?);
         sync_dir(&unfinished)?;
         rename(&unfinished, dir)?;
         sync_dir(parent)?;
-        Ok(Self { dir: dir.to_owned(), data, written, synced })
+        Ok(Self { dir: dir.to_owned(), data, written: OnceLock::from(written), synced })
+    }
+
+    /// Whether `image.written` is of this start of the system, so that it can be written.
+    pub(crate) fn is_renewed(&self) -> bool {
+        self.written.get().is_some()
+    }
+
+    /// Makes `image.written` anew from the states at the last sync, before the first write after a restart of the
+    /// system: nobody knows which pages of the old one and of the data reached the disk. The old file stays until the
+    /// new one is durable. Not to be called by two at once.
+    pub(crate) fn renew(&self, base: &Base, boot: &BootId, states: &States) -> Result<()> {
+        // A failed sync is forgotten first: on the disk is what is there now. Were it the other way round, somebody
+        // who is killed in between would leave a mark that says that a sync of this start has failed.
+        for name in [FAILED, WRITTEN_NEW] {
+            remove(&self.dir.join(name))?;
+        }
+        let new = self.dir.join(WRITTEN_NEW);
+        let written = sheets::create(&new, Kind::Written, base, boot, Some(states))?;
+        rename(&new, &self.dir.join(WRITTEN))?;
+        sync_dir(&self.dir)?;
+        drop(self.written.set(written));
+        Ok(())
     }
 
     /// The file of the data, for messages.
@@ -103,20 +147,34 @@ impl Files {
         self.dir.join(DATA)
     }
 
+    fn written(&self) -> Result<&File> {
+        let not_renewed = || Error::overlay_damaged(&self.dir.join(WRITTEN), "it was not made anew");
+        self.written.get().ok_or_else(not_renewed)
+    }
+
     /// Writes some bytes of a page of the present states.
     pub(crate) fn write_states(&self, number: usize, at: usize, bytes: &[u8]) -> Result<()> {
-        let written = self.written.write_all_at(bytes, place(number) + at as u64);
+        let written = self.written()?.write_all_at(bytes, place(number) + at as u64);
         written.map_err(|source| Error::io("write to", self.dir.join(WRITTEN), source))
     }
 
-    /// Takes the space for a page of states in `image.synced`: a write may fail when the file system is full, a
-    /// sync of what was written before must not.
-    pub(crate) fn reserve_synced(&self, number: usize) -> Result<()> {
-        // A file of states is far smaller than its disk.
-        match fallocate(&self.synced, FallocateFlags::empty(), place(number) as i64, PAGE_BYTES as i64) {
-            Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(()),
-            Err(errno) => Err(Error::io("enlarge", self.dir.join(SYNCED), errno)),
+    /// Writes pages of the present states.
+    pub(crate) fn write_pages(&self, sheets: impl IntoIterator<Item = Sheet>) -> Result<()> {
+        sheets::write(self.written()?, &self.dir.join(WRITTEN), sheets)
+    }
+
+    /// Takes the space for pages of states: a write may fail when the file system is full, a sync of what was
+    /// written before must not.
+    pub(crate) fn reserve(&self, numbers: Range<usize>) -> Result<()> {
+        let length = (numbers.len() * PAGE_BYTES) as i64;
+        for (file, name) in [(self.written()?, WRITTEN), (&self.synced, SYNCED)] {
+            // A file of states is far smaller than its disk.
+            match fallocate(file, FallocateFlags::empty(), place(numbers.start) as i64, length) {
+                Ok(()) | Err(Errno::EOPNOTSUPP) => {}
+                Err(errno) => return Err(Error::io("enlarge", self.dir.join(name), errno)),
+            }
         }
+        Ok(())
     }
 
     /// Makes the data durable.
@@ -125,17 +183,19 @@ impl Files {
     }
 
     /// Writes pages of states whose data is durable.
-    pub(crate) fn write_synced(&self, pages: &[(usize, Box<Page>)]) -> Result<()> {
-        for (number, page) in pages {
-            let written = self.synced.write_all_at(&page[..], place(*number));
-            written.map_err(|source| Error::io("write to", self.dir.join(SYNCED), source))?;
-        }
-        Ok(())
+    pub(crate) fn write_synced(&self, sheets: &[Sheet]) -> Result<()> {
+        sheets::write(&self.synced, &self.dir.join(SYNCED), sheets.iter().cloned())
     }
 
     /// Makes durable what [`Self::write_synced`] wrote.
     pub(crate) fn sync_synced(&self) -> Result<()> {
         sync(&self.synced, &self.dir.join(SYNCED))
+    }
+
+    /// Makes the present states durable. No sync needs it; it is for a file system that is taken away and comes back
+    /// while the system runs.
+    pub(crate) fn sync_written(&self) -> Result<()> {
+        self.written.get().map_or(Ok(()), |written| sync(written, &self.dir.join(WRITTEN)))
     }
 
     /// Remembers that a sync has failed: what the kernel could not write it forgets, and a second sync succeeds.
@@ -147,82 +207,23 @@ impl Files {
 
     /// Whether a sync has failed since the system was started.
     pub(crate) fn has_failed(&self) -> Result<bool> {
-        exists(&self.dir.join(FAILED))
+        Ok(self.is_renewed() && exists(&self.dir.join(FAILED))?)
     }
 }
 
-/// Reads how many bytes are kept as data in a directory made by [`Files::create`], without changing anything.
-pub(crate) fn data_bytes(dir: &Path, boot: &BootId) -> Result<u64> {
-    let open = |name| open_file(&dir.join(name), OpenOptions::new().read(true));
-    let (path, file) = (dir.join(WRITTEN), open(WRITTEN)?);
-    let header = read_header(&file, &path, Kind::Written)?;
-    let states = if header.boot == *boot {
-        read_states(&file, header.base.size_bytes, &path)?
-    } else {
-        read_states(&open(SYNCED)?, header.base.size_bytes, &dir.join(SYNCED))?
-    };
-    Ok(states.data_blocks() * BLOCK_BYTES)
+/// Reads for which disk a directory was made by [`Files::create`].
+pub(crate) fn base(dir: &Path) -> Result<Base> {
+    owner::check_dir(dir)?;
+    let path = dir.join(WRITTEN);
+    let base = read_header(&open_file(&path)?, &path, Kind::Written)?.base;
+    // Before anybody takes memory for a disk of this size.
+    check_length(&open_file(&dir.join(DATA))?, base.size_bytes, &dir.join(DATA))?;
+    Ok(base)
 }
 
 /// Returns the space that the data of a directory takes; 0 if that cannot be found out.
 pub(crate) fn allocated_bytes(dir: &Path) -> u64 {
     dir.join(DATA).symlink_metadata().map_or(0, |facts| facts.blocks() * 512)
-}
-
-/// The system was started anew, and nobody knows which pages of `image.written` and of the data reached the disk
-/// before: what was synced counts. The old file stays until the new one is durable.
-fn renew(dir: &Path, base: &Base, boot: &BootId, states: &States) -> Result<File> {
-    // A failed sync is forgotten first: on the disk is what is there now.
-    for name in [FAILED, WRITTEN_NEW] {
-        remove(&dir.join(name))?;
-    }
-    let written = create_states(&dir.join(WRITTEN_NEW), Kind::Written, base, boot, Some(states))?;
-    rename(&dir.join(WRITTEN_NEW), &dir.join(WRITTEN))?;
-    sync_dir(dir)?;
-    Ok(written)
-}
-
-/// Makes a file of states, durably but for its name. Without `states` nothing was written.
-fn create_states(
-    path: &Path,
-    kind: Kind,
-    base: &Base,
-    boot: &BootId,
-    states: Option<&States>,
-) -> Result<File> {
-    let file = create_file(path)?;
-    set_len(&file, place(page_count(base.size_bytes)), path)?;
-    let header = Header { kind, base: base.clone(), boot: *boot };
-    let write =
-        |bytes: &[u8], at| file.write_all_at(bytes, at).map_err(|source| Error::io("write to", path, source));
-    write(&header.to_bytes(), 0)?;
-    for (number, page) in states.iter().flat_map(|states| states.pages()) {
-        write(page, place(number))?;
-    }
-    sync(&file, path)?;
-    Ok(file)
-}
-
-/// Where a page of states lies in its file.
-fn place(number: usize) -> u64 {
-    (HEADER_BYTES + number * PAGE_BYTES) as u64
-}
-
-fn read_header(file: &File, path: &Path, kind: Kind) -> Result<Header> {
-    let mut bytes = [0; HEADER_BYTES];
-    file.read_exact_at(&mut bytes, 0).map_err(|source| unreadable(path, source))?;
-    Header::parse(&bytes, kind).map_err(|reason| Error::overlay_damaged(path, reason))
-}
-
-fn read_states(file: &File, size_bytes: u64, path: &Path) -> Result<States> {
-    check_length(file, place(page_count(size_bytes)), path)?;
-    let mut at = HEADER_BYTES as u64;
-    let states = States::load(size_bytes, |page| {
-        file.read_exact_at(page, at).map_err(|source| unreadable(path, source))?;
-        at += PAGE_BYTES as u64;
-        Ok::<(), Error>(())
-    })?;
-    states.ok_or_else(|| Error::overlay_damaged(path, "it has blocks that make no sense"))
 }
 
 fn check_base(header: &Header, base: &Base, path: &Path) -> Result<()> {
@@ -233,34 +234,26 @@ fn check_base(header: &Header, base: &Base, path: &Path) -> Result<()> {
     Err(Error::overlay_damaged(path, reason))
 }
 
-fn check_length(file: &File, wanted: u64, path: &Path) -> Result<()> {
-    let length = file.metadata().map_err(|source| Error::io("examine", path, source))?.len();
-    if length == wanted {
-        return Ok(());
-    }
-    Err(Error::overlay_damaged(path, format!("it has {length} bytes instead of {wanted}")))
-}
-
-fn unreadable(path: &Path, source: io::Error) -> Error {
-    match source.kind() {
-        ErrorKind::UnexpectedEof => Error::overlay_damaged(path, "it is too short"),
-        _ => Error::io("read", path, source),
-    }
-}
-
-fn open_file(path: &Path, options: &mut OpenOptions) -> Result<File> {
-    options.custom_flags(OFlag::O_NOFOLLOW.bits()).open(path).map_err(|source| match source.kind() {
-        ErrorKind::NotFound => Error::overlay_damaged(path, "it is missing"),
+/// Opens one of the files, which must be ours; whatever lies there instead is not waited for.
+fn open_file(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
+    let file = options.open(path).map_err(|source| match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT) => Error::overlay_damaged(path, "it is missing"),
+        // A link, or something that cannot be opened.
+        Some(Errno::ELOOP | Errno::ENXIO) => Error::overlay_damaged(path, "it is no regular file"),
         _ => Error::io("open", path, source),
-    })
+    })?;
+    let facts = file.metadata().map_err(|source| Error::io("examine", path, source))?;
+    owner::check_file(&facts, path).map(|()| file)
 }
 
-fn create_file(path: &Path) -> Result<File> {
+pub(super) fn create_file(path: &Path) -> Result<File> {
     let created = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
     created.map_err(|source| Error::io("create", path, source))
 }
 
-fn set_len(file: &File, length: u64, path: &Path) -> Result<()> {
+pub(super) fn set_len(file: &File, length: u64, path: &Path) -> Result<()> {
     file.set_len(length).map_err(|source| Error::io("enlarge", path, source))
 }
 
@@ -294,7 +287,7 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-fn sync(file: &File, path: &Path) -> Result<()> {
+pub(super) fn sync(file: &File, path: &Path) -> Result<()> {
     file.sync_data().map_err(|source| Error::io("sync", path, source))
 }
 

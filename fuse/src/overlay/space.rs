@@ -12,9 +12,16 @@ pub(crate) struct Space {
 }
 
 impl Space {
-    /// Makes a space of which some is in use already, possibly more than allowed.
-    pub(crate) fn new(used_bytes: u64, max_bytes: Option<u64>) -> Self {
-        Self { used_bytes: AtomicU64::new(used_bytes), max_bytes }
+    /// Makes a space of which nothing is in use.
+    pub(crate) fn new(max_bytes: Option<u64>) -> Self {
+        Self { used_bytes: AtomicU64::new(0), max_bytes }
+    }
+
+    /// Counts what is in use already, possibly more than allowed.
+    pub(crate) fn count(&self, bytes: u64) {
+        let more = |used: u64| Some(used.saturating_add(bytes));
+        // It never says no.
+        let _ = self.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
     }
 
     /// Takes some bytes, or fails with `OverlayFull` and takes none. To take none always succeeds.

@@ -67,9 +67,10 @@ impl Scene {
         max_bytes: Option<u64>,
         number: u64,
     ) -> Result<(OverlayDisk, Arc<Space>)> {
-        let used = if dir.exists() { files::data_bytes(dir, &boot(number))? } else { 0 };
-        let space = Arc::new(Space::new(used, max_bytes));
-        Ok((OverlayDisk::open(dir.to_owned(), base_of(content), boot(number), Arc::clone(&space))?, space))
+        let space = Arc::new(Space::new(max_bytes));
+        let disk = OverlayDisk::open(dir.to_owned(), base_of(content), boot(number), Arc::clone(&space))?;
+        space.count(disk.data_bytes());
+        Ok((disk, space))
     }
 
     /// Opens it again as another mount would.
@@ -485,7 +486,10 @@ fn a_failed_sync_is_final_until_the_system_is_started_anew() {
         assert!(scene.disk.sync().unwrap_err().to_string().contains("a sync failed"));
     }
     assert_eq!(scene.read(0..2).unwrap(), b"xy");
+    assert!(scene.disk.finish().is_err());
     scene.restart();
+    scene.disk.sync().unwrap();
+    scene.write(1, b"z").unwrap();
     scene.disk.sync().unwrap();
     assert!(!scene.path("image.failed").exists());
 }
@@ -524,7 +528,7 @@ fn directories_that_would_hurt_are_refused() {
     std::fs::create_dir_all(at("mnt/point")).unwrap();
     std::fs::create_dir(at("home")).unwrap();
     std::fs::write(at("home/letter"), "").unwrap();
-    let open = |name: &str| Overlay::open_in(&at(name), None, &at("mnt/point"), boot(1));
+    let open = |name: &str| Overlay::open_in(&at(name), None, &at("mnt/point"), boot(1), Duration::ZERO);
     for (name, reason) in [
         ("srv", "inside the store"),
         ("srv/web01", "inside the store"),
@@ -545,5 +549,190 @@ fn directories_that_would_hurt_are_refused() {
     drop(first);
     std::fs::create_dir_all(at("over/web01/.unfinished-x")).unwrap();
     std::fs::create_dir_all(at("over/web01/broken")).unwrap();
-    assert_eq!(open("over").unwrap().space.used_bytes(), 0);
+    assert_eq!(open("over").unwrap().0.space.used_bytes(), 0);
+}
+
+#[test]
+fn what_others_can_change_is_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let scene = Scene::new(dir.path(), noise(1, SIZE), None);
+    scene.write(0, b"x").unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    File::create(root.join(".lock")).unwrap();
+    let mode = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    let open = || Overlay::open_in(&root, None, Path::new("/nowhere"), boot(1), Duration::ZERO);
+    let open_disk = || {
+        let space = Arc::clone(&scene.space);
+        OverlayDisk::open(scene.dir.clone(), base_of(&scene.content), boot(1), space)
+    };
+    let refused = |reason: &str| {
+        let said = open_disk().unwrap_err().to_string();
+        assert!(said.contains(reason), "{said}");
+        // It is no reason not to serve the other images.
+        drop(open().unwrap());
+    };
+    drop(open().unwrap());
+    open_disk().unwrap();
+
+    mode(&root, 0o777);
+    let said = open().unwrap_err().to_string();
+    assert!(said.contains("other users may write to it (mode 777); name a directory of your own"), "{said}");
+    mode(&root, 0o700);
+    let link = root.with_file_name(format!("{}-link", root.file_name().unwrap().display()));
+    std::os::unix::fs::symlink(&root, &link).unwrap();
+    for name in [link.clone(), link.join("")] {
+        let said = Overlay::open_in(&name, None, Path::new("/nowhere"), boot(1), Duration::ZERO);
+        assert!(said.unwrap_err().to_string().contains("symbolic link"));
+    }
+    #[expect(clippy::disallowed_methods, reason = "no file of a store")]
+    std::fs::remove_file(&link).unwrap();
+
+    for path in [scene.dir.clone(), root.join("job"), scene.path("image.data")] {
+        mode(&path, 0o722);
+        refused("other users may write to it");
+        mode(&path, 0o700);
+        if nix::unistd::geteuid().is_root() {
+            nix::unistd::chown(&path, Some(12345.into()), None).unwrap();
+            refused("it belongs to the user 12345 and not to 0");
+            nix::unistd::chown(&path, Some(0.into()), None).unwrap();
+        }
+    }
+    open_disk().unwrap();
+    #[expect(clippy::disallowed_methods, reason = "no file of a store")]
+    let rename = |from: &Path, to: &Path| std::fs::rename(from, to).unwrap();
+    let (written, aside) = (scene.path("image.written"), scene.path("aside"));
+    rename(&written, &aside);
+    std::os::unix::fs::symlink(&aside, &written).unwrap();
+    refused("no regular file");
+    rename(&written, &scene.path("link"));
+    nix::unistd::mkfifo(&written, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    refused("no regular file");
+    rename(&aside, &written);
+    open_disk().unwrap();
+    rename(&root.join("job"), &root.join("real"));
+    std::os::unix::fs::symlink(root.join("real"), root.join("job")).unwrap();
+    refused("not a directory");
+}
+
+#[test]
+fn a_mount_that_still_ends_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |wait| Overlay::open_in(&dir.path().join("over"), None, Path::new("/nowhere"), boot(1), wait);
+    let first = open(Duration::ZERO).unwrap();
+    assert!(open(Duration::ZERO).unwrap_err().to_string().contains("another mount uses it"));
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| open(Duration::from_secs(600)).map(drop));
+        std::thread::sleep(Duration::from_millis(50));
+        drop(first);
+        second.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn what_a_killed_process_left_is_synced_by_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut scene = Scene::new(dir.path(), noise(1, SIZE), Some(3 * BLOCK_BYTES));
+    scene.write(5, b"new").unwrap();
+    File::create(dir.path().join(".lock")).unwrap();
+    let overlay = Overlay::open_in(dir.path(), None, Path::new("/nowhere"), boot(1), Duration::ZERO);
+    assert_eq!(overlay.unwrap().0.space.used_bytes(), BLOCK_BYTES);
+    scene.restart();
+    assert_eq!(scene.read(4..9).unwrap(), [&[scene.content[4]], &b"new"[..], &[scene.content[8]]].concat());
+}
+
+#[test]
+fn states_that_are_older_than_the_last_sync_are_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut scene = Scene::new(dir.path(), noise(1, SIZE), None);
+    scene.write(0, b"x").unwrap();
+    std::fs::copy(scene.path("image.written"), scene.path("old")).unwrap();
+    scene.write(3 * BLOCK, b"y").unwrap();
+    scene.zero(5 * BLOCK..6 * BLOCK).unwrap();
+    scene.disk.sync().unwrap();
+    let wanted = scene.read_all();
+    scene.write(9 * BLOCK, b"z").unwrap();
+    // The device was pulled out and came back, and the last writes are lost.
+    std::fs::copy(scene.path("old"), scene.path("image.written")).unwrap();
+    scene.reopen();
+    assert!(scene.read_all() == wanted);
+    scene.write(9 * BLOCK, b"w").unwrap();
+    let wanted = scene.read_all();
+    scene.reopen();
+    assert!(scene.read_all() == wanted && wanted[9 * BLOCK] == b'w');
+}
+
+#[test]
+fn only_a_write_makes_anything_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut scene = Scene::new(dir.path(), noise(1, SIZE), None);
+    scene.write(0, b"x").unwrap();
+    scene.disk.sync().unwrap();
+    let wanted = scene.read_all();
+    let before = std::fs::read(scene.path("image.written")).unwrap();
+    // In the way of the new file, as a file system without space would be.
+    std::fs::create_dir(scene.path("image.written.new")).unwrap();
+    scene.restart();
+    assert!(scene.read_all() == wanted);
+    scene.disk.finish().unwrap();
+    scene.write(1, b"y").unwrap_err();
+    assert!(scene.read_all() == wanted);
+    assert!(std::fs::read(scene.path("image.written")).unwrap() == before);
+    std::fs::remove_dir(scene.path("image.written.new")).unwrap();
+    scene.write(1, b"y").unwrap();
+    assert_eq!(scene.read(0..2).unwrap(), b"xy");
+    scene.reopen();
+    assert_eq!(scene.read(0..2).unwrap(), b"xy");
+}
+
+#[test]
+fn a_large_disk_is_discarded() {
+    let dir = tempfile::tempdir().unwrap();
+    let size = (300u64 << 30) + 777;
+    let base = Base { size_bytes: size, ..base_of(b"large") };
+    std::fs::create_dir(dir.path().join("job")).unwrap();
+    let open = |number| {
+        let space = Arc::new(Space::new(None));
+        OverlayDisk::open(dir.path().join("job/7Qk2"), base.clone(), boot(number), space).unwrap()
+    };
+    let disk = open(1);
+    let zeros = |_, out: &mut [u8]| {
+        out.fill(7);
+        Ok(())
+    };
+    disk.write(200 << 30, b"data", zeros).unwrap();
+    disk.zero(1..size, zeros).unwrap();
+    assert_eq!((disk.run(0), disk.run(4096)), ((State::Data, 4096), (State::Zero, size)));
+    assert_eq!(disk.data_bytes(), BLOCK_BYTES);
+    disk.sync().unwrap();
+    for disk in [open(1), open(2)] {
+        assert_eq!((disk.run(0), disk.run(4096)), ((State::Data, 4096), (State::Zero, size)));
+    }
+}
+
+#[test]
+fn the_same_complaint_is_not_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let scene = Scene::new(dir.path(), noise(1, SIZE), None);
+    assert!(scene.disk.is_new_complaint(5) && scene.disk.is_new_complaint(28));
+    assert!(!scene.disk.is_new_complaint(5) && !scene.disk.is_new_complaint(28));
+}
+
+#[test]
+fn a_disk_that_is_slow_to_open_is_waited_for_by_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let overlay =
+        Overlay::open_in(&dir.path().join("over"), None, Path::new("/nowhere"), boot(1), Duration::ZERO);
+    let overlay = overlay.unwrap();
+    let key = |name| (JobName::parse(name).unwrap(), RevisionId::parse("7Qk2").unwrap());
+    let slow = overlay.place(key("slow"));
+    let opening = lock_of(&slow);
+    let other = overlay.place(key("other"));
+    assert!(other.try_lock().is_ok());
+    drop((opening, other));
+    assert!(Arc::ptr_eq(&slow, &overlay.place(key("slow"))));
+    drop(slow);
+    overlay.place(key("other"));
+    assert_eq!(lock_of(&overlay.0.disks).len(), 1, "what was not opened is forgotten");
 }
