@@ -41,12 +41,12 @@ pub fn run(base: &Path, mountpoint: &Path, options: &Options, background: bool) 
     if background && !background::is_child() {
         return background::start();
     }
-    if background {
-        background::leave_terminal();
-    }
     let signals = Signals::block().map_err(|errno| Error::io("block", "signals", errno))?;
     let mounted = Mounted::start(base, mountpoint, options, signals::wake)?;
     if background {
+        // Not before: who mounts for systemd's automount is let through to the mount point only in systemd's group of
+        // processes, and would wait for itself outside of it.
+        background::leave_terminal();
         background::announce()?;
     }
     tell_systemd(&[
@@ -236,12 +236,20 @@ impl Drop for Mounted {
 }
 
 fn join_in_thread(
-    session: BackgroundSession,
+    mut session: BackgroundSession,
     over: Arc<AtomicBool>,
     on_end: impl FnOnce() + Send + 'static,
 ) -> io::Result<JoinHandle<io::Result<()>>> {
     std::thread::Builder::new().name("joiner".to_owned()).spawn(move || {
-        let result = session.join();
+        // When it is dropped, fuser 0.18 unmounts what is at the mount point once more although our mount is gone: that is
+        // what lay below it, systemd's automount for instance. It is right only where the session broke off.
+        let nothing = std::thread::spawn(|| Ok(()));
+        let serving = std::mem::replace(&mut session.guard, nothing);
+        let broke_off = |_| Err(io::Error::other("a thread that answers the kernel broke off"));
+        let result = serving.join().unwrap_or_else(broke_off);
+        if result.is_ok() {
+            std::mem::forget(session);
+        }
         over.store(true, Ordering::Release);
         on_end();
         result
