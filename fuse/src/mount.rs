@@ -42,13 +42,13 @@ pub fn run(base: &Path, mountpoint: &Path, options: &Options, background: bool) 
     if background && !background::is_child() {
         return background::start();
     }
-    if background {
-        background::leave_terminal();
-    }
     raise_file_limit();
     let signals = Signals::block().map_err(|errno| Error::io("block", "signals", errno))?;
     let mounted = Mounted::start(base, mountpoint, options, signals::wake)?;
     if background {
+        // Not before: who mounts for systemd's automount is let through to the mount point only in systemd's group of
+        // processes, and would wait for itself outside of it.
+        background::leave_terminal();
         background::announce()?;
     }
     tell_systemd(&[
@@ -263,6 +263,20 @@ impl Drop for Mounted {
     }
 }
 
+/// Waits for the end of a session.
+fn join(mut session: BackgroundSession) -> io::Result<()> {
+    // When it is dropped, fuser 0.18 unmounts what is at the mount point once more although our mount is gone: that is
+    // what lay below it, systemd's automount for instance. It is right only where the session broke off.
+    let nothing = std::thread::spawn(|| Ok(()));
+    let serving = std::mem::replace(&mut session.guard, nothing);
+    let broke_off = |_| Err(io::Error::other("a thread that answers the kernel broke off"));
+    let result = serving.join().unwrap_or_else(broke_off);
+    if result.is_ok() {
+        std::mem::forget(session);
+    }
+    result
+}
+
 /// What is done when a mount has ended.
 struct End {
     mountpoint: PathBuf,
@@ -278,7 +292,7 @@ impl End {
     ) -> io::Result<JoinHandle<Result<()>>> {
         std::thread::Builder::new().name("joiner".to_owned()).spawn(move || {
             let Self { mountpoint, overlay, over } = self;
-            let joined = session.join();
+            let joined = join(session);
             let synced = overlay.map_or(Ok(()), |overlay| overlay.finish());
             over.store(true, Ordering::Release);
             on_end();

@@ -288,6 +288,27 @@ fn an_ordinary_user_mounts_and_unmounts() {
 }
 
 #[test]
+fn an_automount_is_let_through_and_stays_below() {
+    let Some(place) = Place::new() else { return };
+    // systemd lets through to the mount point who is in its own group of processes, so that must not be left before.
+    // Whatever lies below the mount, its automount for instance, is there again at the end.
+    let trace = place.script(
+        r#"
+        mount -t tmpfs below "$MNT"
+        strace -f -e trace=mount,setsid -o "$DIR/trace" "$BACKY" -b "$STORE" mount --background "$MNT" & tracer=$!
+        for _ in {1..200}; do grep -q setsid "$DIR/trace" && [[ -e $MNT/web01 ]] && break; sleep 0.05; done
+        cmp "$DIR/disk.img" "$MNT/web01/last/image"
+        umount "$MNT"
+        wait $tracer
+        [[ $(findmnt -n -o SOURCE "$MNT") == below ]]
+        cat "$DIR/trace"
+        "#,
+    );
+    let place_of = |call: &str| trace.find(call).unwrap_or_else(|| panic!("no {call}: {trace}"));
+    assert!(place_of("mount(") < place_of("setsid("), "{trace}");
+}
+
+#[test]
 fn unmounting_waits_or_says_who_reads() {
     let Some(place) = Place::new() else { return };
     let mnt = place.mnt();
