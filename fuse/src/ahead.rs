@@ -8,12 +8,13 @@
 //! All streams share the cache. Nothing is read ahead that would have to leave it before it is used, and where there
 //! are so many streams that not even their current chunks fit, all read frame by frame.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
-use backy_store::{CHUNK_SIZE, Extent};
+use backy_store::{CHUNK_SIZE, Extent, FRAME_SIZE};
 
 use crate::disk::Disk;
 
@@ -25,6 +26,9 @@ const RECOGNISED_AFTER: u64 = 192 << 10;
 
 /// How far out of order the requests of one stream may come: two requests of the kernel's largest size.
 const DISORDER: u64 = 2 << 20;
+
+/// Frames that small reads have touched and that are remembered.
+const STEPS_MAX: usize = 64;
 
 /// Chunks waiting to be loaded; what does not fit is loaded by its reader.
 const WAITING_MAX: usize = 64;
@@ -47,9 +51,10 @@ impl Stream {
         self.length >= RECOGNISED_AFTER
     }
 
-    fn continues(&self, offset: u64) -> bool {
-        // Before it is recognised it has to be in order: chance must not make a stream of random reads.
-        let disorder = if self.is_recognised() { DISORDER } else { 0 };
+    fn continues(&self, offset: u64, length: u64) -> bool {
+        // Before it is recognised it has to be in order: chance must not make a stream of random reads. Small requests
+        // near a stream are those of a file system that looks here and there.
+        let disorder = if self.is_recognised() && length >= FRAME_SIZE { DISORDER } else { 0 };
         offset.abs_diff(self.next) <= disorder
     }
 }
@@ -58,18 +63,47 @@ impl Stream {
 #[derive(Debug)]
 pub(crate) struct Streams {
     streams: Mutex<(u64, Vec<Stream>)>,
+    steps: Mutex<Steps>,
     ahead: Arc<ReadAhead>,
+}
+
+/// The frames that small reads have touched lately. A file system that is searched through goes up its tables with
+/// gaps, in several places at once: that is no stream, but a frame after another is likely to have a third.
+#[derive(Debug, Default)]
+struct Steps(VecDeque<u64>);
+
+impl Steps {
+    /// Notes that a frame is read; returns the next one if it is likely to be wanted.
+    fn next(&mut self, frame: u64) -> Option<u64> {
+        if self.0.contains(&frame) {
+            return None;
+        }
+        let goes_up = frame > 0 && self.0.contains(&(frame - 1));
+        let is_new = !self.0.contains(&(frame + 1));
+        self.0.truncate(STEPS_MAX - 1);
+        self.0.push_front(frame);
+        (goes_up && is_new).then_some(frame + 1)
+    }
 }
 
 impl Streams {
     pub(crate) fn new(ahead: &Arc<ReadAhead>) -> Self {
-        Self { streams: Mutex::default(), ahead: Arc::clone(ahead) }
+        Self { streams: Mutex::default(), steps: Mutex::default(), ahead: Arc::clone(ahead) }
     }
 
     /// Notes that `length` bytes of a disk are read from `offset`, sends for what comes after them, and says what is
     /// to be loaded for them.
     pub(crate) fn note(&self, disk: &Arc<Disk>, offset: u64, length: u64) -> Extent {
-        self.follow(offset, length, disk.size_bytes(), |at| self.ahead.send(disk, at))
+        let extent =
+            self.follow(offset, length, disk.size_bytes(), |at| self.ahead.send(disk, at, Extent::Chunk));
+        if extent == Extent::Frame
+            && length < FRAME_SIZE
+            && let Some(next) =
+                lock(&self.steps).next(offset.saturating_add(length).saturating_sub(1) / FRAME_SIZE)
+        {
+            self.ahead.send(disk, next.saturating_mul(FRAME_SIZE), Extent::Frame);
+        }
+        extent
     }
 
     /// Calls `send` with the beginning of each chunk of a disk of `size_bytes` that will be wanted next, until it says
@@ -79,7 +113,7 @@ impl Streams {
         let mut streams = lock(&self.streams);
         let (clock, streams) = &mut *streams;
         *clock += 1;
-        let Some(stream) = streams.iter_mut().find(|stream| stream.continues(offset)) else {
+        let Some(stream) = streams.iter_mut().find(|stream| stream.continues(offset, length)) else {
             let stream = Stream { next: end, length, ahead: 0, used: *clock };
             if streams.len() < STREAMS_MAX {
                 streams.push(stream);
@@ -108,7 +142,8 @@ impl Streams {
             at += CHUNK_SIZE;
         }
         stream.ahead = stream.ahead.max(at);
-        room.extent
+        // Who reads in small pieces need not wait for a whole chunk: the next ones are on their way.
+        if length < FRAME_SIZE { Extent::Frame } else { room.extent }
     }
 }
 
@@ -136,7 +171,7 @@ pub(crate) struct ReadAhead {
     active: AtomicUsize,
     cache_bytes: u64,
     ahead_bytes: u64,
-    queue: Option<SyncSender<(Weak<Disk>, u64)>>,
+    queue: Option<SyncSender<Job>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -175,9 +210,10 @@ impl ReadAhead {
         }
     }
 
-    /// Sends for a chunk; `false` when too many are waited for.
-    fn send(&self, disk: &Arc<Disk>, offset: u64) -> bool {
-        self.queue.as_ref().is_some_and(|queue| queue.try_send((Arc::downgrade(disk), offset)).is_ok())
+    /// Sends for a frame or a chunk; `false` when too many are waited for.
+    fn send(&self, disk: &Arc<Disk>, offset: u64, extent: Extent) -> bool {
+        let job = Job { disk: Arc::downgrade(disk), offset, extent };
+        self.queue.as_ref().is_some_and(|queue| queue.try_send(job).is_ok())
     }
 }
 
@@ -192,13 +228,21 @@ impl Drop for ReadAhead {
     }
 }
 
-fn load_all(waiting: &Mutex<Receiver<(Weak<Disk>, u64)>>, further: u64) {
+/// What is to be loaded before it is asked for.
+#[derive(Debug)]
+struct Job {
+    disk: Weak<Disk>,
+    offset: u64,
+    extent: Extent,
+}
+
+fn load_all(waiting: &Mutex<Receiver<Job>>, further: u64) {
     loop {
         let next = lock(waiting).recv();
-        let Ok((disk, offset)) = next else { return };
+        let Ok(job) = next else { return };
         // Nobody waits for a disk that was closed meanwhile; damage is told to who reads it.
-        if let Some(disk) = disk.upgrade() {
-            let _ = disk.load_ahead(offset, further);
+        if let Some(disk) = job.disk.upgrade() {
+            let _ = disk.load_ahead(job.offset, job.extent, further);
         }
     }
 }
@@ -250,6 +294,31 @@ mod tests {
         }
         assert_eq!(read(&streams, 8 << 20, 1 << 20), (Extent::Chunk, vec![3]));
         assert_eq!(lock(&streams.streams).1.len(), 1);
+    }
+
+    #[test]
+    fn small_reads_are_read_ahead_but_wait_for_no_whole_chunk_and_are_followed_strictly() {
+        let streams = Streams::new(&ahead(32, 1));
+        let sent: Vec<u64> = (0..100).flat_map(|n| read(&streams, n * 4096, 4096).1).collect();
+        assert_eq!(sent, [1]);
+        assert_eq!(read(&streams, 100 * 4096, 4096), (Extent::Frame, vec![]));
+        assert_eq!(read(&streams, 1 << 20, 4096), (Extent::Frame, vec![]), "near the stream, not in it");
+        assert_eq!(lock(&streams.streams).1.len(), 2);
+    }
+
+    #[test]
+    fn the_frame_after_two_neighbours_is_wanted_next() {
+        let mut steps = Steps::default();
+        let wanted: Vec<_> = [7, 7, 100, 8, 8, 101, 9, 50, 11, 10, 102].map(|frame| steps.next(frame)).into();
+        let none = None;
+        assert_eq!(
+            wanted,
+            [none, none, none, Some(9), none, Some(102), Some(10), none, none, none, Some(103)],
+            "10 is followed by 11, which is there"
+        );
+        (200..400).step_by(2).for_each(|frame| assert_eq!(steps.next(frame), None));
+        assert_eq!(steps.0.len(), STEPS_MAX);
+        assert_eq!(steps.next(103), None, "what was long ago is forgotten");
     }
 
     #[test]

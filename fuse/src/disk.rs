@@ -47,10 +47,13 @@ impl Disk {
         self.reader.size_bytes()
     }
 
-    /// Loads the chunk at `offset` of the disk, if it is not in memory; meanwhile the one `further` on is fetched.
-    pub(crate) fn load_ahead(&self, offset: u64, further: u64) -> Result<()> {
-        self.reader.will_need(offset.saturating_add(further));
-        self.reader.load_ahead(offset)
+    /// Loads the frame or the chunk at `offset` of the disk, if it is not in memory. With a chunk the one `further` on
+    /// is fetched meanwhile.
+    pub(crate) fn load_ahead(&self, offset: u64, extent: Extent, further: u64) -> Result<()> {
+        if extent == Extent::Chunk {
+            self.reader.will_need(offset.saturating_add(further));
+        }
+        self.reader.load_ahead(offset, extent)
     }
 
     fn append(&self, mut offset: u64, length: u64, extent: Extent, buffer: &mut Vec<u8>) -> Result<()> {

@@ -129,14 +129,24 @@ impl RevisionReader {
         Ok(Piece { block: Some(block), from, length })
     }
 
-    /// Loads the chunk that holds `offset` if it is not in memory. What fails here fails again for its reader.
-    pub fn load_ahead(&self, offset: u64) -> Result<()> {
+    /// Loads the frame or the chunk that holds `offset` if it is not in memory. What fails here fails again for its
+    /// reader.
+    pub fn load_ahead(&self, offset: u64, extent: Extent) -> Result<()> {
         if offset >= self.size_bytes() {
             return Ok(());
         }
         let number = offset / CHUNK_SIZE;
         let Some(id) = self.entry(number)? else { return Ok(()) };
-        self.cache.load_ahead(&Key::Chunk(self.store, id), || self.load_chunk(number, &id))
+        let chunk = Key::Chunk(self.store, id);
+        if extent == Extent::Chunk {
+            return self.cache.load_ahead(&chunk, || self.load_chunk(number, &id));
+        }
+        if self.cache.find([&chunk]).is_some() {
+            return Ok(());
+        }
+        let frame = (offset % CHUNK_SIZE / FRAME_SIZE) as usize;
+        self.cache
+            .load_ahead(&Key::Frame(self.store, id, frame as u8), || self.load_frame(number, &id, frame))
     }
 
     /// Begins to fetch the chunk that holds `offset` from the disk, unless it is in memory decoded. What fails here fails
@@ -293,8 +303,9 @@ mod tests {
         let revision = write_revision(&job, &data, None);
         let cache = Arc::new(FrameCache::new(1 << 25));
         let reader = job.open_revision(&revision, &cache).unwrap();
-        reader.load_ahead(2 << 22).unwrap();
-        reader.load_ahead(u64::MAX).unwrap();
+        reader.load_ahead(2 << 22, Extent::Chunk).unwrap();
+        reader.load_ahead((2 << 22) + 5, Extent::Frame).unwrap();
+        reader.load_ahead(u64::MAX, Extent::Chunk).unwrap();
         assert_eq!(cache.bytes(), (1 << 22) + 128, "one chunk and the only page of the map");
         for (offset, length, found, extent) in [
             (2 << 22, 1 << 22, 1 << 22, Extent::Frame),
@@ -323,7 +334,8 @@ mod tests {
         bytes[last] ^= 1;
         std::fs::write(&path, bytes).unwrap();
         let reader = job.open_revision(&revision, &Arc::new(FrameCache::new(1 << 25))).unwrap();
-        assert!(reader.load_ahead(0).is_err());
+        assert!(reader.load_ahead(0, Extent::Chunk).is_err());
+        assert!(reader.load_ahead(0, Extent::Frame).is_ok());
         let mut bad = Vec::new();
         for offset in (0..data.len()).step_by(1 << 16) {
             match reader.piece(offset as u64, 1 << 16, Extent::Chunk) {
@@ -346,7 +358,7 @@ mod tests {
         let (seal, _) = map.seal().unwrap();
         let cache = Arc::new(FrameCache::new(1 << 25));
         let whole = job.open_revision(&other, &cache).unwrap();
-        whole.load_ahead(0).unwrap();
+        whole.load_ahead(0, Extent::Chunk).unwrap();
         let mut reader = job.open_revision(&other, &cache).unwrap();
         reader.map = ChunkMap::open_sealed(&job.dir().join("m"), 5 << 20, &seal).unwrap();
         for extent in [Extent::Frame, Extent::Chunk] {
