@@ -24,6 +24,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod backup;
+pub mod check;
 mod chunks;
 mod compare;
 pub mod config;
@@ -31,8 +32,10 @@ pub mod error;
 pub mod expire;
 mod nearest;
 pub mod policy;
+pub mod service;
 pub mod source;
 
 pub use config::{JobConfig, VerifyMode};
 pub use error::{Error, Result};
 pub use nearest::nearest;
+pub use service::ServiceConfig;
