@@ -9,7 +9,7 @@ use crate::BINARY;
 const EXAMPLE: &str = include_str!("../../sched/src/service/config/testdata/example.conf");
 
 fn config_check(world: &World, text: &str) -> Run {
-    fs::write(world.path("backy.conf"), text).unwrap();
+    fs::write(world.path("backy.conf"), text).expect("write the configuration");
     Run::of(&mut world.bare(&["config", "check", "-c", "backy.conf"]))
 }
 

@@ -30,14 +30,14 @@ fn configure(world: &World, jobs: &[&str]) {
             image.display()
         ));
     }
-    fs::write(world.path("backy.conf"), text).unwrap();
+    fs::write(world.path("backy.conf"), text).expect("write the configuration");
 }
 
 /// A server with one job, which has no revisions yet, and a running service.
 fn world() -> (World, ServiceGuard) {
     let world = World::new(BINARY);
     configure(&world, &["web01"]);
-    let service = ServiceGuard::take(&world.store()).unwrap();
+    let service = ServiceGuard::take(&world.store()).expect("take the service's lock");
     (world, service)
 }
 
@@ -64,7 +64,7 @@ fn add_revision(world: &World, job: &str, number: u128, ago_secs: i64, change: i
         "backend_type: chunked\norig_tags: []\nparent: ''\nserver: ''\nstats:\n  bytes_written: 7\n  duration: 0.25\n\
          tags:\n- daily\ntimestamp: {time}\ntrust: trusted\nuuid: {id}\n"
     );
-    fs::write(world.store().join(job).join(format!("{id}.rev")), change(text)).unwrap();
+    fs::write(world.store().join(job).join(format!("{id}.rev")), change(text)).expect("write a manifest");
 }
 
 fn same(text: String) -> String {
@@ -74,7 +74,8 @@ fn same(text: String) -> String {
 /// Makes a file look as if it was changed `days` days ago.
 fn age(path: &std::path::Path, days: u64) {
     let time = SystemTime::now() - Duration::from_secs(days * 86_400);
-    File::options().append(true).open(path).unwrap().set_modified(time).unwrap();
+    let file = File::options().append(true).open(path).expect("open a file");
+    file.set_modified(time).expect("set the time of a file");
 }
 
 #[test]
