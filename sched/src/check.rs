@@ -8,41 +8,27 @@ use std::time::UNIX_EPOCH;
 
 use backy_store::{Error as StoreError, Job, JobName, KnownRevisions, Repository, Timestamp, damage};
 
-use crate::policy::Schedule;
 use crate::policy::health::JobFacts;
-use crate::service::ServiceConfig;
+use crate::service::config::{ServiceConfig, ServiceJob};
 
 /// Returns the facts of every configured job, sorted by name. A job without a directory has been there since
-/// `configured_at`.
+/// `configured_at`. One job after the other: most of the work is in the index, which several readers only
+/// keep from each other.
 pub fn gather(
     config: &ServiceConfig,
     repository: &Repository,
     configured_at: Option<Timestamp>,
     now: Timestamp,
-    threads: usize,
 ) -> Vec<JobFacts> {
-    let jobs: Vec<(&JobName, &Schedule)> =
-        config.jobs.iter().map(|(name, job)| (name, &job.config.schedule)).collect();
-    let look = |&(name, schedule): &(&JobName, &Schedule)| {
-        let facts = JobFacts::new(name.clone(), schedule);
+    let look = |(name, job): (&JobName, &ServiceJob)| {
+        let facts = JobFacts::new(name.clone(), &job.config.schedule);
         match repository.job(name) {
             Ok(job) => look_at(&job, facts, now),
             Err(StoreError::JobUnknown { .. }) => JobFacts { since: configured_at, ..facts },
             Err(error) => JobFacts { failure: Some(in_full(&error)), ..facts },
         }
     };
-    let share = jobs.len().div_ceil(threads.max(1)).max(1);
-    std::thread::scope(|scope| {
-        let look = &look;
-        let shares: Vec<_> = jobs
-            .chunks(share)
-            .map(|share| scope.spawn(move || share.iter().map(look).collect::<Vec<JobFacts>>()))
-            .collect();
-        shares
-            .into_iter()
-            .flat_map(|share| share.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
-    })
+    config.jobs.iter().map(look).collect()
 }
 
 /// Adds to `facts` what the job's directory tells.

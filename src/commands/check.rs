@@ -68,7 +68,7 @@ fn examine(context: &Context, arguments: &Arguments) -> anyhow::Result<(Report, 
         false => Some(service::is_running(&config.base_dir)?),
     };
     let now = Timestamp::now();
-    let facts = check::gather(&config, &repository, changed_at(&path)?, now, super::thread_count(None));
+    let facts = check::gather(&config, &repository, changed_at(&path)?, now);
     Ok((health::judge(&facts, service_runs, now), service_runs))
 }
 
