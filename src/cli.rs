@@ -1,16 +1,18 @@
 //! What can be typed: the global options and the list of commands. The options of a command stand in
 //! the command's own file.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    backup, completion, distrust, expire, find, forget, index, init, mount, purge, restore, status, tags,
-    undelete, unmount, verify,
+    backup, check, completion, config, distrust, expire, find, forget, index, init, mount, purge, restore,
+    status, tags, undelete, unmount, verify,
 };
 use crate::failure::EXIT_USAGE;
+use crate::output::nagios;
 
 /// The help's last words.
 const AFTER_HELP: &str = "\
@@ -79,6 +81,10 @@ pub(crate) enum Command {
     Purge(purge::Arguments),
     /// Look after the index of revisions
     Index(index::Arguments),
+    /// Say for monitoring whether every job is backed up in time
+    Check(check::Arguments),
+    /// Look after the main configuration
+    Config(config::Arguments),
     /// Print a completion script for a shell
     Completion(completion::Arguments),
 }
@@ -102,21 +108,48 @@ impl Command {
             Self::Undelete(_) => "undelete",
             Self::Purge(_) => "purge",
             Self::Index(_) => "index",
+            Self::Check(_) => "check",
+            Self::Config(_) => "config",
             Self::Completion(_) => "completion",
         }
     }
 
     /// Whether it only looks. Such a command leaves no line in the job's log.
     pub(crate) fn only_reads(&self) -> bool {
-        matches!(self, Self::Status(_) | Self::Find(_) | Self::Unmount(_) | Self::Completion(_))
+        matches!(
+            self,
+            Self::Status(_)
+                | Self::Find(_)
+                | Self::Unmount(_)
+                | Self::Check(_)
+                | Self::Config(_)
+                | Self::Completion(_)
+        )
     }
 }
 
 /// Prints what clap has to say: help and version on standard output, misuse on standard error.
-pub(crate) fn report(error: &clap::Error) -> ExitCode {
+pub(crate) fn report(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     // Nobody is left to hear that the message could not be printed.
     let _ = error.print();
-    u8::try_from(error.exit_code()).map_or(ExitCode::from(EXIT_USAGE), ExitCode::from)
+    match u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE) {
+        EXIT_USAGE if command_word(arguments) == Some("check") => ExitCode::from(nagios::UNKNOWN),
+        status => ExitCode::from(status),
+    }
+}
+
+/// Returns the word that stands where a command's name is expected, in arguments that clap refuses.
+fn command_word(arguments: &[OsString]) -> Option<&str> {
+    const TAKE_A_VALUE: [&str; 6] = ["-b", "--backupdir", "-l", "--logfile", "-t", "--taskid"];
+    let mut words = arguments.iter().skip(1).map(|word| word.to_str().unwrap_or_default());
+    while let Some(word) = words.next() {
+        if TAKE_A_VALUE.contains(&word) {
+            words.next();
+        } else if !word.starts_with('-') {
+            return Some(word);
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -172,6 +205,21 @@ mod tests {
             for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
                 assert!(named(section, argument), "{} in {head}", argument.get_id());
             }
+        }
+    }
+
+    #[test]
+    fn the_command_is_found_among_wrong_arguments() {
+        for (words, expected) in [
+            (&["check", "--colour"][..], Some("check")),
+            (&["-v", "-b", "config", "check", "-x"], Some("check")),
+            (&["--backupdir=check", "status", "--x"], Some("status")),
+            (&["-b", "check"], None),
+            (&["config", "check", "-x"], Some("config")),
+            (&[], None),
+        ] {
+            let words: Vec<OsString> = ["backy"].iter().chain(words).map(OsString::from).collect();
+            assert_eq!(command_word(&words), expected, "{words:?}");
         }
     }
 

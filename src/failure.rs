@@ -24,6 +24,8 @@ pub(crate) enum Outcome {
     Done,
     /// The work was done and showed something bad, which has been printed.
     Bad,
+    /// The command has a status of its own, as `check` has those of Nagios.
+    Status(u8),
 }
 
 impl Outcome {
@@ -66,11 +68,25 @@ pub(crate) fn refused(message: impl Into<String>, hint: impl Into<String>) -> an
     Complaint { message: message.into(), hint: hint.into(), usage: false }.into()
 }
 
+/// Returns an error and its causes on one line, and the problems of a configuration, each for a line.
+pub(crate) fn in_short(error: anyhow::Error) -> (String, Vec<String>) {
+    let problems = error.chain().find_map(|cause| match cause.downcast_ref::<SchedError>() {
+        Some(SchedError::ConfigInvalid { path, problems }) => {
+            Some(problems.iter().map(|problem| problem.in_file(path)).collect::<Vec<String>>())
+        }
+        _ => None,
+    });
+    let mut messages: Vec<String> = error.chain().map(ToString::to_string).collect();
+    messages.dedup();
+    (messages.join(": "), problems.unwrap_or_default())
+}
+
 /// Turns the end of a command into an exit status, after printing what went wrong.
 pub(crate) fn conclude(result: Result) -> ExitCode {
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Bad) => ExitCode::from(EXIT_FAILED),
+        Ok(Outcome::Status(status)) => ExitCode::from(status),
         Err(error) => {
             let failure = Failure { error };
             failure.lines().iter().for_each(terminal::note);
@@ -106,7 +122,7 @@ impl Failure {
                 messages.push(message);
             }
             if let Some(SchedError::ConfigInvalid { problems, .. }) = cause.downcast_ref::<SchedError>() {
-                messages.extend(problems.iter().cloned());
+                messages.extend(problems.iter().map(ToString::to_string));
             }
         }
         let mut lines = Vec::new();
@@ -284,8 +300,12 @@ mod tests {
 
     #[test]
     fn every_problem_of_a_configuration_is_named() {
-        let problems = vec!["line 2: unknown key `filenam`".to_owned(), "line 3: no `type`".to_owned()];
+        let problem = |place: &str, message: &str| {
+            let mark = Some(backy_sched::config::Mark { line: 3, column: 1 });
+            backy_sched::config::Problem { mark, place: place.to_owned(), message: message.to_owned() }
+        };
+        let problems = vec![problem("source.filenam", "unknown key"), problem("source", "no `type`")];
         let lines = failure(SchedError::ConfigInvalid { path: "/x/config".into(), problems }).lines();
-        assert_eq!(lines[2], "  cause: line 3: no `type`");
+        assert_eq!(lines[2], "  cause: line 3, source: no `type`");
     }
 }

@@ -22,8 +22,8 @@ fn main() -> ExitCode {
     signals.add(Signal::SIGXFSZ);
     let _ = signals.thread_block();
     let Some(arguments) = helper::translate(std::env::args_os().collect()) else { return ExitCode::SUCCESS };
-    match cli::Cli::try_parse_from(arguments) {
+    match cli::Cli::try_parse_from(&arguments) {
         Ok(cli) => commands::run(cli),
-        Err(error) => cli::report(&error),
+        Err(error) => cli::report(&error, &arguments),
     }
 }

@@ -1,11 +1,14 @@
 //! The configuration of one job: its `config` file, read and written. Owner of the crate `serde_yaml` in
-//! this crate.
+//! this crate; the service's configuration is read with the same means.
 //!
 //! A file is read whole or not at all: every problem in it is collected and reported at once, each with its
 //! line. Unknown keys are problems, so that a misspelt one cannot silently mean the default. What the
 //! original wrote is accepted. `docs/config.md` describes every key.
 
-mod reader;
+pub(crate) mod document;
+mod job;
+pub(crate) mod problem;
+pub(crate) mod reader;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -14,6 +17,7 @@ use std::path::Path;
 use backy_store::DEFAULT_LEVEL;
 use serde_yaml::{Mapping, Value};
 
+pub use self::problem::{Mark, Problem};
 use self::reader::Reader;
 use crate::error::{Error, Result};
 use crate::policy::{Schedule, interval};
@@ -50,7 +54,7 @@ impl VerifyMode {
     }
 
     /// Files are cheap to read again; for RBD every byte crosses the network.
-    fn usual(source: &SourceConfig) -> Self {
+    pub(crate) fn usual(source: &SourceConfig) -> Self {
         match source {
             SourceConfig::File(_) => Self::Full,
             SourceConfig::Rbd(_) => Self::Sample,
@@ -74,47 +78,34 @@ pub struct JobConfig {
 impl JobConfig {
     /// Reads `<job>/config`.
     pub fn load(path: &Path) -> Result<Self> {
-        let unreadable = |source| Error::ConfigUnreadable { path: path.to_owned(), source };
-        let mut text = Vec::new();
-        let file = File::open(path).map_err(unreadable)?;
-        file.take(SIZE_BYTES_MAX + 1).read_to_end(&mut text).map_err(unreadable)?;
-        let parsed = match String::from_utf8(text) {
-            Ok(text) if text.len() as u64 > SIZE_BYTES_MAX => Err(vec!["it is larger than 1 MiB".to_owned()]),
-            Ok(text) => Self::parse(&text),
-            Err(_) => Err(vec!["it is not UTF-8 text".to_owned()]),
-        };
-        parsed.map_err(|problems| Error::ConfigInvalid { path: path.to_owned(), problems })
+        let text = read_text(path, SIZE_BYTES_MAX)?;
+        Self::parse(&text).map_err(|problems| Error::ConfigInvalid { path: path.to_owned(), problems })
     }
 
     /// Reads the text of a `config` file; the error is the list of all problems.
-    pub fn parse(text: &str) -> Result<Self, Vec<String>> {
-        let value: Value = serde_yaml::from_str(text).map_err(|error| vec![error.to_string()])?;
-        let mut reader = Reader::new(text);
+    pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
+        let (value, places) = document::parse(text)?;
+        let mut reader = Reader::new(places);
         let config = reader.job(&value);
-        match config {
-            Some(config) if reader.problems.is_empty() => Ok(config),
-            _ => Err(reader.problems),
-        }
+        reader.finish(config)
     }
 
     /// From `init TYPE key=value ...`: a source type and its settings, with the usual schedule. A relative
     /// `filename` counts from the working directory and is made absolute.
     pub fn for_source(source_type: &str, settings: &[(String, String)]) -> Result<Self> {
-        let mut reader = Reader::new("");
+        let mut reader = Reader::default();
         let mut mapping = Mapping::from_iter([("type".into(), source_type.into())]);
         for (key, value) in settings {
             if mapping.insert(key.as_str().into(), value.as_str().into()).is_some() {
-                reader.problems.push(format!("the key {key} is given twice"));
+                reader.add(Problem::of_file(format!("the key {key} is given twice")));
             }
         }
-        let source = reader.source(&Value::Mapping(mapping));
-        let source = match source {
-            Some(source) if reader.problems.is_empty() => source,
-            _ => {
-                let source_type = source_type.to_owned();
-                return Err(Error::SettingsInvalid { source_type, problems: reader.problems });
-            }
-        };
+        let settings = Value::Mapping(mapping);
+        let source = reader.source(&settings, vec!["source"]);
+        let source = reader.finish(source).map_err(|problems| Error::SettingsInvalid {
+            source_type: source_type.to_owned(),
+            problems: problems.iter().map(ToString::to_string).collect(),
+        })?;
         let source = absolute(source).map_err(|source| Error::SourceUnusable {
             name: source_type.to_owned(),
             doing: "find the absolute name of",
@@ -149,6 +140,22 @@ impl JobConfig {
     pub fn source_types() -> &'static [&'static str] {
         &TYPES
     }
+}
+
+/// Reads a text file of at most `bytes_max` bytes.
+pub(crate) fn read_text(path: &Path, bytes_max: u64) -> Result<String> {
+    let unreadable = |source| Error::ConfigUnreadable { path: path.to_owned(), source };
+    let invalid = |message: String| Error::ConfigInvalid {
+        path: path.to_owned(),
+        problems: vec![Problem::of_file(message)],
+    };
+    let mut text = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(bytes_max + 1).read_to_end(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > bytes_max {
+        return Err(invalid(format!("it is larger than {} MiB", bytes_max >> 20)));
+    }
+    String::from_utf8(text).map_err(|_| invalid("it is not UTF-8 text".to_owned()))
 }
 
 fn absolute(source: SourceConfig) -> io::Result<SourceConfig> {

@@ -4,6 +4,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::config::Problem;
+
 /// Result of an operation on the write side.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -28,8 +30,19 @@ pub enum Error {
     ConfigInvalid {
         /// The file.
         path: PathBuf,
-        /// Each with its line where that is known.
-        problems: Vec<String>,
+        /// Each with its line and column where they are known.
+        problems: Vec<Problem>,
+    },
+    /// The file that tells whether the service runs cannot be opened or locked.
+    #[error("cannot {doing} {}", path.display())]
+    LockUnusable {
+        /// What was being done: `open`, `lock`.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
     },
     /// The settings given for a new job have problems; all of them.
     #[error("the settings for a source of type {source_type} cannot be used: {}", problems.join("; "))]

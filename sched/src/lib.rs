@@ -17,6 +17,9 @@
 //!    ([`policy::retention::plan`]) that gives its reasons and never takes the last trusted revision. What
 //!    is forgotten can be brought back until a sweep past the hold time.
 //!
+//! When that happens, [`policy::next_run`] says; [`service`] is what the scheduler service stands on, and [`check`]
+//! looks at what has come of it.
+//!
 //! Decisions are pure functions of data and a time in [`policy`]; doing is in `backup` and `expire`. The
 //! clock is an argument. The crate prints nothing and reads no environment; it speaks through `Monitor`,
 //! errors and `tracing` events, which have the names that the original gave them.
@@ -24,6 +27,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod backup;
+pub mod check;
 mod chunks;
 mod compare;
 pub mod config;
@@ -31,8 +35,10 @@ pub mod error;
 pub mod expire;
 mod nearest;
 pub mod policy;
+pub mod service;
 pub mod source;
 
 pub use config::{JobConfig, VerifyMode};
 pub use error::{Error, Result};
 pub use nearest::nearest;
+pub use service::ServiceConfig;

@@ -1,7 +1,9 @@
 //! One file for each command, and what they share: where the job is, and its revisions.
 
 pub(crate) mod backup;
+pub(crate) mod check;
 pub(crate) mod completion;
+pub(crate) mod config;
 pub(crate) mod distrust;
 pub(crate) mod expire;
 pub(crate) mod find;
@@ -75,6 +77,8 @@ fn dispatch(context: &Context, command: Command) -> Result {
         Command::Undelete(arguments) => undelete::run(context, &arguments),
         Command::Purge(arguments) => purge::run(context, &arguments),
         Command::Index(arguments) => index::run(context, &arguments),
+        Command::Check(arguments) => check::run(context, &arguments),
+        Command::Config(arguments) => config::run(&arguments),
         Command::Completion(arguments) => completion::run(&arguments),
     }
 }

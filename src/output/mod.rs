@@ -2,6 +2,7 @@
 
 pub(crate) mod interrupt;
 pub(crate) mod json;
+pub(crate) mod nagios;
 pub(crate) mod progress;
 pub(crate) mod size;
 pub(crate) mod table;

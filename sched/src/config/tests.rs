@@ -18,7 +18,7 @@ path: /srv/backy/test01
 ";
 
 fn problems(text: &str) -> Vec<String> {
-    JobConfig::parse(text).unwrap_err()
+    JobConfig::parse(text).unwrap_err().iter().map(ToString::to_string).collect()
 }
 
 #[test]

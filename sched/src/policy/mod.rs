@@ -2,8 +2,16 @@
 //!
 //! Everything below this folder is pure: data and a time in, a decision out.
 
+pub mod backoff;
+pub mod health;
 pub mod interval;
+pub mod next_run;
+pub mod pool;
 pub mod retention;
+pub mod sla;
+pub mod spread;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,6 +50,16 @@ impl Schedule {
         };
         let rules = [rule("daily", 1, 7), rule("weekly", 7, 4), rule("monthly", 30, 3)];
         Self { rules: rules.into_iter().flatten().collect() }
+    }
+
+    /// Returns the length of the shortest interval; `None` for an empty schedule.
+    pub fn shortest_secs(&self) -> Option<i64> {
+        self.rules.values().map(|rule| rule.interval_secs).min()
+    }
+
+    /// Returns the length of the longest interval; `None` for an empty schedule.
+    pub fn longest_secs(&self) -> Option<i64> {
+        self.rules.values().map(|rule| rule.interval_secs).max()
     }
 
     /// Checks tags for `backup` and `tags`: every one that is not manual must be in the schedule, else

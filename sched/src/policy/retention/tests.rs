@@ -2,50 +2,12 @@
 
 use std::fmt::Write as _;
 
-use backy_store::{BackendType, RevisionId, Stats};
-
+use super::super::testing::{DAY, at, revision, schedule, tags};
 use super::*;
-
-const DAY: i64 = 86_400;
-
-fn at(secs: i64) -> Timestamp {
-    Timestamp::from_secs(1_700_000_000 + secs).unwrap()
-}
-
-fn tags(list: &str) -> BTreeSet<Tag> {
-    Tag::parse_list(list).unwrap()
-}
-
-fn revision(number: u128, secs: i64, list: &str) -> Revision {
-    Revision {
-        id: RevisionId::from_bits(number),
-        timestamp: at(secs),
-        parent: None,
-        stats: Stats { duration_secs: Some(1.0), ..Stats::default() },
-        tags: tags(list),
-        backend_type: BackendType::Framed,
-        trust: Trust::Trusted,
-        orig_tags: BTreeSet::new(),
-        server: String::new(),
-        image_size: Some(0),
-        map_seal: None,
-        data_bytes: None,
-        stored_bytes: None,
-        source: BTreeMap::new(),
-        extra: BTreeMap::new(),
-    }
-}
 
 /// One revision a day with the tag `daily`, the newest made at day 0, numbered from the oldest.
 fn days(count: usize) -> Vec<Revision> {
     (0..count).map(|n| revision(n as u128, (n as i64 - count as i64 + 1) * DAY, "daily")).collect()
-}
-
-fn schedule(rules: &[(&str, &str, u32)]) -> Schedule {
-    let rule = |&(tag, every, keep): &(&str, &str, u32)| {
-        (Tag::parse(tag).unwrap(), Rule { interval_secs: interval::parse(every).unwrap(), keep })
-    };
-    Schedule { rules: rules.iter().map(rule).collect() }
 }
 
 fn daily(keep: u32) -> Schedule {

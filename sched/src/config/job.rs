@@ -1,0 +1,149 @@
+//! A tree of YAML values -> a job's configuration: source, schedule, how to compare.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use backy_store::{DEFAULT_LEVEL, Tag};
+use serde_yaml::Value;
+
+use super::problem::clip;
+use super::reader::{Fields, Reader, hint};
+use super::{JobConfig, LEVEL_MAX, TYPES, VerifyMode};
+use crate::policy::{Rule, Schedule, interval};
+use crate::source::{FileConfig, RbdConfig, Secret, SourceConfig};
+
+const JOB_KEYS: [&str; 5] = ["source", "schedule", "verify", "compression-level", "path"];
+const FILE_KEYS: [&str; 4] = ["type", "filename", "cow", "backend"];
+const RBD_KEYS: [&str; 7] = ["type", "pool", "image", "full-always", "vm", "consul_acl_token", "backend"];
+const RULE_KEYS: [&str; 2] = ["interval", "keep"];
+
+impl Reader {
+    /// Reads a whole `config` file.
+    pub(crate) fn job(&mut self, value: &Value) -> Option<JobConfig> {
+        let fields = self.fields(value, Vec::new(), Some(&JOB_KEYS))?;
+        let source = match fields.entries.get("source") {
+            Some(source) => self.source(source, vec!["source"]),
+            None => self.missing(&fields, "source"),
+        };
+        let schedule = match fields.entries.get("schedule") {
+            Some(schedule) => self.schedule(schedule, vec!["schedule"]),
+            None => Some(Schedule::default()),
+        };
+        let (verify, compression_level) = self.comparison(&fields);
+        let source = source?;
+        Some(JobConfig {
+            verify: verify.unwrap_or_else(|| VerifyMode::usual(&source)),
+            source,
+            schedule: schedule?,
+            compression_level: compression_level?,
+        })
+    }
+
+    /// Reads `verify` and `compression-level`; the latter is `None` only where it is wrong.
+    pub(crate) fn comparison(&mut self, fields: &Fields<'_>) -> (Option<VerifyMode>, Option<i32>) {
+        let verify = self.verify(fields);
+        let level = match fields.entries.contains_key("compression-level") {
+            true => self.number(fields, "compression-level", i64::from(LEVEL_MAX)),
+            false => Some(i64::from(DEFAULT_LEVEL)),
+        };
+        (verify, level.and_then(|level| i32::try_from(level).ok()))
+    }
+
+    /// Reads what stands below `source`.
+    pub(crate) fn source<'v>(&mut self, value: &'v Value, place: Vec<&'v str>) -> Option<SourceConfig> {
+        let any = self.fields(value, place.clone(), None)?;
+        let source_type = self.required(&any, "type")?;
+        let keys: &[&str] = match source_type.as_str() {
+            "file" => &FILE_KEYS,
+            known if TYPES.contains(&known) => &RBD_KEYS,
+            other => {
+                let message = format!(
+                    "there is no source type {:?}, only {}{}",
+                    clip(other),
+                    TYPES.join(", "),
+                    hint(other, &TYPES)
+                );
+                self.problem(&any.path_to("type"), &message);
+                return None;
+            }
+        };
+        let fields = self.fields(value, place, Some(keys))?;
+        let backend = self.text(&fields, "backend");
+        if source_type == "file" {
+            let cow = self.flag(&fields, "cow");
+            let filename = PathBuf::from(self.required(&fields, "filename")?);
+            return Some(SourceConfig::File(FileConfig { filename, cow, backend }));
+        }
+        let vm = match source_type.as_str() {
+            "flyingcircus" => self.required(&fields, "vm"),
+            _ => self.text(&fields, "vm"),
+        };
+        let pool = self.required(&fields, "pool");
+        let image = self.required(&fields, "image");
+        let full_always = self.flag(&fields, "full-always").unwrap_or(false);
+        let consul_acl_token = self.text(&fields, "consul_acl_token").map(Secret::new);
+        Some(SourceConfig::Rbd(RbdConfig {
+            source_type,
+            pool: pool?,
+            image: image?,
+            full_always,
+            vm,
+            consul_acl_token,
+            backend,
+        }))
+    }
+
+    /// Reads a mapping of tags to their rules.
+    pub(crate) fn schedule<'v>(&mut self, value: &'v Value, place: Vec<&'v str>) -> Option<Schedule> {
+        if value.is_null() {
+            return Some(Schedule::default());
+        }
+        let fields = self.fields(value, place, None)?;
+        let mut rules = BTreeMap::new();
+        for (&name, value) in &fields.entries {
+            let rule = self.rule(value, fields.path_to(name));
+            match Tag::parse(name) {
+                Ok(tag) => rules.extend(rule.map(|rule| (tag, rule))),
+                Err(error) => self.problem(&fields.path_to(name), &error.to_string()),
+            }
+        }
+        Some(Schedule { rules })
+    }
+
+    fn rule<'v>(&mut self, value: &'v Value, place: Vec<&'v str>) -> Option<Rule> {
+        let fields = self.fields(value, place, Some(&RULE_KEYS))?;
+        let interval_secs = match fields.entries.get("interval") {
+            Some(Value::Number(number)) => {
+                let message = format!("an interval is a text: write 1d, 12h, or \"{number}\" for seconds");
+                self.problem(&fields.path_to("interval"), &message);
+                None
+            }
+            _ => self.required(&fields, "interval").and_then(|text| match interval::parse(&text) {
+                Ok(secs) => Some(secs),
+                Err(error) => {
+                    self.problem(&fields.path_to("interval"), &error.to_string());
+                    None
+                }
+            }),
+        };
+        let keep = match fields.entries.contains_key("keep") {
+            true => self.number(&fields, "keep", i64::from(u32::MAX)),
+            false => self.missing(&fields, "keep"),
+        };
+        Some(Rule { interval_secs: interval_secs?, keep: u32::try_from(keep?).ok()? })
+    }
+
+    fn verify(&mut self, fields: &Fields<'_>) -> Option<VerifyMode> {
+        let word = match fields.entries.get("verify")? {
+            // Older YAML reads a bare `off` as a truth value, and tools that speak it write one.
+            Value::Bool(false) => "off",
+            Value::String(word) => word,
+            _ => "",
+        };
+        let mode = VerifyMode::ALL.into_iter().find(|mode| mode.as_str() == word);
+        if mode.is_none() {
+            self.problem(&fields.path_to("verify"), "it must be full, sample or off");
+        }
+        mode
+    }
+}

@@ -1,0 +1,274 @@
+//! What is wrong with the jobs of a server, and how bad that is: the rules behind `backy check`, the
+//! service's API and `backy client check`, so that all three give the same verdicts. Pure.
+//!
+//! [`JobFacts`] is what a verdict needs to know of a job, and can travel. A job is green only by a revision
+//! from which it could be restored: complete, not distrusted, not dated in the future. Revisions of other
+//! servers count, for the job is backed up there.
+
+use std::collections::BTreeSet;
+
+use backy_store::{JobName, Revision, Tag, Timestamp, Trust};
+use serde::{Deserialize, Serialize};
+
+use super::Schedule;
+use super::interval;
+use super::sla::{self, SKEW_SECS, Sla};
+
+/// What a verdict needs to know of a job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobFacts {
+    /// Its name.
+    pub job: JobName,
+    /// The shortest interval of its schedule.
+    pub shortest_secs: Option<i64>,
+    /// Since when it has been there.
+    pub since: Option<Timestamp>,
+    /// The newest revision that can be relied on.
+    pub newest_good: Option<Timestamp>,
+    /// Complete revisions.
+    pub revisions: usize,
+    /// Distrusted ones.
+    pub distrusted: usize,
+    /// Whether the newest complete revision is one of them.
+    pub newest_is_distrusted: bool,
+    /// Revisions that are dated in the future.
+    pub in_future: usize,
+    /// Manual tags, sorted.
+    pub manual_tags: BTreeSet<Tag>,
+    /// Manifests that cannot be read.
+    pub unreadable: usize,
+    /// Reports in the quarantine.
+    pub quarantine_reports: usize,
+    /// Why the job could not be looked at; all else is then unknown.
+    pub failure: Option<String>,
+}
+
+impl JobFacts {
+    /// A job of which nothing is known but its name and schedule.
+    pub fn new(job: JobName, schedule: &Schedule) -> Self {
+        Self {
+            job,
+            shortest_secs: schedule.shortest_secs(),
+            since: None,
+            newest_good: None,
+            revisions: 0,
+            distrusted: 0,
+            newest_is_distrusted: false,
+            in_future: 0,
+            manual_tags: BTreeSet::new(),
+            unreadable: 0,
+            quarantine_reports: 0,
+            failure: None,
+        }
+    }
+
+    /// Adds what a job's revisions, in any order, tell at the time `now`.
+    #[must_use]
+    pub fn with_revisions<'r>(
+        mut self,
+        revisions: impl IntoIterator<Item = &'r Revision>,
+        now: Timestamp,
+    ) -> Self {
+        let present = now.plus_secs(SKEW_SECS);
+        let mut newest: Option<&Revision> = None;
+        for revision in revisions {
+            self.manual_tags.extend(revision.tags.iter().filter(|tag| tag.is_manual()).cloned());
+            if !revision.is_clean() {
+                continue;
+            }
+            let is_distrusted = revision.trust == Trust::Distrusted;
+            self.revisions += 1;
+            self.distrusted += usize::from(is_distrusted);
+            if newest.is_none_or(|newest| newest.timestamp < revision.timestamp) {
+                newest = Some(revision);
+            }
+            if revision.timestamp > present {
+                self.in_future += 1;
+            } else if !is_distrusted {
+                self.newest_good = self.newest_good.max(Some(revision.timestamp));
+            }
+        }
+        self.newest_is_distrusted = newest.is_some_and(|newest| newest.trust == Trust::Distrusted);
+        self
+    }
+}
+
+/// How bad a problem is; the order is that of Nagios.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Worth knowing.
+    Info,
+    /// Somebody should look.
+    Warning,
+    /// Somebody must act.
+    Critical,
+}
+
+/// What kind of problem it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// The newest good revision is too old.
+    Overdue,
+    /// There is no good revision although there should be one by now.
+    NeverRan,
+    /// The newest revision is distrusted.
+    NewestDistrusted,
+    /// The job could not be looked at.
+    Unknown,
+    /// Revisions are distrusted.
+    Distrusted,
+    /// Manifests cannot be read.
+    Unreadable,
+    /// There are reports in the quarantine.
+    Quarantined,
+    /// Revisions are dated in the future.
+    InFuture,
+    /// The service does not run.
+    NoService,
+    /// Revisions are kept by hand.
+    ManualTags,
+}
+
+impl Kind {
+    /// Returns how bad it is.
+    pub fn severity(self) -> Severity {
+        match self {
+            Self::Overdue | Self::NeverRan | Self::NewestDistrusted | Self::Unknown => Severity::Critical,
+            Self::ManualTags => Severity::Info,
+            _ => Severity::Warning,
+        }
+    }
+}
+
+/// One thing that is wrong or worth knowing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What it is.
+    pub kind: Kind,
+    /// The job; `None` for the server as a whole.
+    pub job: Option<JobName>,
+    /// A sentence without a full stop, for people.
+    pub message: String,
+}
+
+impl Problem {
+    fn new(kind: Kind, job: Option<&JobName>, message: String) -> Self {
+        Self { severity: kind.severity(), kind, job: job.cloned(), message }
+    }
+}
+
+/// Returns what is wrong with one job, worst first.
+pub fn judge_job(facts: &JobFacts, now: Timestamp) -> Vec<Problem> {
+    if let Some(failure) = &facts.failure {
+        return vec![Problem::new(
+            Kind::Unknown,
+            Some(&facts.job),
+            format!("cannot be looked at: {failure}"),
+        )];
+    }
+    let mut problems = Vec::new();
+    let mut add = |kind, message: String| problems.push(Problem::new(kind, Some(&facts.job), message));
+    add_sla(facts, now, &mut add);
+    match facts.distrusted {
+        0 => {}
+        n if facts.newest_is_distrusted => {
+            add(
+                Kind::NewestDistrusted,
+                format!("the newest revision is distrusted, {n} of {} are", facts.revisions),
+            );
+        }
+        n => add(Kind::Distrusted, format!("{n} of {} revisions are distrusted", facts.revisions)),
+    }
+    if facts.unreadable > 0 {
+        add(Kind::Unreadable, format!("{} cannot be read", counted(facts.unreadable, "manifest")));
+    }
+    if facts.quarantine_reports > 0 {
+        add(Kind::Quarantined, format!("{} in its quarantine", counted(facts.quarantine_reports, "report")));
+    }
+    if facts.in_future > 0 {
+        add(Kind::InFuture, format!("{} dated in the future", counted(facts.in_future, "revision")));
+    }
+    if !facts.manual_tags.is_empty() {
+        let tags: Vec<&str> = facts.manual_tags.iter().map(Tag::as_str).collect();
+        add(Kind::ManualTags, format!("kept by hand: {}", tags.join(", ")));
+    }
+    problems.sort_by_key(|problem| std::cmp::Reverse(problem.severity));
+    problems
+}
+
+fn add_sla(facts: &JobFacts, now: Timestamp, add: &mut impl FnMut(Kind, String)) {
+    let every = interval::format(facts.shortest_secs.unwrap_or_default());
+    match sla::judge(facts.shortest_secs, facts.newest_good, facts.since, now) {
+        Sla::InTime | Sla::Waiting => {}
+        Sla::Overdue { age_secs } => {
+            let age = age(age_secs);
+            add(
+                Kind::Overdue,
+                format!("overdue: the newest good revision is {age} old, one is due every {every}"),
+            );
+        }
+        Sla::Never => {
+            let since = facts.since.map_or(0.0, |since| now.secs_since(since));
+            let had = if facts.revisions == 0 { "never ran" } else { "has no good revision" };
+            add(Kind::NeverRan, format!("{had}, but is there for {}, one is due every {every}", age(since)));
+        }
+    }
+}
+
+/// What is wrong with a server.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Jobs that were looked at.
+    pub jobs: usize,
+    /// Their complete revisions.
+    pub revisions: usize,
+    /// All problems, worst first, then by job.
+    pub problems: Vec<Problem>,
+}
+
+impl Report {
+    /// Returns how many jobs (or the server, for its own problems) have a problem of this kind.
+    pub fn count(&self, kind: Kind) -> usize {
+        self.problems.iter().filter(|problem| problem.kind == kind).count()
+    }
+
+    /// Returns the worst problem's severity; `Info` when there is none.
+    pub fn severity(&self) -> Severity {
+        self.problems.iter().map(|problem| problem.severity).max().unwrap_or(Severity::Info)
+    }
+}
+
+/// Judges a server by its jobs; `service_runs` is `None` when nobody expects a service.
+pub fn judge(jobs: &[JobFacts], service_runs: Option<bool>, now: Timestamp) -> Report {
+    let mut problems: Vec<Problem> = jobs.iter().flat_map(|facts| judge_job(facts, now)).collect();
+    if service_runs == Some(false) {
+        let message = "the scheduler service does not run: nothing is backed up by itself".to_owned();
+        problems.push(Problem::new(Kind::NoService, None, message));
+    }
+    problems.sort_by(|one, other| {
+        (other.severity, &one.job, one.kind).cmp(&(one.severity, &other.job, other.kind))
+    });
+    let revisions = jobs.iter().map(|facts| facts.revisions).sum();
+    Report { jobs: jobs.len(), revisions, problems }
+}
+
+fn counted(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+/// The two largest units of an age: `3d 4h`.
+fn age(secs: f64) -> String {
+    let minutes = (secs.max(0.0) / 60.0) as u64;
+    match (minutes / 1440, minutes / 60 % 24, minutes % 60) {
+        (0, 0, minutes) => format!("{minutes}m"),
+        (0, hours, minutes) => format!("{hours}h {minutes}m"),
+        (days, hours, _) => format!("{days}d {hours}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

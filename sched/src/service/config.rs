@@ -1,0 +1,141 @@
+//! The main configuration, `/etc/backy.conf`: where the store is, which jobs there are and when they run, who
+//! may ask. `docs/config.md` describes every key.
+//!
+//! A file is taken whole or not at all. Whatever is wrong with it, `load` fails with all problems, and a
+//! service that reloads keeps what it has: an empty file, or one that lost its `jobs`, is a problem like any
+//! other and never means "no jobs".
+//!
+//! Secrets are [`Secret`]s from the moment they are read, and no message repeats one.
+
+mod reader;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+
+use backy_store::JobName;
+
+use crate::config::document;
+use crate::config::problem::Problem;
+use crate::config::reader::Reader;
+use crate::config::{JobConfig, read_text};
+use crate::error::{Error, Result};
+use crate::policy::Schedule;
+use crate::source::Secret;
+
+/// Where the main configuration is, unless told otherwise.
+pub const PATH_DEFAULT: &str = "/etc/backy.conf";
+/// The port of the API, unless told otherwise.
+pub const PORT_DEFAULT: u16 = 6023;
+
+/// Largest main configuration: some 20,000 jobs.
+const SIZE_BYTES_MAX: u64 = 4 << 20;
+/// Largest file with a token or tokens.
+const TOKENS_BYTES_MAX: u64 = 1 << 20;
+
+/// The main configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServiceConfig {
+    /// The directory with the store and the directories of all jobs; absolute.
+    pub base_dir: PathBuf,
+    /// How many backups each pool of workers runs at a time, at least 1.
+    pub worker_limit: u32,
+    /// The program that is called after each backup, with the job's name.
+    pub completed_callback: Option<PathBuf>,
+    /// Who may ask the service, and where.
+    pub api: ApiConfig,
+    /// Other servers by name.
+    pub peers: BTreeMap<String, PeerConfig>,
+    /// All schedules by name, those that no job uses too.
+    pub schedules: BTreeMap<String, Schedule>,
+    /// The jobs by name.
+    pub jobs: BTreeMap<JobName, ServiceJob>,
+    /// What is accepted and has no effect, for people.
+    pub notes: Vec<Problem>,
+}
+
+/// One job of the main configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServiceJob {
+    /// The name of its schedule.
+    pub schedule_name: String,
+    /// What belongs into its `config` file, with the schedule itself.
+    pub config: JobConfig,
+}
+
+/// The service's API.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ApiConfig {
+    /// The addresses to listen on; at least one.
+    pub addrs: Vec<IpAddr>,
+    /// The port to listen on.
+    pub port: u16,
+    /// Tokens and the names of those who have them. Not a map by token, so that nobody compares them but in
+    /// constant time.
+    pub tokens: Vec<(Secret, String)>,
+    /// What `backy client` uses when it is told nothing.
+    pub cli_default: Option<PeerConfig>,
+}
+
+/// How to reach a service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PeerConfig {
+    /// Its address, `http://` or `https://`, without a slash at the end.
+    pub url: String,
+    /// What it wants to be shown.
+    pub token: Secret,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        let addrs = vec![IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::LOCALHOST)];
+        Self { addrs, port: PORT_DEFAULT, tokens: Vec::new(), cli_default: None }
+    }
+}
+
+impl ApiConfig {
+    /// Returns where a client on the same machine finds the service.
+    pub fn local_url(&self) -> String {
+        let port = self.port;
+        match self.addrs.first() {
+            Some(IpAddr::V4(addr)) if !addr.is_unspecified() => format!("http://{addr}:{port}"),
+            Some(IpAddr::V6(addr)) if !addr.is_unspecified() => format!("http://[{addr}]:{port}"),
+            Some(IpAddr::V6(_)) => format!("http://[::1]:{port}"),
+            _ => format!("http://127.0.0.1:{port}"),
+        }
+    }
+}
+
+impl ServiceConfig {
+    /// Reads the main configuration, and the files with tokens that it names.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = read_text(path, SIZE_BYTES_MAX)?;
+        let dir = path.parent().unwrap_or(Path::new("")).to_owned();
+        let read = |file: &Path| {
+            read_text(&dir.join(file), TOKENS_BYTES_MAX).map_err(|error| match error {
+                Error::ConfigUnreadable { source, .. } => format!("cannot read {}: {source}", file.display()),
+                Error::ConfigInvalid { problems, .. } => {
+                    let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                    format!("cannot use {}: {}", file.display(), problems.join("; "))
+                }
+                other => other.to_string(),
+            })
+        };
+        Self::parse(&text, &read).map_err(|problems| Error::ConfigInvalid { path: path.to_owned(), problems })
+    }
+
+    /// Reads the text of a main configuration; `read_file` gives the text of the files with tokens that it
+    /// names, or says why not. The error is the list of all problems.
+    pub fn parse(
+        text: &str,
+        read_file: &dyn Fn(&Path) -> Result<String, String>,
+    ) -> Result<Self, Vec<Problem>> {
+        let (value, places) = document::parse(text)?;
+        let mut reader = reader::ServiceReader { common: Reader::new(places), read_file, notes: Vec::new() };
+        let config = reader.service(&value);
+        reader.common.finish(config)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,110 @@
+//! The service of a base directory holds a lock on `<base-dir>/.scheduler` for its life: a second one cannot
+//! start, and everybody can tell whether there is one. The kernel frees the lock when the process dies, so
+//! neither a pid nor a time stamp has to be believed.
+//!
+//! Who asks takes the lock shared for a moment. That could be the moment in which a service starts, so the
+//! service tries for a while before it gives up; those who ask do not disturb each other.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use backy_store::Error as StoreError;
+
+use crate::error::{Error, Result};
+
+const TRIES_MAX: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// The right to be the service of a base directory. Dropping it gives the right up.
+#[derive(Debug)]
+pub struct ServiceGuard {
+    _file: File,
+}
+
+impl ServiceGuard {
+    /// Takes the right; `Locked` while another service has it. May sleep for a fifth of a second.
+    pub fn take(base_dir: &Path) -> Result<Self> {
+        let path = path(base_dir);
+        let open =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = open.map_err(|error| unusable("open", &path, error))?;
+        for _ in 0..TRIES_MAX {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
+                Err(TryLockError::Error(error)) => return Err(unusable("lock", &path, error)),
+            }
+        }
+        let what = format!("base directory {} (scheduler service)", base_dir.display());
+        Err(StoreError::Locked { what }.into())
+    }
+}
+
+/// Whether a service runs for this base directory.
+pub fn is_running(base_dir: &Path) -> Result<bool> {
+    let path = path(base_dir);
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        opened => opened.map_err(|error| unusable("open", &path, error))?,
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(unusable("lock", &path, error)),
+    }
+}
+
+fn path(base_dir: &Path) -> PathBuf {
+    base_dir.join(".scheduler")
+}
+
+fn unusable(doing: &'static str, path: &Path, source: io::Error) -> Error {
+    Error::LockUnusable { doing, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_service_at_a_time_and_everybody_can_tell() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_running(dir.path()).unwrap());
+        let guard = ServiceGuard::take(dir.path()).unwrap();
+        assert!(is_running(dir.path()).unwrap());
+        let second = ServiceGuard::take(dir.path()).unwrap_err();
+        assert!(
+            matches!(&second, Error::Store(StoreError::Locked { what }) if what.contains("scheduler")),
+            "{second}"
+        );
+        drop(guard);
+        assert!(!is_running(dir.path()).unwrap());
+        assert!(ServiceGuard::take(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn who_asks_does_not_keep_a_service_from_starting() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(ServiceGuard::take(dir.path()).unwrap());
+        let asking = File::open(path(dir.path())).unwrap();
+        asking.lock_shared().unwrap();
+        assert!(!is_running(dir.path()).unwrap(), "two may ask at the same time");
+        let waits = std::thread::spawn(move || {
+            std::thread::sleep(PAUSE * 3);
+            drop(asking);
+        });
+        assert!(ServiceGuard::take(dir.path()).is_ok());
+        waits.join().unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let nowhere = dir.path().join("nowhere");
+        assert!(!is_running(&nowhere).unwrap());
+        assert!(ServiceGuard::take(&nowhere).unwrap_err().to_string().contains("nowhere/.scheduler"));
+    }
+}

@@ -1,0 +1,8 @@
+//! What the service and those who look at it stand on: the main configuration, and the lock by which a running
+//! service is known.
+
+pub mod config;
+mod lock;
+
+pub use config::ServiceConfig;
+pub use lock::{ServiceGuard, is_running};

@@ -1,0 +1,80 @@
+//! `backy check`: the state of all jobs of the main configuration, for Nagios and its kin. It looks at the store
+//! itself and needs no service; the verdicts are those of `backy_sched::policy::health`.
+//!
+//! Whatever goes wrong is an answer too: status 3, and the first line of standard output says why.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use backy_sched::policy::health::{self, Report};
+use backy_sched::service::config::PATH_DEFAULT;
+use backy_sched::{ServiceConfig, check, service};
+use backy_store::{Repository, Timestamp};
+use clap::Args;
+
+use super::{Context, absolute};
+use crate::failure::{self, Outcome, Result};
+use crate::output::{json, nagios, terminal};
+
+/// Says for monitoring whether every job is backed up in time. Prints a line of state and measures, then a line for
+/// each problem. Status 0 is OK, 1 warning, 2 critical, 3 unknown.
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// The main configuration
+    #[arg(short, long, value_name = "FILE", default_value = PATH_DEFAULT)]
+    config: PathBuf,
+    /// Expect no scheduler service: something else starts the backups
+    #[arg(long)]
+    without_service: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Looks and prints the verdict.
+pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
+    let status = match examine(context, arguments) {
+        Ok((report, service_runs)) => {
+            if arguments.json {
+                json::print(&nagios::as_json(&report, service_runs))?;
+            } else {
+                terminal::print(nagios::as_text(&report, service_runs))?;
+            }
+            nagios::status(&report)
+        }
+        Err(error) => {
+            let (message, problems) = failure::in_short(error);
+            if arguments.json {
+                json::print(&nagios::unknown_as_json(&message, &problems))?;
+            } else {
+                terminal::print(nagios::unknown_as_text(&message, &problems))?;
+            }
+            nagios::UNKNOWN
+        }
+    };
+    Ok(Outcome::Status(status))
+}
+
+fn examine(context: &Context, arguments: &Arguments) -> anyhow::Result<(Report, Option<bool>)> {
+    anyhow::ensure!(
+        !context.has_given_dir(),
+        "-b has no effect here: the configuration names the base directory"
+    );
+    let path = absolute(&arguments.config)?;
+    let config = ServiceConfig::load(&path)?;
+    let repository = Repository::open(&config.base_dir)?;
+    let service_runs = match arguments.without_service {
+        true => None,
+        false => Some(service::is_running(&config.base_dir)?),
+    };
+    let now = Timestamp::now();
+    let facts = check::gather(&config, &repository, changed_at(&path)?, now);
+    Ok((health::judge(&facts, service_runs, now), service_runs))
+}
+
+/// When the configuration was written; a job without a directory has been there since then at the latest.
+fn changed_at(path: &Path) -> anyhow::Result<Option<Timestamp>> {
+    use std::os::unix::fs::MetadataExt as _;
+    let facts = std::fs::metadata(path).with_context(|| format!("cannot examine {}", path.display()))?;
+    Ok(Timestamp::from_secs(facts.mtime()))
+}
