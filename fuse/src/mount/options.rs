@@ -71,7 +71,8 @@ impl Default for Options {
         Self {
             cache_bytes: 128 << 20,
             readahead_bytes: 16 << 20,
-            threads: cores.clamp(2, 4),
+            // More than there are cores: some wait for a chunk that is being decoded.
+            threads: cores.clamp(4, 8),
             access: Access::Owner,
             uid: None,
             gid: None,
