@@ -11,12 +11,13 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 
 use backy_store::{CHUNK_SIZE, Extent, FRAME_SIZE};
 
 use crate::disk::Disk;
+use crate::mutex::lock;
 
 /// Places of one file that are followed.
 const STREAMS_MAX: usize = 8;
@@ -245,11 +246,6 @@ fn load_all(waiting: &Mutex<Receiver<Job>>, further: u64) {
             let _ = disk.load_ahead(job.offset, job.extent, further);
         }
     }
-}
-
-/// What is behind these locks is whole at every moment.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use backy_store::damage::record_chunks;
 use backy_store::{ChunkId, Error, Job, JobName, Repository, Revision, RevisionId, Silent, Trust};
 
 use crate::disk::Disk;
+use crate::mutex::lock;
 
 /// Places of damage remembered, so that each is logged once.
 const PLACES_MAX: usize = 100_000;
@@ -100,7 +101,7 @@ impl DamageLog {
     }
 
     fn places(&self) -> MutexGuard<'_, HashSet<Place>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.places)
     }
 
     fn record(&self, place: &Place, damage: Damage) {

@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use backy_store::{CHUNK_SIZE, FrameCache, Job, Revision};
 
 use crate::disk::{Disk, DiskFile};
 use crate::error::Result;
+use crate::mutex::lock;
 use crate::overlay::Overlay;
 use crate::window::Window;
 
@@ -118,8 +119,4 @@ impl Handles {
         lock(&self.data_bytes).insert(inode, bytes);
         Some(bytes)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,12 +12,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::ErrorKind;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use backy_store::{Error, Generation, Job, KnownRevisions, Repository, Result, Timestamp};
 
 use crate::mount::options::Options;
+use crate::mutex::lock;
 use crate::tree::JobTree;
 
 /// How long an answer is used before it is checked.
@@ -218,11 +219,6 @@ impl Reported {
 /// Whether a lookup failed because the job is gone.
 pub(crate) fn is_gone(error: &Error) -> bool {
     error.io_kind() == Some(ErrorKind::NotFound)
-}
-
-/// A thread that panicked left nothing half done behind these locks: values are replaced whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {

@@ -38,6 +38,7 @@ mod handles;
 mod inode;
 mod jobs;
 pub mod mount;
+mod mutex;
 mod overlay;
 mod partition;
 mod parts;

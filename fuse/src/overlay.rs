@@ -29,7 +29,7 @@ use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use self::disk::OverlayDisk;
@@ -38,6 +38,7 @@ use self::lock::{LOCK, LOCK_WAIT, lock};
 use self::space::Space;
 pub(crate) use self::states::State;
 use crate::error::{Error, Result};
+use crate::mutex;
 use backy_store::{ChunkId, JobName, Revision, RevisionId};
 
 /// Marks the root of a store.
@@ -101,7 +102,7 @@ impl Overlay {
         let seal = seal.ok_or_else(|| Error::overlay_damaged(&dir, "its revision has no seal"))?;
         let base = Base { revision: revision.id.clone(), seal, size_bytes };
         let place = self.place((job.clone(), revision.id.clone()));
-        let mut place = lock_of(&place);
+        let mut place = mutex::lock(&place);
         if let Some(disk) = &*place {
             if disk.base != base {
                 return Err(Error::overlay_damaged(&dir, "the revision's content has changed"));
@@ -115,8 +116,8 @@ impl Overlay {
 
     /// Bytes that were written to the disk of a revision, which need not be open: then it is the space they take.
     pub(crate) fn written_bytes(&self, job: &JobName, revision: &RevisionId) -> u64 {
-        let place = lock_of(&self.0.disks).get(&(job.clone(), revision.clone())).cloned();
-        let disk = place.and_then(|place| lock_of(&place).clone());
+        let place = mutex::lock(&self.0.disks).get(&(job.clone(), revision.clone())).cloned();
+        let disk = place.and_then(|place| mutex::lock(&place).clone());
         disk.map_or_else(
             || files::allocated_bytes(&self.0.dir.join(job.as_str()).join(revision.as_str())),
             |disk| disk.data_bytes(),
@@ -125,11 +126,11 @@ impl Overlay {
 
     /// Returns where a disk is or will be. Waits for no disk.
     fn place(&self, key: Key) -> Arc<Place> {
-        let mut places = lock_of(&self.0.disks);
+        let mut places = mutex::lock(&self.0.disks);
         // Who opens a disk holds its place.
         places.retain(|_, place| {
             let is_used = |disk: &Arc<OverlayDisk>| disk.is_kept() || Arc::strong_count(disk) > 1;
-            Arc::strong_count(place) > 1 || lock_of(place).as_ref().is_some_and(is_used)
+            Arc::strong_count(place) > 1 || mutex::lock(place).as_ref().is_some_and(is_used)
         });
         Arc::clone(places.entry(key).or_default())
     }
@@ -147,10 +148,10 @@ impl Overlay {
     }
 
     fn each_disk(&self, what: impl Fn(&OverlayDisk) -> Result<()>) -> Result<()> {
-        let places: Vec<_> = lock_of(&self.0.disks).values().cloned().collect();
+        let places: Vec<_> = mutex::lock(&self.0.disks).values().cloned().collect();
         let mut all = Ok(());
         for place in places {
-            let disk = lock_of(&place).clone();
+            let disk = mutex::lock(&place).clone();
             if let Some(Err(error)) = disk.map(|disk| what(&disk)) {
                 tracing::error!(cause = %failure(&error), "cannot sync what was written to an image");
                 all = all.and(Err(error));
@@ -158,10 +159,6 @@ impl Overlay {
         }
         all
     }
-}
-
-fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An error with its cause, for the log.

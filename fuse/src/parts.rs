@@ -7,7 +7,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use backy_store::{JobName, Revision, RevisionId};
 use lru::LruCache;
@@ -16,6 +16,7 @@ use crate::disk::{Disk, DiskFile};
 use crate::errno::Code;
 use crate::handles::{COUNTED_MAX_BYTES, DirectoryEntry, Kind, Open};
 use crate::inode::Node;
+use crate::mutex::lock;
 use crate::partition::{self, Layout, Probe};
 use crate::tree::RevisionFile;
 use crate::view::{FOREVER, FRESH, Facts, Result, View, system_time};
@@ -54,7 +55,7 @@ impl Layouts {
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     fn get(&self, key: &Key) -> Option<Arc<Layout>> {

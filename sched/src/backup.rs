@@ -301,25 +301,10 @@ impl Backup<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::testing;
 
     fn revision(number: u128, change: impl FnOnce(&mut Revision)) -> Revision {
-        let mut revision = Revision {
-            id: RevisionId::from_bits(number),
-            timestamp: Timestamp::from_secs(number as i64).unwrap(),
-            parent: None,
-            stats: Stats { duration_secs: Some(1.0), ..Stats::default() },
-            tags: BTreeSet::new(),
-            backend_type: BackendType::Framed,
-            trust: Trust::Trusted,
-            orig_tags: BTreeSet::new(),
-            server: String::new(),
-            image_size: Some(0),
-            map_seal: None,
-            data_bytes: None,
-            stored_bytes: None,
-            source: BTreeMap::new(),
-            extra: BTreeMap::new(),
-        };
+        let mut revision = testing::revision(number, number as i64, "");
         change(&mut revision);
         revision
     }

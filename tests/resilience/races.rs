@@ -39,6 +39,14 @@ fn a_second_backup_of_a_job_is_refused_and_the_first_is_exact() {
     });
 }
 
+/// Lets a thread end, or come to where the command that stands still holds it up.
+fn go_as_far_as_it_can<T>(thread: &thread::ScopedJoinHandle<'_, T>) {
+    let begun = Instant::now();
+    while !thread.is_finished() && begun.elapsed() < Duration::from_millis(300) {
+        thread::yield_now();
+    }
+}
+
 #[test]
 fn a_purge_while_a_backup_stands_still_anywhere_takes_nothing_of_it() {
     let mut scene = scene();
@@ -56,10 +64,7 @@ fn a_purge_while_a_backup_stands_still_anywhere_takes_nothing_of_it() {
         let backup = thread::scope(|scope| {
             // A backup that stands still between log and look holds the purge up there; then it has to go on first.
             let purge = scope.spawn(|| world.on_store(&["purge", "--now"]));
-            let begun = Instant::now();
-            while !purge.is_finished() && begun.elapsed() < Duration::from_millis(300) {
-                thread::yield_now();
-            }
+            go_as_far_as_it_can(&purge);
             let backup = stopped.finish().expect(0);
             purge.join().unwrap().expect(0);
             backup
@@ -85,10 +90,7 @@ fn a_backup_keeps_the_chunks_of_its_base_when_that_is_purged_meanwhile() {
                 world.ok(&["forget", "-r", &format!("{},{}", scene.first, scene.second)]);
                 world.on_store(&["purge", "--now"]).expect(0);
             });
-            let begun = Instant::now();
-            while !purge.is_finished() && begun.elapsed() < Duration::from_millis(300) {
-                thread::yield_now();
-            }
+            go_as_far_as_it_can(&purge);
             let backup = stopped.finish();
             purge.join().unwrap();
             backup
@@ -117,10 +119,7 @@ fn a_backup_while_a_purge_stands_still_anywhere_has_all_its_chunks() {
         };
         let (backup, purge) = thread::scope(|scope| {
             let backup = scope.spawn(|| world.run(&["backup", "daily"]));
-            let begun = Instant::now();
-            while !backup.is_finished() && begun.elapsed() < Duration::from_millis(300) {
-                thread::yield_now();
-            }
+            go_as_far_as_it_can(&backup);
             let purge = stopped.finish().expect(0);
             (backup.join().unwrap(), purge)
         });

@@ -27,6 +27,7 @@ use super::sheets::next_data;
 use super::space::Space;
 use super::states::{BATCH_BLOCKS, BLOCK_BYTES, State, States, by_page};
 use crate::error::{Error, Result};
+use crate::mutex::lock;
 
 /// How long the same complaint about a disk is not repeated: a full or broken one fails at every write.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
@@ -216,7 +217,7 @@ impl OverlayDisk {
     /// Makes all durable that was written before. An error stays: later syncs fail as well.
     pub(crate) fn sync(&self) -> Result<()> {
         let Some(kept) = self.kept.get() else { return Ok(()) };
-        let mut failed = kept.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failed = lock(&kept.failed);
         if *failed {
             let reason =
                 "a sync failed and what was written may be lost; copy what you need, then restart the system";
@@ -256,7 +257,7 @@ impl OverlayDisk {
 
     /// Whether a complaint about this disk is to be logged: each error number once a minute.
     pub(crate) fn is_new_complaint(&self, number: i32) -> bool {
-        let mut said = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = lock(&self.complaints);
         let now = Instant::now();
         if said.get(&number).is_some_and(|&last| now.duration_since(last) < COMPLAINT_PAUSE) {
             return false;
@@ -269,7 +270,7 @@ impl OverlayDisk {
         if let Some(kept) = self.kept.get().filter(|kept| kept.files.is_renewed()) {
             return Ok(kept);
         }
-        let _creating = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
+        let _creating = lock(&self.creating);
         if let Some(kept) = self.kept.get() {
             if !kept.files.is_renewed() {
                 // Nobody can write before, so the states are those of the last sync.

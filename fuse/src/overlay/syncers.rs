@@ -1,8 +1,10 @@
 //! Threads in which images are synced: a sync waits for the disk, and the kernel's other questions must not wait with it.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::Builder;
+
+use crate::mutex::lock;
 
 /// How many disks are synced at once; others wait.
 const THREADS: usize = 4;
@@ -36,7 +38,7 @@ impl Syncers {
 
 fn work(waiting: &Mutex<Receiver<Job>>) {
     loop {
-        let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let job = lock(waiting).recv();
         match job {
             Ok(job) => job(),
             Err(_) => return,

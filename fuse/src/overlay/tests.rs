@@ -727,12 +727,12 @@ fn a_disk_that_is_slow_to_open_is_waited_for_by_nobody_else() {
     let overlay = overlay.unwrap();
     let key = |name| (JobName::parse(name).unwrap(), RevisionId::parse("7Qk2").unwrap());
     let slow = overlay.place(key("slow"));
-    let opening = lock_of(&slow);
+    let opening = mutex::lock(&slow);
     let other = overlay.place(key("other"));
     assert!(other.try_lock().is_ok());
     drop((opening, other));
     assert!(Arc::ptr_eq(&slow, &overlay.place(key("slow"))));
     drop(slow);
     overlay.place(key("other"));
-    assert_eq!(lock_of(&overlay.0.disks).len(), 1, "what was not opened is forgotten");
+    assert_eq!(mutex::lock(&overlay.0.disks).len(), 1, "what was not opened is forgotten");
 }
