@@ -2,6 +2,7 @@
 //! service is known.
 
 pub mod config;
+pub mod control;
 mod lock;
 
 pub use config::ServiceConfig;

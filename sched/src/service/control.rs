@@ -1,0 +1,119 @@
+//! What the API asks of the running service: facts to show, and the few things that can be ordered. The service
+//! implements [`Control`]; the API, and tests without a service, see nothing else of it.
+
+use std::sync::Arc;
+
+use backy_store::{JobName, Repository, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::policy::health::Report;
+use crate::source::Secret;
+
+/// The service as the API sees it. Every method may block for a moment (it may look at the directories of all
+/// jobs), none for as long as a backup.
+pub trait Control: Send + Sync + 'static {
+    /// Tokens and the names of those who have them, as the configuration in force says.
+    fn tokens(&self) -> Arc<Vec<(Secret, String)>>;
+
+    /// The state of every configured job, by name, then of every dead directory, by name.
+    fn status(&self) -> Vec<StatusEntry>;
+
+    /// What is configured for every job, by name.
+    fn jobs(&self) -> Vec<JobEntry>;
+
+    /// The verdicts on all jobs, the same as those of `backy check`.
+    fn report(&self) -> Report;
+
+    /// Lets a job run as soon as a worker is free; `false` when no such job is configured. A job that runs or waits
+    /// for a worker already is left alone.
+    fn run(&self, job: &JobName) -> bool;
+
+    /// Reads the configuration again, wholly or not at all. Returns when it is in force or refused.
+    fn reload(&self) -> Result<()>;
+
+    /// Whether the job is configured here.
+    fn is_active(&self, job: &JobName) -> bool;
+
+    /// The job directories that no configured job owns, by name.
+    fn dead_jobs(&self) -> Result<Vec<JobName>>;
+
+    /// The store, opened anew: it may have been unmounted.
+    fn repository(&self) -> Result<Repository>;
+
+    /// Lets the next purge come soon.
+    fn request_purge(&self);
+
+    /// Figures of the service itself.
+    fn vitals(&self) -> Vitals;
+}
+
+/// What is shown of a job or of a dead directory. Fields and their forms are those of the original's API: times are
+/// RFC 3339, tags are joined by commas, and what there is not is null.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StatusEntry {
+    /// Its name.
+    pub job: String,
+    /// `OK` or `TOO OLD`; null for a dead directory.
+    pub sla: Option<String>,
+    /// Age in seconds of the newest good revision when the job is overdue, else 0; null for a dead directory.
+    pub sla_overdue: Option<f64>,
+    /// What it does, `Dead` for a dead directory.
+    pub status: String,
+    /// Start of the newest complete revision.
+    pub last_time: Option<String>,
+    /// Its tags, those with the shortest intervals first.
+    pub last_tags: Option<String>,
+    /// How many seconds it took.
+    pub last_duration: Option<f64>,
+    /// When the next run is due.
+    pub next_time: Option<String>,
+    /// The tags of the next run.
+    pub next_tags: Option<String>,
+    /// All manual tags of its revisions.
+    pub manual_tags: String,
+    /// Reports in its quarantine.
+    pub quarantine_reports: usize,
+    /// Revisions of other servers whose tags were changed here and not there.
+    pub unsynced_revs: usize,
+    /// Complete revisions that are here.
+    pub local_revs: usize,
+}
+
+/// What is configured for a job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobEntry {
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    pub status: String,
+    /// The source's settings; secrets are replaced by `***`.
+    pub source: serde_json::Value,
+    /// Tag -> `interval` and `keep`.
+    pub schedule: serde_json::Value,
+}
+
+/// Figures of the service itself, for `/metrics` and `/healthz`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Vitals {
+    /// When it started.
+    pub started_at: Option<Timestamp>,
+    /// When its main loop last came round; it does so every minute at least.
+    pub seen_at: Option<Timestamp>,
+    /// Jobs that are running, by pool: fast, slow.
+    pub running: [usize; 2],
+    /// Jobs that wait for a worker, by pool.
+    pub queued: [usize; 2],
+    /// Workers of each pool.
+    pub workers: u32,
+    /// Jobs that wait after a failure.
+    pub backing_off: usize,
+    /// Rounds that ended well since the start.
+    pub rounds_done: u64,
+    /// Rounds that failed since the start.
+    pub rounds_failed: u64,
+    /// When the configuration in force was read.
+    pub configured_at: Option<Timestamp>,
+    /// Whether the last order to read it again was refused.
+    pub reload_refused: bool,
+}
