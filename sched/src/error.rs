@@ -160,3 +160,15 @@ impl Error {
         matches!(self, Self::Store(backy_store::Error::Cancelled))
     }
 }
+
+/// Returns an error and its causes on one line.
+pub(crate) fn in_full(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}

@@ -33,6 +33,7 @@ mod compare;
 pub mod config;
 pub mod error;
 pub mod expire;
+pub mod histories;
 mod nearest;
 pub mod policy;
 pub mod service;

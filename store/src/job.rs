@@ -53,8 +53,8 @@ pub struct Forgotten {
 /// A mark that differs whenever the job's revisions, tags or trust states may have changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Generation {
-    inode: u64,
-    mtime_nanos: i128,
+    pub(crate) inode: u64,
+    pub(crate) mtime_nanos: i128,
 }
 
 impl Generation {

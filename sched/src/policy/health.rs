@@ -7,12 +7,13 @@
 
 use std::collections::BTreeSet;
 
-use backy_store::{JobName, Revision, Tag, Timestamp, Trust};
+use backy_store::{JobName, Tag, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::Schedule;
+use super::history::History;
 use super::interval;
-use super::sla::{self, SKEW_SECS, Sla};
+use super::sla::{self, Sla};
 
 /// What a verdict needs to know of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,34 +63,18 @@ impl JobFacts {
         }
     }
 
-    /// Adds what a job's revisions, in any order, tell at the time `now`.
+    /// Adds what a job's history tells.
     #[must_use]
-    pub fn with_revisions<'r>(
-        mut self,
-        revisions: impl IntoIterator<Item = &'r Revision>,
-        now: Timestamp,
-    ) -> Self {
-        let present = now.plus_secs(SKEW_SECS);
-        let mut newest: Option<&Revision> = None;
-        for revision in revisions {
-            self.manual_tags.extend(revision.tags.iter().filter(|tag| tag.is_manual()).cloned());
-            if !revision.is_clean() {
-                continue;
-            }
-            let is_distrusted = revision.trust == Trust::Distrusted;
-            self.revisions += 1;
-            self.distrusted += usize::from(is_distrusted);
-            if newest.is_none_or(|newest| newest.timestamp < revision.timestamp) {
-                newest = Some(revision);
-            }
-            if revision.timestamp > present {
-                self.in_future += 1;
-            } else if !is_distrusted {
-                self.newest_good = self.newest_good.max(Some(revision.timestamp));
-            }
+    pub fn with_history(self, history: &History) -> Self {
+        Self {
+            newest_good: history.newest_good,
+            revisions: history.revisions,
+            distrusted: history.distrusted,
+            newest_is_distrusted: history.newest_is_distrusted,
+            in_future: history.in_future,
+            manual_tags: history.manual_tags.clone(),
+            ..self
         }
-        self.newest_is_distrusted = newest.is_some_and(|newest| newest.trust == Trust::Distrusted);
-        self
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod backoff;
 pub mod health;
+pub mod history;
 pub mod interval;
 pub mod next_run;
 pub mod pool;

@@ -18,12 +18,12 @@
 
 use std::collections::BTreeSet;
 
-use backy_store::{Revision, Tag, Timestamp};
+use backy_store::{Tag, Timestamp};
 
-use super::{Schedule, spread};
+use super::Schedule;
+use super::history::History;
 
-/// Missed tags wait for the next ideal time when it is no farther away than this; also how far the clocks of
-/// two servers may differ, and how late a sleeper may wake.
+/// Missed tags wait for the next ideal time when it is no farther away than this; also how late a sleeper may wake.
 const SLACK_SECS: i64 = 300;
 /// The longest sleep between two looks at the clock.
 const SLEEP_SECS_MAX: i64 = 60;
@@ -91,27 +91,23 @@ fn after(interval_secs: i64, spread_secs: i64, now: Timestamp) -> i64 {
     i64::try_from(secs).unwrap_or(i64::MAX)
 }
 
-/// Returns the tags of the schedule that no complete revision younger than one interval carries.
-pub fn missed(schedule: &Schedule, revisions: &[Revision], now: Timestamp) -> BTreeSet<Tag> {
-    let present = now.plus_secs(SLACK_SECS);
-    let covers = |revision: &&Revision, since: Timestamp| {
-        revision.is_clean() && revision.timestamp > since && revision.timestamp <= present
-    };
+/// Returns the tags of the schedule that no complete revision younger than one interval carries. The history must be
+/// current.
+pub fn missed(schedule: &Schedule, history: &History, now: Timestamp) -> BTreeSet<Tag> {
     let is_missed = |tag: &Tag, interval_secs: i64| {
         let since = now.plus_secs(-interval_secs);
-        !revisions.iter().rev().filter(|revision| covers(revision, since)).any(|one| one.tags.contains(tag))
+        history.newest_by_tag.get(tag).is_none_or(|newest| *newest <= since)
     };
     let rules = schedule.rules.iter();
     rules.filter(|(tag, rule)| is_missed(tag, rule.interval_secs)).map(|(tag, _)| tag.clone()).collect()
 }
 
-/// Returns the next run of `job` with these revisions; `None` for an empty schedule.
-pub fn next_run(job: &str, schedule: &Schedule, revisions: &[Revision], now: Timestamp) -> Option<NextRun> {
-    let spread_secs = spread::spread_secs(job, schedule.longest_secs()?);
+/// Returns the next run of a job with this history and spread ([`super::spread`]); `None` for an empty schedule.
+pub fn next_run(schedule: &Schedule, spread_secs: i64, history: &History, now: Timestamp) -> Option<NextRun> {
     let (at, mut tags) = ideal(schedule, spread_secs, now)?;
-    let missed = missed(schedule, revisions, now);
+    let missed = missed(schedule, history, now);
     let is_far = at.as_micros() - now.as_micros() > SLACK_SECS * MICROS_PER_SEC;
-    if !missed.is_empty() && !revisions.is_empty() && is_far {
+    if !missed.is_empty() && history.all > 0 && is_far {
         return Some(NextRun { at: now, tags: missed, catches_up: true, decided_at: now });
     }
     tags.extend(missed);

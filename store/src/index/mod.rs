@@ -5,6 +5,7 @@
 //! every other manifest is read anew. So the database can be missing, stale, damaged, locked or read-only:
 //! listing then costs more and answers the same.
 
+pub mod memo;
 mod schema;
 
 use std::collections::HashMap;

@@ -7,7 +7,7 @@ use rusqlite::{Connection, ErrorCode};
 
 /// "bcky": tells our file from another program's.
 const APPLICATION_ID: i32 = 0x6263_6b79;
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 const TABLES: &str = "
     CREATE TABLE manifest (
@@ -19,6 +19,12 @@ const TABLES: &str = "
         ctime_nanos INTEGER NOT NULL,
         body TEXT NOT NULL,
         PRIMARY KEY (job, revision)
+    ) WITHOUT ROWID;
+    CREATE TABLE memo (
+        job TEXT PRIMARY KEY,
+        inode INTEGER NOT NULL,
+        mtime_nanos INTEGER NOT NULL,
+        text TEXT NOT NULL
     ) WITHOUT ROWID;
 ";
 
@@ -40,7 +46,7 @@ pub(super) fn open(path: &Path) -> rusqlite::Result<Connection> {
 
 fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-    transaction.execute_batch("DROP TABLE IF EXISTS manifest")?;
+    transaction.execute_batch("DROP TABLE IF EXISTS manifest; DROP TABLE IF EXISTS memo")?;
     transaction.execute_batch(TABLES)?;
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", VERSION)?;

@@ -2,11 +2,12 @@
 
 use super::super::testing::{DAY, at, revision};
 use super::*;
+use backy_store::{Revision, Trust};
 
 fn facts(revisions: &[Revision]) -> JobFacts {
     let job = JobName::parse("web01").unwrap();
     JobFacts { since: Some(at(-100 * DAY)), ..JobFacts::new(job, &Schedule::usual()) }
-        .with_revisions(revisions, at(0))
+        .with_history(&History::of(revisions, at(0)))
 }
 
 fn kinds(facts: &JobFacts) -> Vec<Kind> {

@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use backy_store::Zone;
+use backy_store::{Revision, Zone};
 
 use super::super::testing::{DAY, at, revision, schedule, tags};
-use super::super::{backoff, retention};
+use super::super::{backoff, retention, spread};
 use super::*;
 
 const HOUR: i64 = 3600;
@@ -14,8 +14,13 @@ fn usual() -> Schedule {
     Schedule::usual()
 }
 
+fn of_job(job: &str, schedule: &Schedule, revisions: &[Revision], now: Timestamp) -> Option<NextRun> {
+    let spread_secs = spread::spread_secs(job, schedule.longest_secs().unwrap_or(0));
+    next_run(schedule, spread_secs, &History::of(revisions, now), now)
+}
+
 fn decide(schedule: &Schedule, revisions: &[Revision], now: Timestamp) -> NextRun {
-    next_run("test01", schedule, revisions, now).unwrap()
+    of_job("test01", schedule, revisions, now).unwrap()
 }
 
 #[test]
@@ -58,7 +63,7 @@ fn an_ideal_time_is_always_later_and_at_most_an_interval_away() {
         assert!(ideal(&usual(), spread_secs, last).is_some());
     }
     assert_eq!(ideal(&Schedule::default(), 0, at(0)), None);
-    assert_eq!(next_run("x", &Schedule::default(), &[revision(1, 0, "daily")], at(0)), None);
+    assert_eq!(of_job("x", &Schedule::default(), &[revision(1, 0, "daily")], at(0)), None);
 }
 
 #[test]
@@ -86,7 +91,7 @@ fn missed_tags_run_at_once_unless_the_ideal_time_is_near() {
 #[test]
 fn what_covers_a_tag() {
     let schedule = schedule(&[("daily", "1d", 7), ("weekly", "1w", 4)]);
-    let missed = |revisions: &[Revision]| missed(&schedule, revisions, at(0));
+    let missed = |revisions: &[Revision]| missed(&schedule, &History::of(revisions, at(0)), at(0));
     let changed = |secs: i64, list: &str, change: fn(&mut Revision)| {
         let mut made = revision(1, secs, list);
         change(&mut made);
@@ -219,7 +224,7 @@ fn clocks_that_jump_bring_one_extra_run_each_and_no_storm() {
 fn a_thousand_new_jobs_do_not_begin_together() {
     let mut minutes = std::collections::BTreeMap::new();
     for number in 0..1000 {
-        let next = next_run(&format!("vm{number:04}"), &usual(), &[], at(0)).unwrap();
+        let next = of_job(&format!("vm{number:04}"), &usual(), &[], at(0)).unwrap();
         *minutes.entry(next.at.as_secs() / 60).or_insert(0) += 1;
     }
     assert!(minutes.values().max().unwrap() <= &8, "{:?}", minutes.values().max());

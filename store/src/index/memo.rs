@@ -1,0 +1,105 @@
+//! Memos: what somebody derived from the revisions of a job, kept in the index until the job changes, so that looking
+//! at ten thousand jobs costs one `stat` for each and not a listing.
+//!
+//! A memo is a text that only its maker understands, with the [`Generation`] of the job's directory for which it was
+//! made. It is of use while the directory has that generation. As everything in the index it may be missing or lost.
+
+use std::collections::HashMap;
+
+use rusqlite::params;
+
+use super::RevisionIndex;
+use crate::job::Generation;
+use crate::name::JobName;
+use crate::repository::Repository;
+
+/// What was derived from a job's revisions, and when that was right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memo {
+    /// The job's directory as it was just before its revisions were listed. It must have been settled then.
+    pub generation: Generation,
+    /// What was derived.
+    pub text: String,
+}
+
+impl Repository {
+    /// Returns the memos of all jobs; none when the index cannot be read.
+    pub fn memos(&self) -> HashMap<JobName, Memo> {
+        RevisionIndex::open(self).memos().unwrap_or_else(|error| {
+            tracing::debug!(%error, "the memos cannot be read");
+            HashMap::new()
+        })
+    }
+
+    /// Keeps memos. That they could not be kept is no error.
+    pub fn keep_memos(&self, memos: &[(JobName, Memo)]) {
+        if memos.is_empty() {
+            return;
+        }
+        if let Err(error) = RevisionIndex::open(self).keep_memos(memos) {
+            tracing::debug!(%error, "the memos were not kept");
+        }
+    }
+}
+
+impl RevisionIndex {
+    fn memos(&self) -> rusqlite::Result<HashMap<JobName, Memo>> {
+        let Some(connection) = &self.connection else { return Ok(HashMap::new()) };
+        let mut query = connection.prepare("SELECT job, inode, mtime_nanos, text FROM memo")?;
+        let rows = query.query_map([], |row| {
+            let generation =
+                Generation { inode: row.get::<_, i64>(1)? as u64, mtime_nanos: row.get::<_, i64>(2)?.into() };
+            Ok((row.get::<_, String>(0)?, Memo { generation, text: row.get(3)? }))
+        })?;
+        let mut found = HashMap::new();
+        for row in rows {
+            let (job, memo) = row?;
+            found.extend(JobName::parse(&job).ok().map(|job| (job, memo)));
+        }
+        Ok(found)
+    }
+
+    fn keep_memos(&mut self, memos: &[(JobName, Memo)]) -> rusqlite::Result<()> {
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        {
+            let mut insert = transaction.prepare(
+                "INSERT OR REPLACE INTO memo (job, inode, mtime_nanos, text) VALUES (?1, ?2, ?3, ?4)",
+            )?;
+            for (job, memo) in memos {
+                let Ok(mtime_nanos) = i64::try_from(memo.generation.mtime_nanos) else { continue };
+                insert.execute(params![
+                    job.as_str(),
+                    memo.generation.inode as i64,
+                    mtime_nanos,
+                    memo.text
+                ])?;
+            }
+        }
+        transaction.commit()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{commit_empty_revision, new_job};
+
+    #[test]
+    fn memos_are_kept_replaced_and_lost_without_harm() {
+        let (_dir, job) = new_job("web01");
+        commit_empty_revision(&job, 1);
+        let store = job.repository();
+        assert!(store.memos().is_empty());
+        let memo = |text: &str| Memo { generation: job.generation().unwrap(), text: text.to_owned() };
+        store.keep_memos(&[(job.name().clone(), memo("first"))]);
+        store.keep_memos(&[(job.name().clone(), memo("second"))]);
+        let kept = store.memos();
+        assert_eq!((kept.len(), &kept[job.name()]), (1, &memo("second")));
+        commit_empty_revision(&job, 2);
+        assert_ne!(kept[job.name()].generation, job.generation().unwrap());
+        std::fs::write(store.root().join("index.sqlite"), "garbage").unwrap();
+        assert!(store.memos().is_empty());
+        assert_eq!(job.revisions().unwrap().revisions.len(), 2);
+    }
+}
