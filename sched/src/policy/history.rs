@@ -124,10 +124,10 @@ impl History {
     }
 
     /// Whether the same revisions would give the same at the time `now`: the clock did not go back behind the time of
-    /// taking, and no revision of the future has become one of the present.
+    /// taking (by more than two clocks may differ), and no revision of the future has become one of the present.
     pub fn is_current(&self, now: Timestamp) -> bool {
         let present = now.plus_secs(SKEW_SECS);
-        now >= self.taken_at && self.first_in_future.is_none_or(|first| first > present)
+        present >= self.taken_at && self.first_in_future.is_none_or(|first| first > present)
     }
 }
 
@@ -169,7 +169,7 @@ mod tests {
         let history = History::of(&[revision(1, -DAY, "daily"), revision(2, DAY, "daily")], at(0));
         assert_eq!((history.in_future, history.newest_good), (1, Some(at(-DAY))));
         for (now, expected) in
-            [(0, true), (-1, false), (DAY - 301, true), (DAY - 300, false), (9 * DAY, false)]
+            [(0, true), (-300, true), (-301, false), (DAY - 301, true), (DAY - 300, false), (9 * DAY, false)]
         {
             assert_eq!(history.is_current(at(now)), expected, "{now}");
         }

@@ -4,17 +4,17 @@
 //! UTC) and moved by the job's spread. They depend on nothing that happens, so a job keeps its hour after
 //! restarts and failures, and time zones and their changes mean nothing to it.
 //!
-//! A tag is *missed* when no complete revision younger than its interval carries it, whoever made it. Missed
-//! tags go along with the next run; when that is far away and the job has any revision at all, it runs at
-//! once with the missed tags alone. A job without revisions waits for its ideal time, so that a thousand
-//! new jobs do not begin together.
+//! A tag is *missed* when no complete revision younger than its interval carries it, whoever made it, or when an
+//! ideal time of it has passed since the newest one that does: else a service that is stopped just at that time
+//! would leave nearly two intervals between two revisions. Missed tags go along with the next run; when that is far
+//! away and the job has any revision at all, it runs at once with the missed tags alone. A job without revisions
+//! waits for its ideal time, so that a thousand new jobs do not begin together.
 //!
 //! # Clocks that jump
 //!
 //! A run that succeeds leaves a revision of now, which covers its tags for their whole interval: whatever the
 //! clock does, one jump brings at most one extra run of a job. Revisions dated in the future cover nothing,
-//! else a clock that was once a year ahead would stop the job for a year. Who waits asks [`Step::now`] again
-//! each minute, so a jump is seen within a minute and the time is computed anew.
+//! else a clock that was once a year ahead would stop the job for a year.
 
 use std::collections::BTreeSet;
 
@@ -23,10 +23,9 @@ use backy_store::{Tag, Timestamp};
 use super::Schedule;
 use super::history::History;
 
-/// Missed tags wait for the next ideal time when it is no farther away than this; also how late a sleeper may wake.
+/// Missed tags wait for the next ideal time when it is no farther away than this; also how far the clocks of
+/// two servers may differ, and how late a sleeper may wake.
 const SLACK_SECS: i64 = 300;
-/// The longest sleep between two looks at the clock.
-const SLEEP_SECS_MAX: i64 = 60;
 /// Seconds from 0001-01-01, where the original begins to count, to 1970-01-01.
 const YEAR_1_TO_1970_SECS: i64 = 62_135_596_800;
 const MICROS_PER_SEC: i64 = 1_000_000;
@@ -44,32 +43,6 @@ pub struct NextRun {
     pub decided_at: Timestamp,
 }
 
-/// What somebody who waits for a run does now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Run.
-    Run,
-    /// Sleep at most so many seconds, then ask again.
-    Sleep(i64),
-    /// The clock was moved: decide anew.
-    Decide,
-}
-
-impl Step {
-    /// Returns what to do at the time `now`.
-    pub fn now(next: &NextRun, now: Timestamp) -> Self {
-        let wait_micros = next.at.as_micros() - now.as_micros();
-        if now < next.decided_at || wait_micros < -SLACK_SECS * MICROS_PER_SEC {
-            Self::Decide
-        } else if wait_micros <= 0 {
-            Self::Run
-        } else {
-            let wait_secs = wait_micros.saturating_add(MICROS_PER_SEC - 1) / MICROS_PER_SEC;
-            Self::Sleep(wait_secs.min(SLEEP_SECS_MAX))
-        }
-    }
-}
-
 /// Returns the first ideal time after `now` and all tags that fall on it; `None` for an empty schedule.
 pub fn ideal(schedule: &Schedule, spread_secs: i64, now: Timestamp) -> Option<(Timestamp, BTreeSet<Tag>)> {
     let times = schedule.rules.iter().map(|(tag, rule)| (after(rule.interval_secs, spread_secs, now), tag));
@@ -80,7 +53,7 @@ pub fn ideal(schedule: &Schedule, spread_secs: i64, now: Timestamp) -> Option<(T
     Some((Timestamp::from_secs(0)?.plus_secs(first), tags))
 }
 
-/// The first ideal second of an interval after `now`, counted from 1970.
+/// The first ideal second of an interval after `now`, counted from 1970; the last one is an interval before.
 fn after(interval_secs: i64, spread_secs: i64, now: Timestamp) -> i64 {
     let micros_per_sec = i128::from(MICROS_PER_SEC);
     let interval = i128::from(interval_secs.max(1));
@@ -91,12 +64,13 @@ fn after(interval_secs: i64, spread_secs: i64, now: Timestamp) -> i64 {
     i64::try_from(secs).unwrap_or(i64::MAX)
 }
 
-/// Returns the tags of the schedule that no complete revision younger than one interval carries. The history must be
-/// current.
-pub fn missed(schedule: &Schedule, history: &History, now: Timestamp) -> BTreeSet<Tag> {
+/// Returns the tags of the schedule that are missed. The history must be current.
+pub fn missed(schedule: &Schedule, spread_secs: i64, history: &History, now: Timestamp) -> BTreeSet<Tag> {
     let is_missed = |tag: &Tag, interval_secs: i64| {
-        let since = now.plus_secs(-interval_secs);
-        history.newest_by_tag.get(tag).is_none_or(|newest| *newest <= since)
+        let Some(newest) = history.newest_by_tag.get(tag) else { return true };
+        let last_ideal_secs = after(interval_secs, spread_secs, now).saturating_sub(interval_secs);
+        *newest <= now.plus_secs(-interval_secs)
+            || newest.as_secs().saturating_add(SLACK_SECS) < last_ideal_secs
     };
     let rules = schedule.rules.iter();
     rules.filter(|(tag, rule)| is_missed(tag, rule.interval_secs)).map(|(tag, _)| tag.clone()).collect()
@@ -105,7 +79,7 @@ pub fn missed(schedule: &Schedule, history: &History, now: Timestamp) -> BTreeSe
 /// Returns the next run of a job with this history and spread ([`super::spread`]); `None` for an empty schedule.
 pub fn next_run(schedule: &Schedule, spread_secs: i64, history: &History, now: Timestamp) -> Option<NextRun> {
     let (at, mut tags) = ideal(schedule, spread_secs, now)?;
-    let missed = missed(schedule, history, now);
+    let missed = missed(schedule, spread_secs, history, now);
     let is_far = at.as_micros() - now.as_micros() > SLACK_SECS * MICROS_PER_SEC;
     if !missed.is_empty() && history.all > 0 && is_far {
         return Some(NextRun { at: now, tags: missed, catches_up: true, decided_at: now });

@@ -4,6 +4,8 @@
 pub mod config;
 pub mod control;
 mod lock;
+pub mod scheduler;
+pub mod simulation;
 
 pub use config::ServiceConfig;
 pub use lock::{ServiceGuard, is_running};
