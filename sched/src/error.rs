@@ -44,6 +44,22 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The API cannot listen where it should.
+    #[error("the API cannot listen on {addr}")]
+    ApiAddressUnusable {
+        /// The address and port.
+        addr: std::net::SocketAddr,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The API's thread or runtime cannot be started.
+    #[error("cannot start the API")]
+    ApiNotStarted {
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The settings given for a new job have problems; all of them.
     #[error("the settings for a source of type {source_type} cannot be used: {}", problems.join("; "))]
     SettingsInvalid {
