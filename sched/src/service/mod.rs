@@ -2,6 +2,7 @@
 //! service is known.
 
 pub mod api;
+pub mod client;
 pub mod config;
 pub mod control;
 mod lock;
