@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    backup, check, completion, config, distrust, expire, find, forget, index, init, mount, purge, restore,
-    status, tags, undelete, unmount, verify,
+    backup, check, client, completion, config, distrust, expire, find, forget, index, init, mount, purge,
+    restore, status, tags, undelete, unmount, verify,
 };
 use crate::failure::EXIT_USAGE;
 use crate::output::nagios;
@@ -83,6 +83,8 @@ pub(crate) enum Command {
     Index(index::Arguments),
     /// Say for monitoring whether every job is backed up in time
     Check(check::Arguments),
+    /// Ask a running scheduler service
+    Client(client::Arguments),
     /// Look after the main configuration
     Config(config::Arguments),
     /// Print a completion script for a shell
@@ -109,6 +111,7 @@ impl Command {
             Self::Purge(_) => "purge",
             Self::Index(_) => "index",
             Self::Check(_) => "check",
+            Self::Client(_) => "client",
             Self::Config(_) => "config",
             Self::Completion(_) => "completion",
         }
@@ -122,6 +125,7 @@ impl Command {
                 | Self::Find(_)
                 | Self::Unmount(_)
                 | Self::Check(_)
+                | Self::Client(_)
                 | Self::Config(_)
                 | Self::Completion(_)
         )
@@ -133,23 +137,48 @@ pub(crate) fn report(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     // Nobody is left to hear that the message could not be printed.
     let _ = error.print();
     match u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE) {
-        EXIT_USAGE if command_word(arguments) == Some("check") => ExitCode::from(nagios::UNKNOWN),
+        EXIT_USAGE if asks_for_verdict(arguments) => ExitCode::from(nagios::UNKNOWN),
         status => ExitCode::from(status),
     }
 }
 
-/// Returns the word that stands where a command's name is expected, in arguments that clap refuses.
-fn command_word(arguments: &[OsString]) -> Option<&str> {
-    const TAKE_A_VALUE: [&str; 6] = ["-b", "--backupdir", "-l", "--logfile", "-t", "--taskid"];
-    let mut words = arguments.iter().skip(1).map(|word| word.to_str().unwrap_or_default());
-    while let Some(word) = words.next() {
-        if TAKE_A_VALUE.contains(&word) {
-            words.next();
-        } else if !word.starts_with('-') {
-            return Some(word);
-        }
+/// Whether arguments that clap refuses were meant for `check` or `client check`.
+fn asks_for_verdict(arguments: &[OsString]) -> bool {
+    let mut words = command_words(arguments);
+    match words.next() {
+        Some("client") => words.next() == Some("check"),
+        first => first == Some("check"),
     }
-    None
+}
+
+/// Returns the words that stand where names of commands are expected.
+fn command_words(arguments: &[OsString]) -> impl Iterator<Item = &str> {
+    const TAKE_A_VALUE: [&str; 13] = [
+        "-b",
+        "--backupdir",
+        "-l",
+        "--logfile",
+        "-t",
+        "--taskid",
+        "-c",
+        "--config",
+        "-p",
+        "--peer",
+        "--url",
+        "--token",
+        "--token-file",
+    ];
+    let mut words = arguments.iter().skip(1).map(|word| word.to_str().unwrap_or_default());
+    std::iter::from_fn(move || {
+        while let Some(word) = words.next() {
+            if TAKE_A_VALUE.contains(&word) {
+                words.next();
+            } else if !word.starts_with('-') {
+                return Some(word);
+            }
+        }
+        None
+    })
 }
 
 #[cfg(test)]
@@ -205,21 +234,31 @@ mod tests {
             for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
                 assert!(named(section, argument), "{} in {head}", argument.get_id());
             }
+            for nested in command.get_subcommands() {
+                let name = format!("{} {}", command.get_name(), nested.get_name());
+                assert!(section.contains(&name), "{name}");
+                for argument in nested.get_arguments() {
+                    assert!(named(section, argument), "{} in {name}", argument.get_id());
+                }
+            }
         }
     }
 
     #[test]
-    fn the_command_is_found_among_wrong_arguments() {
+    fn wrong_usage_of_a_check_is_told_apart() {
         for (words, expected) in [
-            (&["check", "--colour"][..], Some("check")),
-            (&["-v", "-b", "config", "check", "-x"], Some("check")),
-            (&["--backupdir=check", "status", "--x"], Some("status")),
-            (&["-b", "check"], None),
-            (&["config", "check", "-x"], Some("config")),
-            (&[], None),
+            (&["check", "--colour"][..], true),
+            (&["-v", "-b", "config", "check", "-x"], true),
+            (&["client", "-c", "x", "check", "-x"], true),
+            (&["client", "--token", "check"], false),
+            (&["client", "jobs", "check", "-x"], false),
+            (&["--backupdir=check", "status", "--x"], false),
+            (&["-b", "check"], false),
+            (&["config", "check", "-x"], false),
+            (&[], false),
         ] {
             let words: Vec<OsString> = ["backy"].iter().chain(words).map(OsString::from).collect();
-            assert_eq!(command_word(&words), expected, "{words:?}");
+            assert_eq!(asks_for_verdict(&words), expected, "{words:?}");
         }
     }
 

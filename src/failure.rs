@@ -171,6 +171,25 @@ fn sched_hint(error: &SchedError) -> Option<String> {
             if known.is_empty() { "no tags".to_owned() } else { known.join(", ") }
         )),
         SchedError::ConfigInvalid { path, .. } => Some(format!("correct {}", quote(&path.to_string_lossy()))),
+        SchedError::ServiceUnreachable { .. } => Some(
+            "see whether the service runs there, and whether `api.addrs`, `api.port` and the URL agree; `/healthz` needs no token"
+                .to_owned(),
+        ),
+        SchedError::TokenRefused { .. } => Some(
+            "the service's `api.tokens` or its `tokens-file` must have it; `backy client reload` makes changes known"
+                .to_owned(),
+        ),
+        SchedError::AnswerInvalid { .. } => {
+            Some("see whether that is a backy service, and of about this version".to_owned())
+        }
+        SchedError::ApiAddressUnusable { source, .. } => Some(
+            match source.kind() {
+                io::ErrorKind::AddrInUse => "another program listens there, perhaps another service: `ss -ltnp` shows it; `api.port` can be changed",
+                io::ErrorKind::PermissionDenied => "ports below 1024 are for root: change `api.port`",
+                _ => "change `api.addrs` in the main configuration to addresses of this machine",
+            }
+            .to_owned(),
+        ),
         _ => None,
     }
 }

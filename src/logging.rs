@@ -76,6 +76,11 @@ impl Log {
         Ok(Self(shared))
     }
 
+    /// Returns what marks the lines of this run.
+    pub(crate) fn task_id(&self) -> &str {
+        &self.0.task
+    }
+
     /// Goes on in the job's own log file, unless another was asked for by name.
     pub(crate) fn enter_job(&self, name: &JobName, dir: &Path) {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner).job = name.to_string();

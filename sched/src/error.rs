@@ -44,6 +44,54 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The API cannot listen where it should.
+    #[error("the API cannot listen on {addr}")]
+    ApiAddressUnusable {
+        /// The address and port.
+        addr: std::net::SocketAddr,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The API's thread or runtime cannot be started.
+    #[error("cannot start the API")]
+    ApiNotStarted {
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Another service, or this machine's, does not answer.
+    #[error("cannot reach the service at {url}: {reason}")]
+    ServiceUnreachable {
+        /// Its address.
+        url: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A service does not know the token.
+    #[error("the service at {url} does not know the token")]
+    TokenRefused {
+        /// Its address.
+        url: String,
+    },
+    /// A service answered that it will not or cannot.
+    #[error("the service at {url} answers {message}")]
+    ServiceRefused {
+        /// Its address.
+        url: String,
+        /// The status of HTTP.
+        status: u16,
+        /// Its words: the status and what may follow.
+        message: String,
+    },
+    /// What answers is no service of ours, or of another time.
+    #[error("what answers at {url} is not understood: {reason}")]
+    AnswerInvalid {
+        /// The address.
+        url: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The settings given for a new job have problems; all of them.
     #[error("the settings for a source of type {source_type} cannot be used: {}", problems.join("; "))]
     SettingsInvalid {

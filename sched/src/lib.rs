@@ -38,6 +38,7 @@ mod nearest;
 pub mod policy;
 pub mod service;
 pub mod source;
+pub mod tags;
 
 pub use config::{JobConfig, VerifyMode};
 pub use error::{Error, Result};

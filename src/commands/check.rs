@@ -33,25 +33,30 @@ pub(crate) struct Arguments {
 
 /// Looks and prints the verdict.
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
-    let status = match examine(context, arguments) {
-        Ok((report, service_runs)) => {
-            if arguments.json {
-                json::print(&nagios::as_json(&report, service_runs))?;
-            } else {
-                terminal::print(nagios::as_text(&report, service_runs))?;
-            }
-            nagios::status(&report)
-        }
+    conclude(examine(context, arguments), arguments.json)
+}
+
+/// Prints a verdict, or why there is none, and returns the status for Nagios.
+pub(super) fn conclude(verdict: anyhow::Result<(Report, Option<bool>)>, as_json: bool) -> Result {
+    let (text, value, status) = match verdict {
+        Ok((report, service_runs)) => (
+            nagios::as_text(&report, service_runs),
+            nagios::as_json(&report, service_runs),
+            nagios::status(&report),
+        ),
         Err(error) => {
             let (message, problems) = failure::in_short(error);
-            if arguments.json {
-                json::print(&nagios::unknown_as_json(&message, &problems))?;
-            } else {
-                terminal::print(nagios::unknown_as_text(&message, &problems))?;
-            }
-            nagios::UNKNOWN
+            (
+                nagios::unknown_as_text(&message, &problems),
+                nagios::unknown_as_json(&message, &problems),
+                nagios::UNKNOWN,
+            )
         }
     };
+    match as_json {
+        true => json::print(&value)?,
+        false => terminal::print(text)?,
+    }
     Ok(Outcome::Status(status))
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod backup;
 pub(crate) mod check;
+pub(crate) mod client;
 pub(crate) mod completion;
 pub(crate) mod config;
 pub(crate) mod distrust;
@@ -78,6 +79,7 @@ fn dispatch(context: &Context, command: Command) -> Result {
         Command::Purge(arguments) => purge::run(context, &arguments),
         Command::Index(arguments) => index::run(context, &arguments),
         Command::Check(arguments) => check::run(context, &arguments),
+        Command::Client(arguments) => client::run(context, &arguments),
         Command::Config(arguments) => config::run(&arguments),
         Command::Completion(arguments) => completion::run(&arguments),
     }
@@ -88,6 +90,11 @@ impl Context {
         let log = Log::start(global.logfile.as_deref(), global.verbose, global.taskid)?;
         let logged_name = (!command.only_reads()).then(|| command.name());
         Ok(Self { log, given_dir: global.backupdir, logged_name, zone: Zone::system() })
+    }
+
+    /// Returns what marks the log lines of this run.
+    pub(crate) fn task_id(&self) -> &str {
+        self.log.task_id()
     }
 
     /// Whether `-b` was given.

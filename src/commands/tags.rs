@@ -65,13 +65,8 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     let now = Timestamp::now();
     for revision in &selected {
         let changed = arguments.action.apply(&revision.tags, &tags);
-        let bare = changed.is_empty();
-        let (before, after) = (join_tags(&revision.tags), join_tags(&changed));
-        job.set_tags(&guard, &revision.id, changed)?;
-        tracing::info!(target: crate::logging::QUIET, revision = %revision.id, before, after, "tags changed");
-        if bare && arguments.autoremove {
-            job.forget(&guard, &revision.id, now)?;
-            tracing::info!(target: crate::logging::QUIET, revision = %revision.id, "forgotten");
+        let after = join_tags(&changed);
+        if backy_sched::tags::replace(&job, &guard, revision, changed, arguments.autoremove, now)? {
             terminal::print_line(format_args!("{} forgotten", revision.id))?;
         } else {
             terminal::print_line(format_args!("{} {after}", revision.id))?;
@@ -92,8 +87,7 @@ fn spec_and_tags<'w>(option: Option<&'w str>, words: &'w [String]) -> anyhow::Re
 
 fn check_expected(selected: &[Revision], expected: Option<&BTreeSet<Tag>>) -> anyhow::Result<()> {
     let Some(expected) = expected else { return Ok(()) };
-    let other: Vec<Revision> =
-        selected.iter().filter(|revision| revision.tags != *expected).cloned().collect();
+    let other = backy_sched::tags::differing(selected, expected);
     if other.is_empty() {
         return Ok(());
     }

@@ -13,6 +13,7 @@ use nix::libc;
 use nix::sys::statfs::{self, FsType};
 
 use crate::error::{Context, Error, Result};
+use crate::timestamp::Timestamp;
 
 #[cfg_attr(not(feature = "testing"), path = "disk/plain.rs")]
 mod fault;
@@ -53,6 +54,13 @@ pub(crate) fn random_name() -> Result<String> {
 /// Opens an existing file for reading, never through a symbolic link.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)
+}
+
+/// Sets the modification time of a directory. Not durable, and nothing depends on it.
+pub(crate) fn set_modified(dir: &Path, at: Timestamp) -> Result<()> {
+    let secs = u64::try_from(at.as_secs()).unwrap_or_default();
+    let at = std::time::UNIX_EPOCH + std::time::Duration::from_secs(secs);
+    open(dir).and_then(|opened| opened.set_modified(at)).context("touch", dir)
 }
 
 /// Makes a new file for writing; it must not exist.

@@ -208,6 +208,16 @@ impl Job {
         lock::for_manifests(&self.dir)
     }
 
+    /// As [`Job::lock_manifests`], but fails at once with `Locked` when another holds it.
+    pub fn try_lock_manifests(&self) -> Result<ManifestGuard> {
+        lock::try_for_manifests(&self.dir, self.name.as_str())
+    }
+
+    /// Sets the modification time of the directory, which says that somebody still wants it.
+    pub fn touch(&self, now: Timestamp) -> Result<()> {
+        disk::set_modified(&self.dir, now)
+    }
+
     /// Replaces the tags of a revision. Durable when it returns.
     pub fn set_tags(&self, _guard: &ManifestGuard, id: &RevisionId, tags: BTreeSet<Tag>) -> Result<()> {
         self.rewrite(id, |revision| revision.tags = tags.clone())

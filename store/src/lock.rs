@@ -46,6 +46,12 @@ pub(crate) fn for_manifests(job_dir: &Path) -> Result<ManifestGuard> {
     Ok(ManifestGuard { _file: file })
 }
 
+/// As [`for_manifests`], or fails at once with `Locked`.
+pub(crate) fn try_for_manifests(job_dir: &Path, job: &str) -> Result<ManifestGuard> {
+    let file = try_exclusive(&job_dir.join(".manifests"), || format!("job {job} (manifests)"))?;
+    Ok(ManifestGuard { _file: file })
+}
+
 pub(crate) fn for_sweep(root: &Path) -> Result<SweepGuard> {
     let file = try_exclusive(&root.join(".sweep"), || format!("store {} (purge)", root.display()))?;
     Ok(SweepGuard { _file: file })

@@ -36,6 +36,9 @@ pub struct JobFacts {
     pub in_future: usize,
     /// Manual tags, sorted.
     pub manual_tags: BTreeSet<Tag>,
+    /// Revisions of other servers whose tags were changed here and not there.
+    #[serde(default)]
+    pub unsynced: usize,
     /// Manifests that cannot be read.
     pub unreadable: usize,
     /// Reports in the quarantine.
@@ -57,6 +60,7 @@ impl JobFacts {
             newest_is_distrusted: false,
             in_future: 0,
             manual_tags: BTreeSet::new(),
+            unsynced: 0,
             unreadable: 0,
             quarantine_reports: 0,
             failure: None,
@@ -72,6 +76,7 @@ impl JobFacts {
             distrusted: history.distrusted,
             newest_is_distrusted: history.newest_is_distrusted,
             in_future: history.in_future,
+            unsynced: history.unsynced,
             manual_tags: history.manual_tags.clone(),
             ..self
         }
@@ -88,6 +93,17 @@ pub enum Severity {
     Warning,
     /// Somebody must act.
     Critical,
+}
+
+impl Severity {
+    /// Returns the word for it in JSON and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+        }
+    }
 }
 
 /// What kind of problem it is.
@@ -114,15 +130,49 @@ pub enum Kind {
     NoService,
     /// Revisions are kept by hand.
     ManualTags,
+    /// Revisions of other servers have tags that those do not know of yet.
+    Unsynced,
 }
 
 impl Kind {
+    /// All kinds, the worst first.
+    pub const ALL: [Self; 11] = [
+        Self::Overdue,
+        Self::NeverRan,
+        Self::NewestDistrusted,
+        Self::Unknown,
+        Self::Distrusted,
+        Self::Unreadable,
+        Self::Quarantined,
+        Self::InFuture,
+        Self::NoService,
+        Self::ManualTags,
+        Self::Unsynced,
+    ];
+
     /// Returns how bad it is.
     pub fn severity(self) -> Severity {
         match self {
             Self::Overdue | Self::NeverRan | Self::NewestDistrusted | Self::Unknown => Severity::Critical,
-            Self::ManualTags => Severity::Info,
+            Self::ManualTags | Self::Unsynced => Severity::Info,
             _ => Severity::Warning,
+        }
+    }
+
+    /// Returns the word for it in JSON and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Overdue => "overdue",
+            Self::NeverRan => "never-ran",
+            Self::NewestDistrusted => "newest-distrusted",
+            Self::Unknown => "unknown",
+            Self::Distrusted => "distrusted",
+            Self::Unreadable => "unreadable",
+            Self::Quarantined => "quarantined",
+            Self::InFuture => "in-future",
+            Self::NoService => "no-service",
+            Self::ManualTags => "manual-tags",
+            Self::Unsynced => "unsynced",
         }
     }
 }
@@ -181,6 +231,10 @@ pub fn judge_job(facts: &JobFacts, now: Timestamp) -> Vec<Problem> {
         let tags: Vec<&str> = facts.manual_tags.iter().map(Tag::as_str).collect();
         add(Kind::ManualTags, format!("kept by hand: {}", tags.join(", ")));
     }
+    if facts.unsynced > 0 {
+        let revisions = counted(facts.unsynced, "revision");
+        add(Kind::Unsynced, format!("{revisions} of other servers with tags that were changed only here"));
+    }
     problems.sort_by_key(|problem| std::cmp::Reverse(problem.severity));
     problems
 }
@@ -205,7 +259,7 @@ fn add_sla(facts: &JobFacts, now: Timestamp, add: &mut impl FnMut(Kind, String))
 }
 
 /// What is wrong with a server.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Jobs that were looked at.
     pub jobs: usize,

@@ -106,6 +106,15 @@ impl ApiConfig {
     }
 }
 
+impl PeerConfig {
+    /// Checks an address and a token that were given elsewhere than in a configuration.
+    pub fn new(url: &str, token: &str) -> Result<Self, String> {
+        reader::check_url(url).map_err(|why| format!("the URL cannot be used: {why}"))?;
+        reader::check_token(token).map_err(|why| format!("the token {why}"))?;
+        Ok(Self { url: url.trim_end_matches('/').to_owned(), token: Secret::new(token.to_owned()) })
+    }
+}
+
 impl ServiceConfig {
     /// Reads the main configuration, and the files with tokens that it names.
     pub fn load(path: &Path) -> Result<Self> {

@@ -7,11 +7,11 @@ use backy_store::{JobName, Repository, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
-use crate::policy::health::Report;
+use crate::policy::health::{self, JobFacts, Report};
 use crate::source::Secret;
 
 /// The service as the API sees it. Every method may block for a moment (it may look at the directories of all
-/// jobs), none for as long as a backup.
+/// jobs), none for as long as a backup. `tokens` and `vitals` do not block: the API asks for them in its own loop.
 pub trait Control: Send + Sync + 'static {
     /// Tokens and the names of those who have them, as the configuration in force says.
     fn tokens(&self) -> Arc<Vec<(Secret, String)>>;
@@ -22,8 +22,13 @@ pub trait Control: Send + Sync + 'static {
     /// What is configured for every job, by name.
     fn jobs(&self) -> Vec<JobEntry>;
 
+    /// What the verdicts on all jobs stand on, by name, as `check::gather` finds it.
+    fn facts(&self, now: Timestamp) -> Vec<JobFacts>;
+
     /// The verdicts on all jobs, the same as those of `backy check`.
-    fn report(&self) -> Report;
+    fn report(&self, now: Timestamp) -> Report {
+        health::judge(&self.facts(now), Some(true), now)
+    }
 
     /// Lets a job run as soon as a worker is free; `false` when no such job is configured. A job that runs or waits
     /// for a worker already is left alone.

@@ -1,6 +1,8 @@
 //! What the service and those who look at it stand on: the main configuration, and the lock by which a running
 //! service is known.
 
+pub mod api;
+pub mod client;
 pub mod config;
 pub mod control;
 mod lock;

@@ -20,6 +20,28 @@ fn changed(secs: i64, change: fn(&mut Revision)) -> Revision {
     made
 }
 
+fn of_another_server(revision: &mut Revision) {
+    revision.server = "backup2".into();
+    revision.orig_tags.clone_from(&revision.tags);
+}
+
+#[test]
+fn tags_that_another_server_does_not_know_of_are_told() {
+    let foreign = changed(-DAY, of_another_server);
+    assert!(kinds(&facts(std::slice::from_ref(&foreign))).is_empty());
+    let retagged = Revision { tags: Default::default(), ..foreign };
+    assert_eq!(kinds(&facts(&[retagged])), [Kind::Unsynced]);
+}
+
+#[test]
+fn every_kind_has_the_word_that_json_has() {
+    for kind in Kind::ALL {
+        assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+        assert_eq!(serde_json::to_value(kind.severity()).unwrap(), kind.severity().as_str());
+    }
+    assert!(Kind::ALL.is_sorted());
+}
+
 #[test]
 fn only_a_good_revision_makes_a_job_green() {
     let good = revision(1, -DAY, "daily");
@@ -28,7 +50,7 @@ fn only_a_good_revision_makes_a_job_green() {
     for (what, revisions, expected) in [
         ("good", vec![good.clone()], vec![]),
         ("verified", vec![changed(-DAY, |r| r.trust = Trust::Verified)], vec![]),
-        ("of another server", vec![changed(-DAY, |r| r.server = "backup2".into())], vec![]),
+        ("of another server", vec![changed(-DAY, of_another_server)], vec![]),
         ("too old", vec![old.clone()], vec![Kind::Overdue]),
         ("none", vec![], vec![Kind::NeverRan]),
         ("partial", vec![changed(-DAY, |r| r.stats.duration_secs = None)], vec![Kind::NeverRan]),

@@ -2,6 +2,8 @@
 
 mod api;
 
+pub(super) use self::api::{check_token, check_url};
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

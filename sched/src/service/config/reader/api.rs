@@ -179,7 +179,7 @@ impl ServiceReader<'_> {
 }
 
 /// A token goes into a header of HTTP.
-fn check_token(token: &str) -> Result<(), &'static str> {
+pub(in crate::service::config) fn check_token(token: &str) -> Result<(), &'static str> {
     if token.is_empty() {
         Err("is empty")
     } else if token.len() > 1024 {
@@ -191,7 +191,7 @@ fn check_token(token: &str) -> Result<(), &'static str> {
     }
 }
 
-fn check_url(url: &str) -> Result<(), &'static str> {
+pub(in crate::service::config) fn check_url(url: &str) -> Result<(), &'static str> {
     let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
     let Some(rest) = rest else { return Err("it must begin with http:// or https://") };
     let host = rest.split('/').next().unwrap_or_default();

@@ -1,0 +1,208 @@
+//! From a socket to a route, and back: accepting, limits, tokens, the body, the log.
+
+use std::convert::Infallible;
+use std::net::{SocketAddr, TcpListener};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backy_store::Timestamp;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::header::{self, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
+
+use super::answer::Answer;
+use super::patient::Patient;
+use super::route::Route;
+use super::{Limits, auth, handler};
+use crate::service::control::Control;
+
+/// How long to wait when the system has no more descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Characters of a request's texts that go into the log.
+const LOGGED_CHARS_MAX: usize = 200;
+
+/// What all connections share.
+pub(super) struct Shared {
+    pub(super) control: Arc<dyn Control>,
+    pub(super) limits: Limits,
+    pub(super) stop: watch::Receiver<bool>,
+    pub(super) connections: Arc<Semaphore>,
+    pub(super) handlers: Arc<Semaphore>,
+}
+
+/// Accepts connections until the server stops. Who comes when there are too many waits in the kernel's queue.
+pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "cannot use a socket of the API"),
+    };
+    loop {
+        let accepted = async {
+            let permit = Arc::clone(&shared.connections).acquire_owned().await;
+            (listener.accept().await, permit)
+        };
+        let (accepted, permit) = tokio::select! {
+            accepted = accepted => accepted,
+            () = shared.stopped() => return,
+        };
+        match (accepted, permit) {
+            (Ok((stream, peer)), Ok(permit)) => {
+                tokio::spawn(converse(stream, peer, Arc::clone(&shared), permit));
+            }
+            (Err(error), _) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            (_, Err(_)) => return,
+        }
+    }
+}
+
+/// Answers the requests of one connection.
+async fn converse(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, _permit: OwnedSemaphorePermit) {
+    let limits = shared.limits;
+    let io = TokioIo::new(Patient::new(stream, limits.answer_time));
+    let answering = Arc::clone(&shared);
+    let service = service_fn(move |request| {
+        let shared = Arc::clone(&answering);
+        async move { Ok::<_, Infallible>(respond(&shared, peer, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head_time)
+        .max_headers(limits.headers)
+        .max_header_size(limits.head_bytes)
+        .max_buf_size(limits.head_bytes)
+        .serve_connection(io, service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shared.stopped() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "a connection ended early");
+    }
+}
+
+/// Answers one request and logs it.
+async fn respond(
+    shared: &Arc<Shared>,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    let method = request.method().clone();
+    let path = clip(request.uri().path());
+    let sub_task = sub_task(request.headers());
+    let asked = answer(shared, request).await;
+    let (client, status) = (asked.client, asked.answer.code());
+    if asked.is_order || status >= 400 {
+        tracing::info!(%peer, client, %method, path, status, sub_task, "request");
+    } else {
+        tracing::debug!(%peer, client, %method, path, status, sub_task, "request");
+    }
+    let mut response = asked.answer.into_response();
+    // While others wait for a connection, nobody keeps one.
+    if shared.connections.available_permits() == 0 {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// An answer, and what the log says of it.
+struct Asked {
+    answer: Answer,
+    client: String,
+    is_order: bool,
+}
+
+async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Asked {
+    let asked = |answer, client: &str| Asked { answer, client: client.to_owned(), is_order: false };
+    if request.uri().path() == "/healthz" {
+        return asked(health(shared, request.method()), "");
+    }
+    let tokens = shared.control.tokens();
+    let Some(client) = auth::client(&tokens, request.headers()) else {
+        return asked(Answer::status(StatusCode::UNAUTHORIZED), "");
+    };
+    let uri = request.uri();
+    let route = match Route::parse(request.method(), uri.path(), uri.query()) {
+        Ok(route) => route,
+        Err(answer) => return asked(answer, client),
+    };
+    let is_order = route.is_order();
+    let answer = match read_body(request.into_body(), &shared.limits).await {
+        Ok(body) => handle(shared, route, body).await,
+        Err(answer) => answer,
+    };
+    Asked { is_order, ..asked(answer, client) }
+}
+
+/// Needs no token and no thread: it must answer when nothing else does.
+fn health(shared: &Shared, method: &Method) -> Answer {
+    if method != Method::GET && method != Method::HEAD {
+        return Answer::not_allowed("GET, HEAD");
+    }
+    match handler::is_alive(&shared.control.vitals(), Timestamp::now()) {
+        true => Answer::text(StatusCode::OK, "ok\n"),
+        false => Answer::text(StatusCode::SERVICE_UNAVAILABLE, "not ok\n"),
+    }
+}
+
+async fn read_body(body: Incoming, limits: &Limits) -> Result<Bytes, Answer> {
+    let too_large = || Answer::status(StatusCode::PAYLOAD_TOO_LARGE);
+    if body.size_hint().lower() > limits.body_bytes as u64 {
+        return Err(too_large());
+    }
+    match timeout(limits.request_time, Limited::new(body, limits.body_bytes).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(Answer::status(StatusCode::BAD_REQUEST)),
+        Err(_) => Err(Answer::status(StatusCode::REQUEST_TIMEOUT)),
+    }
+}
+
+/// Runs the handler in a thread. One that takes too long goes on there, and counts among those at work, until it ends:
+/// what it has begun is not left half done.
+async fn handle(shared: &Arc<Shared>, route: Route, body: Bytes) -> Answer {
+    let handled = async {
+        let permit = Arc::clone(&shared.handlers).acquire_owned().await;
+        let control = Arc::clone(&shared.control);
+        tokio::task::spawn_blocking(move || {
+            let answer = handler::handle(&*control, route, &body);
+            drop(permit);
+            answer
+        })
+        .await
+    };
+    match timeout(shared.limits.request_time, handled).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => {
+            tracing::error!(%error, "a request ended in a panic");
+            Answer::status(StatusCode::INTERNAL_SERVER_ERROR)
+        }
+        Err(_) => Answer::told(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the answer takes too long; what was ordered may still be done",
+        ),
+    }
+}
+
+/// The mark that the client gives its request.
+fn sub_task(headers: &HeaderMap) -> String {
+    headers.get("taskid").map_or_else(String::new, |value| clip(&String::from_utf8_lossy(value.as_bytes())))
+}
+
+fn clip(text: &str) -> String {
+    text.chars().take(LOGGED_CHARS_MAX).collect()
+}

@@ -1,0 +1,164 @@
+//! The HTTP API of the service: what is asked over the network, and who may ask. `docs/api.md` describes every
+//! route; [`Control`] is all it sees of the service.
+//!
+//! - Who has no token learns nothing but whether the service is alive: the token is looked at before the path.
+//! - The server has a thread and a runtime of its own, so that it can still tell that the main loop hangs.
+//! - Everything has a bound ([`Limits`]): connections, header, body, time, answers in the making. What blocks, runs
+//!   in threads; at most so many at once, and who waits too long for one is told so.
+//! - A connection that is cut, an answer that cannot be sent, a handler that panics: each ends alone.
+
+mod answer;
+mod auth;
+mod backups;
+mod connection;
+mod handler;
+mod listen;
+mod metrics;
+mod patient;
+mod route;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{Semaphore, watch};
+
+use self::connection::Shared;
+use super::control::Control;
+use crate::error::{Error, Result};
+
+/// The bounds of the API.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Connections at a time; more wait.
+    connections: u32,
+    /// Requests at a time that look at the store or ask the service; more wait.
+    handlers: usize,
+    /// Bytes of a request's first line and headers.
+    head_bytes: usize,
+    /// Headers of a request.
+    headers: usize,
+    /// Bytes of a request's body.
+    body_bytes: usize,
+    /// How long the first line and headers may take, and how long a connection may be silent between requests.
+    head_time: Duration,
+    /// How long the body may take, and then how long the answer may be in the making.
+    request_time: Duration,
+    /// How long an answer may take to be fetched.
+    answer_time: Duration,
+    /// How long answers that are under way when the server stops may still take.
+    stop_time: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 64,
+            handlers: 8,
+            head_bytes: 16 << 10,
+            headers: 64,
+            body_bytes: 64 << 10,
+            head_time: Duration::from_secs(10),
+            request_time: Duration::from_secs(30),
+            answer_time: Duration::from_secs(30),
+            stop_time: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A running API. Dropping it ends it as [`Server::stop`] does, without waiting.
+#[derive(Debug)]
+pub struct Server {
+    addrs: Vec<SocketAddr>,
+    stop: watch::Sender<bool>,
+    thread: JoinHandle<()>,
+}
+
+impl Server {
+    /// Listens on all of `addrs` that this machine has, and answers from a thread of its own. An address that the
+    /// machine does not have is left out with a warning as long as one remains; one that is taken is an error.
+    /// Port 0 takes a free one. Nobody can ask without a token: with none configured do not start it.
+    pub fn start(addrs: &[IpAddr], port: u16, control: Arc<dyn Control>) -> Result<Self> {
+        Self::start_within(addrs, port, control, Limits::default())
+    }
+
+    pub(crate) fn start_within(
+        addrs: &[IpAddr],
+        port: u16,
+        control: Arc<dyn Control>,
+        limits: Limits,
+    ) -> Result<Self> {
+        let (listeners, addrs) = listen::bind(addrs, port)?;
+        let failed = |source| Error::ApiNotStarted { source };
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(limits.handlers)
+            .thread_name("api-handler")
+            .build()
+            .map_err(failed)?;
+        let (stop, stopped) = watch::channel(false);
+        let shared = Arc::new(Shared::new(control, limits, stopped));
+        let serve = move || serve(runtime, listeners, &shared);
+        let thread = std::thread::Builder::new().name("api".to_owned()).spawn(serve).map_err(failed)?;
+        for addr in &addrs {
+            tracing::info!(%addr, "listening");
+        }
+        Ok(Self { addrs, stop, thread })
+    }
+
+    /// The addresses it listens on.
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.addrs
+    }
+
+    /// Takes no more requests, lets the answers that are under way end for some seconds, then cuts the rest. Blocks.
+    pub fn stop(self) {
+        // The thread may be gone already.
+        let _ = self.stop.send(true);
+        if self.thread.join().is_err() {
+            tracing::error!("the thread of the API ended with a panic");
+        }
+    }
+}
+
+/// Runs the API until it is told to stop.
+fn serve(runtime: Runtime, listeners: Vec<std::net::TcpListener>, shared: &Arc<Shared>) {
+    runtime.block_on(async {
+        for listener in listeners {
+            tokio::spawn(connection::accept(listener, Arc::clone(shared)));
+        }
+        shared.stopped().await;
+        // Every connection and every listener holds one.
+        let all_ended = shared.connections.acquire_many(shared.limits.connections);
+        if tokio::time::timeout(shared.limits.stop_time, all_ended).await.is_err() {
+            tracing::info!("cutting connections that did not end");
+        }
+    });
+    // A handler that hangs in a file system must not keep the service from ending.
+    runtime.shutdown_background();
+}
+
+impl Shared {
+    fn new(control: Arc<dyn Control>, limits: Limits, stop: watch::Receiver<bool>) -> Self {
+        Self {
+            control,
+            limits,
+            stop,
+            connections: Arc::new(Semaphore::new(limits.connections as usize)),
+            handlers: Arc::new(Semaphore::new(limits.handlers)),
+        }
+    }
+
+    /// Returns when the server is to stop.
+    async fn stopped(&self) {
+        // An error says that the server was dropped.
+        drop(self.stop.clone().wait_for(|stop| *stop).await);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

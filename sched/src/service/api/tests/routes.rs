@@ -1,0 +1,217 @@
+//! Every route with its statuses.
+
+use std::sync::atomic::Ordering;
+
+use serde_json::{Value, json};
+
+use super::*;
+
+#[test]
+fn every_route_has_its_statuses() {
+    let (fake, server) = Fake::new().serve();
+    let tags = |old: &[&str]| json!({ "old_tags": old, "new_tags": ["manual:x"] }).to_string();
+    let (good, other) = (tags(&["daily", "weekly"]), tags(&["daily"]));
+    for (method, path, body, status) in [
+        ("GET", "/v1/status", "", 200),
+        ("GET", "/v1/status?filter=%28", "", 400),
+        ("POST", "/v1/status", "", 405),
+        ("GET", "/v1/check", "", 200),
+        ("GET", "/v1/jobs", "", 200),
+        ("POST", "/v1/jobs/web01/run", "", 202),
+        ("POST", "/v1/jobs/old/run", "", 404),
+        ("POST", "/v1/jobs/..%2fweb01/run", "", 404),
+        ("POST", "/v1/runall", "", 202),
+        ("GET", "/v1/runall", "", 405),
+        ("POST", "/v1/reload", "", 204),
+        ("GET", "/v1/backups", "", 200),
+        ("POST", "/v1/backups/old/purge", "", 202),
+        ("POST", "/v1/backups/web01/purge", "", 403),
+        ("POST", "/v1/backups/none/purge", "", 404),
+        ("POST", "/v1/backups/..%2f..%2fetc/purge", "", 404),
+        ("POST", "/v1/backups/old/touch", "", 204),
+        ("POST", "/v1/backups/none/touch", "", 404),
+        ("GET", "/v1/backups/old/revs", "", 200),
+        ("GET", "/v1/backups/old/revs?only_clean=yes", "", 400),
+        ("GET", "/v1/backups/none/revs", "", 404),
+        ("PUT", "/v1/backups/web01/revs/aaa/tags", good.as_str(), 403),
+        ("PUT", "/v1/backups/none/revs/aaa/tags", &good, 404),
+        ("PUT", "/v1/backups/old/revs/zzz/tags", &good, 404),
+        ("PUT", "/v1/backups/old/revs/%28/tags", &good, 404),
+        ("PUT", "/v1/backups/old/revs/aaa/tags", "", 400),
+        ("PUT", "/v1/backups/old/revs/aaa/tags", "{\"old_tags\": []}", 400),
+        ("PUT", "/v1/backups/old/revs/aaa/tags", "{\"old_tags\": [], \"new_tags\": [\"a/b\"]}", 400),
+        ("PUT", "/v1/backups/old/revs/aaa/tags", &"[".repeat(60_000), 400),
+        ("PUT", "/v1/backups/old/revs/aaa/tags", &other, 412),
+        ("PUT", "/v1/backups/old/revs/aaa/tags?autoremove=2", &good, 400),
+        ("PUT", "/v1/backups/old/revs/aaa/tags", &good, 204),
+        ("PUT", "/v1/backups/old/revs/aaa/tags", &good, 412),
+        ("POST", "/v1/backups/old/revs/aaa/tags", &good, 405),
+        ("GET", "/v1/nothing", "", 404),
+        ("GET", "/", "", 404),
+        ("GET", "/metrics", "", 200),
+    ] {
+        let (found, text) = ask(addr(&server), method, path, body);
+        assert_eq!(found, status, "{method} {path}: {text}");
+        assert!(status < 400 || text.starts_with(&format!("{status}: ")), "{text}");
+        assert!(!text.contains(TOKEN) && !text.contains(ACL_TOKEN), "{text}");
+    }
+    assert_eq!(*fake.started.lock().unwrap(), ["web01", "web01"]);
+    assert_eq!(fake.purges.load(Ordering::SeqCst), 1);
+}
+
+fn json(server: &Server, path: &str) -> Value {
+    let (status, text) = ask(addr(server), "GET", path, "");
+    assert_eq!(status, 200, "{text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn listings_have_the_fields_of_the_original() {
+    let (_fake, server) = Fake::new().serve();
+    let status = json(&server, "/v1/status");
+    assert_eq!(status.as_array().unwrap().len(), 2);
+    let fields: Vec<&str> = status[0].as_object().unwrap().keys().map(String::as_str).collect();
+    let mut expected = [
+        "job",
+        "sla",
+        "sla_overdue",
+        "status",
+        "last_time",
+        "last_tags",
+        "last_duration",
+        "next_time",
+        "next_tags",
+        "manual_tags",
+        "quarantine_reports",
+        "unsynced_revs",
+        "local_revs",
+    ];
+    expected.sort_unstable();
+    assert_eq!(fields, expected);
+    let filtered = json(&server, "/v1/status?filter=%5Eo");
+    assert_eq!((filtered.as_array().unwrap().len(), &filtered[0]["job"]), (1, &json!("old")));
+    assert_eq!(json(&server, "/v1/backups"), json!(["old"]));
+    assert_eq!(json(&server, "/v1/jobs")[0]["source"]["consul_acl_token"], "***");
+    let check = json(&server, "/v1/check");
+    assert_eq!((&check["jobs"], &check["problems"][0]["kind"]), (&json!(1), &json!("never-ran")));
+}
+
+#[test]
+fn revisions_travel_with_the_keys_of_their_manifests() {
+    let (fake, server) = Fake::new().serve();
+    let incomplete = "uuid: ccc\ntimestamp: 2024-03-02 02:00:00.500000+00:00\nstats: {bytes_written: 0}\n";
+    std::fs::write(fake.dir.path().join("store/old/ccc.rev"), incomplete).unwrap();
+    let all = json(&server, "/v1/backups/old/revs");
+    let expected = json!({
+        "uuid": "aaa", "timestamp": "2024-03-01T02:00:00+00:00", "parent": "",
+        "stats": { "bytes_written": 5, "duration": 1.5 }, "tags": ["daily", "weekly"],
+        "backend_type": "chunked", "trust": "trusted", "orig_tags": [], "server": "",
+    });
+    assert_eq!(all[0], expected);
+    assert_eq!(all[1]["timestamp"], "2024-03-02T02:00:00.500000+00:00");
+    assert_eq!(all.as_array().unwrap().len(), 2, "revisions of other servers stay at home");
+    assert_eq!(json(&server, "/v1/backups/old/revs?only_clean=1"), json!([expected]));
+}
+
+#[test]
+fn tags_are_changed_durably_and_a_bare_revision_goes_only_when_asked() {
+    let (fake, server) = Fake::new().serve();
+    let job = fake.repository().unwrap().job(&name("old")).unwrap();
+    let put = |path: &str, old: &[&str], new: &[&str]| {
+        let body = json!({ "old_tags": old, "new_tags": new }).to_string();
+        ask(addr(&server), "PUT", &format!("/v1/backups/old/revs/{path}"), &body).0
+    };
+    let tags = || -> Vec<Vec<String>> {
+        let revisions = job.revisions().unwrap().revisions;
+        revisions.iter().map(|one| one.tags.iter().map(ToString::to_string).collect()).collect()
+    };
+    assert_eq!(put("server%3Abackup2%26daily/tags", &["daily"], &[]), 412);
+    assert_eq!(put("aaa/tags", &["weekly", "daily"], &["manual:a b"]), 204);
+    assert_eq!(tags(), [vec!["manual:a b"], vec!["daily", "weekly"]]);
+    assert_eq!(put("aaa/tags", &["manual:a b"], &[]), 204);
+    assert_eq!(tags()[0].len(), 0);
+    assert_eq!(put("aaa/tags?autoremove=1", &[], &[]), 204);
+    assert_eq!(tags().len(), 1);
+    assert_eq!(job.forgotten().unwrap().len(), 1, "it can be brought back");
+}
+
+#[test]
+fn a_locked_job_is_told_and_left_alone() {
+    let (fake, server) = Fake::new().serve();
+    let job = fake.repository().unwrap().job(&name("old")).unwrap();
+    let guard = job.lock_manifests().unwrap();
+    let body = json!({ "old_tags": ["daily", "weekly"], "new_tags": [] }).to_string();
+    let put = || ask(addr(&server), "PUT", "/v1/backups/old/revs/aaa/tags", &body).0;
+    assert_eq!(put(), 503);
+    drop(guard);
+    assert_eq!(put(), 204);
+}
+
+#[test]
+fn touching_changes_the_time_of_the_directory() {
+    let (fake, server) = Fake::new().serve();
+    let job = fake.repository().unwrap().job(&name("old")).unwrap();
+    job.touch(now()).unwrap();
+    let modified = || std::fs::metadata(job.dir()).unwrap().modified().unwrap();
+    let before = modified();
+    assert_eq!(ask(addr(&server), "POST", "/v1/backups/old/touch", "").0, 204);
+    assert!(modified() > before);
+}
+
+#[test]
+fn a_configuration_that_is_refused_is_told_with_all_problems() {
+    let (_fake, server) = Fake { refuses_reload: true, ..Fake::new() }.serve();
+    let (status, text) = ask(addr(&server), "POST", "/v1/reload", "");
+    let expected = "409: Conflict: /etc/backy.conf cannot be used\n\
+        /etc/backy.conf: jobs.web01: no `source`\n/etc/backy.conf: jobs.web01: no `schedule`";
+    assert_eq!((status, text.as_str()), (409, expected));
+}
+
+#[test]
+fn a_store_that_is_gone_is_named() {
+    let (fake, server) = Fake::new().serve();
+    std::fs::remove_dir_all(fake.dir.path().join("store")).unwrap();
+    let (status, text) = ask(addr(&server), "GET", "/v1/backups/old/revs", "");
+    assert_eq!(status, 500);
+    assert!(text.starts_with("500: Internal Server Error: ") && text.contains("/store"), "{text}");
+}
+
+#[test]
+fn metrics_are_whole_families_with_an_end() {
+    let (_fake, server) = Fake::new().serve();
+    let request = format!(
+        "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"
+    );
+    let answer = exchange(addr(&server), request.as_bytes());
+    assert!(
+        answer.contains("\r\ncontent-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n")
+    );
+    let (_, text) = split(&answer);
+    assert!(text.ends_with("\n# EOF\n"), "{text}");
+    for line in [
+        "backy_jobs{state=\"running (slow)\"} 1",
+        "backy_jobs{state=\"Dead\"} 1",
+        "backy_job_overdue{job=\"web01\"} 1",
+        "backy_job_quarantine_reports{job=\"web01\"} 1",
+        "backy_job_last_duration_seconds{job=\"web01\"} 2.5",
+        "backy_problems{kind=\"never-ran\",severity=\"critical\"} 1",
+        "backy_problems{kind=\"overdue\",severity=\"critical\"} 0",
+        "backy_rounds_total{result=\"failed\"} 0",
+        "backy_workers 3",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    let mut family = "";
+    let mut seen = std::collections::BTreeSet::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            family = rest.split(' ').next().unwrap();
+            assert!(seen.insert(family), "{family} comes twice");
+        }
+        assert!(line.starts_with('#') || line.starts_with(family), "{line} is not of {family}");
+    }
+    let documented = include_str!("../../../../../docs/api.md");
+    for name in seen {
+        assert!(documented.contains(&format!("`{name}")), "docs/api.md does not name {name}");
+    }
+}
