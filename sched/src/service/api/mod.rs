@@ -3,7 +3,7 @@
 //!
 //! - Who has no token learns nothing but whether the service is alive: the token is looked at before the path.
 //! - The server has a thread and a runtime of its own, so that it can still tell that the main loop hangs.
-//! - Everything has a bound ([`Limits`]): connections, header, body, time, answers in the making. What blocks, runs
+//! - Everything has a bound (`Limits`): connections, header, body, time, answers in the making. What blocks, runs
 //!   in threads; at most so many at once, and who waits too long for one is told so.
 //! - A connection that is cut, an answer that cannot be sent, a handler that panics: each ends alone.
 

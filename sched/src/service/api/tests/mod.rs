@@ -1,6 +1,7 @@
 //! The API over real connections: routes, tokens, and what hostile requests meet.
 
 mod limits;
+mod logged;
 mod routes;
 
 use super::testing::{ACL_TOKEN, Fake, TOKEN, ask, connect, exchange, name, now, rest, split};
