@@ -94,10 +94,12 @@ impl Default for ApiConfig {
 }
 
 impl ApiConfig {
-    /// Returns where a client on the same machine finds the service.
+    /// Returns where a client on the same machine finds the service. The loopback address of IPv4 comes first: every
+    /// machine has it, and the service goes on without `::1` where that is switched off.
     pub fn local_url(&self) -> String {
         let port = self.port;
-        match self.addrs.first() {
+        let sure = |addr: &&IpAddr| addr.is_ipv4() && (addr.is_loopback() || addr.is_unspecified());
+        match self.addrs.iter().find(sure).or(self.addrs.first()) {
             Some(IpAddr::V4(addr)) if !addr.is_unspecified() => format!("http://{addr}:{port}"),
             Some(IpAddr::V6(addr)) if !addr.is_unspecified() => format!("http://[{addr}]:{port}"),
             Some(IpAddr::V6(_)) => format!("http://[::1]:{port}"),

@@ -71,11 +71,11 @@ impl Answer {
     /// What went wrong while answering.
     pub(super) fn failed(error: &Error) -> Self {
         let status = match error {
-            Error::Store(
-                StoreError::JobUnknown { .. }
-                | StoreError::RevisionUnknown { .. }
-                | StoreError::SpecInvalid { .. },
-            ) => StatusCode::NOT_FOUND,
+            // Its message says where the store is, which another server need not know.
+            Error::Store(StoreError::JobUnknown { .. }) => return Self::status(StatusCode::NOT_FOUND),
+            Error::Store(StoreError::RevisionUnknown { .. } | StoreError::SpecInvalid { .. }) => {
+                StatusCode::NOT_FOUND
+            }
             Error::Store(StoreError::Locked { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backy_store::Timestamp;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 
 use super::answer::Answer;
+use super::brake::Brake;
 use super::patient::Patient;
 use super::route::Route;
 use super::{Limits, auth, handler};
@@ -36,6 +37,7 @@ pub(super) struct Shared {
     pub(super) stop: watch::Receiver<bool>,
     pub(super) connections: Arc<Semaphore>,
     pub(super) handlers: Arc<Semaphore>,
+    pub(super) refusals: Brake,
 }
 
 /// Accepts connections until the server stops. Who comes when there are too many waits in the kernel's queue.
@@ -91,7 +93,8 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, _per
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%peer, %error, "a connection ended early");
+        // Anybody can cause this: not for the log.
+        tracing::trace!(%peer, %error, "a connection ended early");
     }
 }
 
@@ -104,16 +107,23 @@ async fn respond(
     let method = request.method().clone();
     let path = clip(request.uri().path());
     let sub_task = sub_task(request.headers());
-    let asked = answer(shared, request).await;
-    let (client, status) = (asked.client, asked.answer.code());
-    if asked.is_order || status >= 400 {
-        tracing::info!(%peer, client, %method, path, status, sub_task, "request");
-    } else {
-        tracing::debug!(%peer, client, %method, path, status, sub_task, "request");
+    let Asked { answer, client, is_order } = answer(shared, request).await;
+    let status = answer.code();
+    match client {
+        Some(client) if is_order || status >= 400 => {
+            tracing::info!(%peer, client, %method, path, status, sub_task, "request");
+        }
+        Some(client) => tracing::debug!(%peer, client, %method, path, status, sub_task, "request"),
+        None if status < 400 => {}
+        None => {
+            if let Some(others) = shared.refusals.pass(Instant::now()) {
+                tracing::info!(%peer, %method, path, status, sub_task, others, "request without a token");
+            }
+        }
     }
-    let mut response = asked.answer.into_response();
-    // While others wait for a connection, nobody keeps one.
-    if shared.connections.available_permits() == 0 {
+    let mut response = answer.into_response();
+    // Nobody keeps a connection while others wait for one, or without a token.
+    if status == StatusCode::UNAUTHORIZED || shared.connections.available_permits() == 0 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -122,30 +132,32 @@ async fn respond(
 /// An answer, and what the log says of it.
 struct Asked {
     answer: Answer,
-    client: String,
+    /// Whose token was shown.
+    client: Option<String>,
     is_order: bool,
 }
 
 async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Asked {
-    let asked = |answer, client: &str| Asked { answer, client: client.to_owned(), is_order: false };
+    let asked =
+        |answer, client: Option<&str>| Asked { answer, client: client.map(str::to_owned), is_order: false };
     if request.uri().path() == "/healthz" {
-        return asked(health(shared, request.method()), "");
+        return asked(health(shared, request.method()), None);
     }
     let tokens = shared.control.tokens();
     let Some(client) = auth::client(&tokens, request.headers()) else {
-        return asked(Answer::status(StatusCode::UNAUTHORIZED), "");
+        return asked(Answer::status(StatusCode::UNAUTHORIZED), None);
     };
     let uri = request.uri();
     let route = match Route::parse(request.method(), uri.path(), uri.query()) {
         Ok(route) => route,
-        Err(answer) => return asked(answer, client),
+        Err(answer) => return asked(answer, Some(client)),
     };
     let is_order = route.is_order();
     let answer = match read_body(request.into_body(), &shared.limits).await {
         Ok(body) => handle(shared, route, body).await,
         Err(answer) => answer,
     };
-    Asked { is_order, ..asked(answer, client) }
+    Asked { is_order, ..asked(answer, Some(client)) }
 }
 
 /// Needs no token and no thread: it must answer when nothing else does.

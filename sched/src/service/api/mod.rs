@@ -3,13 +3,15 @@
 //!
 //! - Who has no token learns nothing but whether the service is alive: the token is looked at before the path.
 //! - The server has a thread and a runtime of its own, so that it can still tell that the main loop hangs.
-//! - Everything has a bound ([`Limits`]): connections, header, body, time, answers in the making. What blocks, runs
+//! - Everything has a bound (`Limits`): connections, header, body, time, answers in the making. What blocks, runs
 //!   in threads; at most so many at once, and who waits too long for one is told so.
+//! - Who has no token is not kept: the connection is closed, and the log tells of one such request a second.
 //! - A connection that is cut, an answer that cannot be sent, a handler that panics: each ends alone.
 
 mod answer;
 mod auth;
 mod backups;
+mod brake;
 mod connection;
 mod handler;
 mod listen;
@@ -25,6 +27,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Semaphore, watch};
 
+use self::brake::Brake;
 use self::connection::Shared;
 use super::control::Control;
 use crate::error::{Error, Result};
@@ -148,6 +151,7 @@ impl Shared {
             stop,
             connections: Arc::new(Semaphore::new(limits.connections as usize)),
             handlers: Arc::new(Semaphore::new(limits.handlers)),
+            refusals: Brake::default(),
         }
     }
 

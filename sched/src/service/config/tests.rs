@@ -70,7 +70,7 @@ fn defaults() {
     let config = parse("global: {base-dir: /srv/backy}\nschedules: {}\njobs: {}\n").unwrap();
     assert_eq!((config.worker_limit, config.completed_callback.is_none(), config.api.port), (1, true, 6023));
     assert_eq!(config.api, ApiConfig::default());
-    assert_eq!(config.api.local_url(), "http://[::1]:6023");
+    assert_eq!(config.api.local_url(), "http://127.0.0.1:6023");
     assert!(config.peers.is_empty() && config.jobs.is_empty());
     // Keys without a value mean what they mean when they are left out.
     assert_eq!(
@@ -87,6 +87,7 @@ fn a_client_on_the_same_machine_finds_the_service() {
         ("0.0.0.0", "http://127.0.0.1:6023"),
         ("'::'", "http://[::1]:6023"),
         ("[192.0.2.7, '::1']", "http://192.0.2.7:6023"),
+        ("['::1', 127.0.0.1]", "http://127.0.0.1:6023"),
     ] {
         let config = with("addrs: \"127.0.0.1, ::1\"", &format!("addrs: {addrs}")).unwrap();
         assert_eq!(config.api.cli_default.unwrap().url, url);

@@ -143,3 +143,33 @@ fn marks_of_a_request_cannot_be_long_or_forge_anything() {
     let mark = format!("taskid: {}\u{202e}\r\nConnection: close\r\n", "x".repeat(4000));
     assert_eq!(split(&exchange(addr(&server), head(&format!("{mark}\r\n")).as_bytes())).0, 200);
 }
+
+#[test]
+fn a_handler_that_panics_ends_alone() {
+    let (fake, server) = Fake::new().serve();
+    let poisoning = Arc::clone(&fake);
+    let panicked = std::thread::spawn(move || {
+        let _guard = poisoning.open.0.lock().unwrap();
+        panic!("so that `status` panics");
+    });
+    assert!(panicked.join().is_err());
+    assert_eq!(ask(addr(&server), "GET", "/v1/status", ""), (500, "500: Internal Server Error".to_owned()));
+    assert_eq!(ask(addr(&server), "GET", "/v1/backups", "").0, 200);
+}
+
+#[test]
+fn an_address_of_the_other_kind_is_served_too() {
+    let ip = "::1".parse().unwrap();
+    // Not every machine has it.
+    if std::net::TcpListener::bind((ip, 0)).is_err() {
+        return;
+    }
+    let fake: Arc<dyn Control> = Arc::new(Fake::new());
+    let both = [ip, "127.0.0.1".parse().unwrap()];
+    let server = Server::start(&both, 0, fake).unwrap();
+    assert_eq!(server.local_addrs().len(), 2);
+    for &addr in server.local_addrs() {
+        assert_eq!(ask(addr, "GET", "/v1/backups", "").0, 200);
+    }
+    server.stop();
+}

@@ -136,6 +136,34 @@ fn tags_are_changed_durably_and_a_bare_revision_goes_only_when_asked() {
 }
 
 #[test]
+fn of_several_who_change_the_same_tags_one_wins_and_the_others_know() {
+    let (fake, server) = Fake::new().serve();
+    let addr = addr(&server);
+    let asking: Vec<_> = (0..8)
+        .map(|number| {
+            let body = json!({ "old_tags": ["weekly", "daily"], "new_tags": [format!("manual:{number}")] });
+            let ask = move || ask(addr, "PUT", "/v1/backups/old/revs/aaa/tags", &body.to_string()).0;
+            std::thread::spawn(ask)
+        })
+        .collect();
+    let mut statuses: Vec<u16> = asking.into_iter().map(|thread| thread.join().unwrap()).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, [204, 412, 412, 412, 412, 412, 412, 412]);
+    let revisions = fake.repository().unwrap().job(&name("old")).unwrap().revisions().unwrap().revisions;
+    assert_eq!(revisions[0].tags.len(), 1);
+}
+
+#[test]
+fn a_head_has_no_body_and_old_clients_are_answered() {
+    let (_fake, server) = Fake::new().serve();
+    let request = format!("HEAD /v1/backups HTTP/1.0\r\nAuthorization: Bearer {TOKEN}\r\n\r\n");
+    let answer = exchange(addr(&server), request.as_bytes());
+    assert!(answer.starts_with("HTTP/1.0 200 ") && answer.ends_with("\r\n\r\n"), "{answer}");
+    assert!(answer.contains("\r\ncontent-length: 7\r\n"), "{answer}");
+    assert_eq!(ask(addr(&server), "HEAD", "/v1/runall", "").0, 405);
+}
+
+#[test]
 fn a_locked_job_is_told_and_left_alone() {
     let (fake, server) = Fake::new().serve();
     let job = fake.repository().unwrap().job(&name("old")).unwrap();
