@@ -14,6 +14,7 @@ pub(crate) mod init;
 pub(crate) mod mount;
 pub(crate) mod purge;
 pub(crate) mod restore;
+pub(crate) mod scheduler;
 pub(crate) mod status;
 pub(crate) mod tags;
 pub(crate) mod undelete;
@@ -79,6 +80,7 @@ fn dispatch(context: &Context, command: Command) -> Result {
         Command::Purge(arguments) => purge::run(context, &arguments),
         Command::Index(arguments) => index::run(context, &arguments),
         Command::Check(arguments) => check::run(context, &arguments),
+        Command::Scheduler(arguments) => scheduler::run(context, &arguments),
         Command::Client(arguments) => client::run(context, &arguments),
         Command::Config(arguments) => config::run(&arguments),
         Command::Completion(arguments) => completion::run(&arguments),
@@ -100,6 +102,11 @@ impl Context {
     /// Whether `-b` was given.
     pub(crate) fn has_given_dir(&self) -> bool {
         self.given_dir.is_some()
+    }
+
+    /// Logs to this file, unless another was asked for by name.
+    pub(crate) fn log_to(&self, path: &Path) {
+        self.log.enter_file(path);
     }
 
     /// Returns the directory that `-b` names, absolute; the current one without it.

@@ -10,6 +10,7 @@
 //! the job before it has it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use backy_store::{JobName, Tag, Timestamp};
 
@@ -98,7 +99,7 @@ pub enum State {
 pub struct Entry {
     schedule: Schedule,
     spread_secs: i64,
-    history: History,
+    history: Arc<History>,
     has_neighbours: bool,
     state: State,
     failures: u32,
@@ -207,7 +208,7 @@ impl Scheduler {
         // Its worker is still taken when it was removed and comes back meanwhile.
         let running = |pool: &Pool| State::Running(*pool, BTreeSet::new());
         let state = self.running.get(job).map_or(State::Unknown, running);
-        let history = History::empty(self.now);
+        let history = Arc::new(History::empty(self.now));
         let schedule = schedule.clone();
         let entry = Entry { schedule, spread_secs, history, has_neighbours, state, failures: 0 };
         self.jobs.insert(job.clone(), entry);
@@ -220,7 +221,8 @@ impl Scheduler {
     }
 
     /// Tells the job's history, taken at the present time.
-    pub fn tell(&mut self, job: &JobName, history: History) {
+    pub fn tell(&mut self, job: &JobName, history: impl Into<Arc<History>>) {
+        let history = history.into();
         self.now = self.now.max(history.taken_at);
         let Some(entry) = self.jobs.get_mut(job) else { return };
         let is_news =
@@ -288,7 +290,7 @@ impl Scheduler {
                 let (at, decided_at) = (self.now.plus_secs(secs), self.now);
                 self.enter(job, State::Following(NextRun { at, decided_at, ..next }, peer));
             }
-            Neighbours::Done => self.decide(job),
+            Neighbours::Done => self.wait_for_ideal(job),
         }
     }
 
@@ -361,6 +363,17 @@ impl Scheduler {
             next_run::next_run(&entry.schedule, entry.spread_secs, &entry.history, now)
                 .map_or(State::Idle, State::Waiting)
         };
+        self.enter(job, state);
+    }
+
+    /// Lets a job wait for its next ideal time, whatever it missed: a neighbour has just backed it up.
+    fn wait_for_ideal(&mut self, job: &JobName) {
+        let now = self.now;
+        let Some(entry) = self.jobs.get(job) else { return };
+        let next = next_run::ideal(&entry.schedule, entry.spread_secs, now);
+        let state = next.map_or(State::Idle, |(at, tags)| {
+            State::Waiting(NextRun { at, tags, catches_up: false, decided_at: now })
+        });
         self.enter(job, state);
     }
 
