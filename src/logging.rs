@@ -160,7 +160,9 @@ impl<S: Subscriber> Layer<S> for Lines {
         let now = Timestamp::now();
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         let job = fields.values.get("job").map_or(state.job.as_str(), String::as_str).to_owned();
-        let head = Head { now, zone: &self.0.zone, task: &self.0.task, level: *metadata.level(), job: &job };
+        // The service works on many tasks at once and marks the lines of each.
+        let task = fields.values.remove("task").unwrap_or_else(|| self.0.task.clone());
+        let head = Head { now, zone: &self.0.zone, task: &task, level: *metadata.level(), job: &job };
         let line = format_line(&head, metadata.target(), &fields);
         state.write(&line);
         drop(state);

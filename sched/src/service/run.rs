@@ -200,7 +200,7 @@ impl Service {
             if let Err(error) = looked {
                 tracing::error!(%job, %error, "the job could not be looked at");
             }
-            finish(&shared, &job, report);
+            finish(&shared, &job, &round.task, report);
         });
     }
 
@@ -313,7 +313,7 @@ impl Service {
 }
 
 /// Takes in how a round ended.
-fn finish(shared: &Shared, job: &JobName, report: round::Report) {
+fn finish(shared: &Shared, job: &JobName, task: &str, report: round::Report) {
     let now = Timestamp::now();
     let mut core = shared.core();
     core.rounds.remove(job);
@@ -328,7 +328,7 @@ fn finish(shared: &Shared, job: &JobName, report: round::Report) {
     }
     core.scheduler.ended(job, report.ended);
     let next = core.scheduler.jobs().get(job).and_then(|entry| entry.next()).map(|next| next.at.to_rfc3339());
-    tracing::info!(%job, ended = ?report.ended, next, "round over");
+    tracing::info!(%job, task, ended = ?report.ended, next, "round over");
     drop(core);
     shared.wake.notify_one();
 }
