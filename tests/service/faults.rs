@@ -61,9 +61,13 @@ fn a_store_that_is_unmounted_meanwhile_is_left_alone() {
     let (store, away) = (server.world.store(), server.world.path("away"));
     fs::rename(&store, &away).expect("take the store away");
     fs::create_dir(&store).expect("an empty mount point");
-    until("the round fails", || server.log().contains("no backy store"));
+    until("the round fails", || server.log().contains("step-failed"));
+    assert_eq!(fs::read_dir(&store).expect("list").count(), 0, "nothing is made there");
+    server.client(&["run", "vm1"]).expect(0);
+    until("the reason is told", || server.log().contains("no backy store"));
     assert_eq!(fs::read_dir(&store).expect("list").count(), 0, "nothing is made there");
     server.client(&["jobs"]).expect(0);
+    server.client(&["check"]).expect(2);
     fs::remove_dir(&store).expect("remove the mount point");
     fs::rename(&away, &store).expect("bring it back");
     let before = server.revisions("vm1");

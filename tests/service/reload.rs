@@ -21,7 +21,7 @@ fn a_reload_is_all_or_nothing_and_a_job_that_vanished_loses_nothing() {
         (String::new(), "it is empty"),
         (good.replace("schedule: quick", "schedule: quikc"), "did you mean quick"),
         (good.replace("jobs:", "job:"), "unknown key"),
-        (good[..good.len() / 2].to_owned(), "missing"),
+        (good[..good.len() / 2].to_owned(), "cannot be used"),
         (good.replace("/srv\n", "/elsewhere\n"), "base-dir was changed"),
     ] {
         fs::write(server.conf(), &bad).expect("write");
