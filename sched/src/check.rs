@@ -16,6 +16,7 @@ pub fn gather(
     configured_at: Option<Timestamp>,
     now: Timestamp,
 ) -> Vec<JobFacts> {
+    let _hold = repository.hold_index();
     let mut histories = Histories::load(repository);
     let jobs = config.jobs.iter();
     let facts = jobs.map(|(name, job)| {

@@ -29,7 +29,7 @@ pub use chunk::cache::FrameCache;
 pub use chunk::frame::DEFAULT_LEVEL;
 pub use chunk::{CHUNK_SIZE, ChunkCheck, ChunkId, FRAME_SIZE};
 pub use error::{Error, Result};
-pub use index::KnownRevisions;
+pub use index::{IndexHold, KnownRevisions};
 pub use index::memo::Memo;
 pub use job::{Forgotten, Generation, Job, Listing};
 pub use monitor::{Finding, Monitor, Silent};

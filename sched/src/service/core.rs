@@ -130,6 +130,7 @@ impl Shared {
     /// Looks at jobs on disk and takes to heart what is seen. Blocks.
     pub(super) fn look(&self, jobs: &[JobName], now: Timestamp) {
         let store = self.open_store();
+        let _hold = store.as_ref().ok().filter(|_| jobs.len() > 1).map(Repository::hold_index);
         let mut histories = self.histories();
         for some in jobs.chunks(256) {
             let looks = some.iter().map(|job| match &store {

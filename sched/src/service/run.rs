@@ -183,7 +183,10 @@ impl Service {
     /// Looks at all jobs, in the background.
     fn look_over(&self) {
         let shared = Arc::clone(&self.shared);
-        drop(spawn_blocking(move || shared.look_at_all(Timestamp::now())));
+        drop(spawn_blocking(move || {
+            shared.look_at_all(Timestamp::now());
+            tracing::info!("jobs known");
+        }));
     }
 
     /// Begins a round.

@@ -140,6 +140,18 @@ impl RevisionIndex {
     }
 }
 
+/// Keeps the index of a store open. Who looks at many jobs holds one: otherwise each look is the last to close the
+/// database, which then writes all of it back and waits for the disk.
+#[derive(Debug)]
+pub struct IndexHold(#[expect(dead_code, reason = "it only has to be there")] RevisionIndex);
+
+impl Repository {
+    /// Keeps the index open until the hold is dropped.
+    pub fn hold_index(&self) -> IndexHold {
+        IndexHold(RevisionIndex::open(self))
+    }
+}
+
 /// Lists the revisions of a job, in no order, and the manifests that cannot be read. Brings `known` and the index up to
 /// date.
 pub(crate) fn list(job: &Job, known: &mut KnownRevisions) -> Result<(Vec<Arc<Revision>>, Vec<Finding>)> {
