@@ -134,7 +134,7 @@ impl Job {
         self.dir.join("config")
     }
 
-    fn manifest_path(&self, id: &RevisionId) -> PathBuf {
+    pub(crate) fn manifest_path(&self, id: &RevisionId) -> PathBuf {
         self.dir.join(format!("{id}.rev"))
     }
 
