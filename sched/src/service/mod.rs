@@ -6,6 +6,7 @@ pub mod client;
 pub mod config;
 pub mod control;
 mod lock;
+pub mod peers;
 pub mod scheduler;
 pub mod simulation;
 

@@ -28,7 +28,8 @@ const STEP_BACK_SECS: i64 = 5;
 pub enum Action {
     /// Start a round of a job.
     Start(Start),
-    /// Ask the neighbours whether one of them backs this job up.
+    /// Ask the neighbours whether one of them does the run of this job that was due at `NextRun::at`. Before the answer
+    /// `Done` is told, their revisions are to be pulled and the job's history told.
     Ask(JobName, NextRun),
     /// Look at the job's revisions again and tell.
     Look(JobName),
@@ -101,6 +102,8 @@ pub struct Entry {
     history: History,
     has_neighbours: bool,
     state: State,
+    /// When the run was due about which the neighbours are asked: it stays the same while one of them is followed.
+    asked_for: Option<Timestamp>,
     failures: u32,
 }
 
@@ -209,7 +212,8 @@ impl Scheduler {
         let state = self.running.get(job).map_or(State::Unknown, running);
         let history = History::empty(self.now);
         let schedule = schedule.clone();
-        let entry = Entry { schedule, spread_secs, history, has_neighbours, state, failures: 0 };
+        let entry =
+            Entry { schedule, spread_secs, history, has_neighbours, state, asked_for: None, failures: 0 };
         self.jobs.insert(job.clone(), entry);
     }
 
@@ -288,7 +292,17 @@ impl Scheduler {
                 let (at, decided_at) = (self.now.plus_secs(secs), self.now);
                 self.enter(job, State::Following(NextRun { at, decided_at, ..next }, peer));
             }
-            Neighbours::Done => self.decide(job),
+            Neighbours::Done => {
+                self.decide(job);
+                // Due again at once: what the neighbour did is not what is missed here, and asking again would
+                // bring the same answer for ever.
+                if let Some(Entry { state: State::Waiting(next), .. }) = self.jobs.get(job)
+                    && next.at <= self.now
+                {
+                    let tags = next.tags.clone();
+                    self.enqueue(job, tags, false);
+                }
+            }
         }
     }
 
@@ -321,12 +335,18 @@ impl Scheduler {
 
     /// A job whose time has come.
     fn come_due(&mut self, job: &JobName, actions: &mut Vec<Action>) {
-        let Some(entry) = self.jobs.get(job) else { return };
+        let Some(entry) = self.jobs.get_mut(job) else { return };
         match entry.state.clone() {
             // However late it is: the run is due, whether the machine slept or the clock jumped.
-            State::Waiting(next) if entry.has_neighbours => self.ask(job, next, actions),
+            State::Waiting(next) if entry.has_neighbours => {
+                entry.asked_for = Some(next.at);
+                self.ask(job, next, actions);
+            }
             State::Waiting(next) => self.enqueue(job, next.tags, false),
-            State::Following(next, _) => self.ask(job, next, actions),
+            State::Following(next, _) => {
+                let at = entry.asked_for.unwrap_or(next.at);
+                self.ask(job, NextRun { at, ..next }, actions);
+            }
             State::BackingOff(next) => self.enqueue(job, next.tags, false),
             _ => {}
         }

@@ -1,0 +1,132 @@
+//! Pushing to a real service, and what happens when it will not, cannot or did already.
+
+use super::super::pull::pull;
+use super::super::testing::*;
+use super::*;
+use crate::policy::testing::tags;
+use crate::service::api::testing::{Fake, name};
+use backy_store::RevisionId;
+use std::sync::atomic::Ordering;
+
+/// A server whose revisions `aaa` and `ccc` have been pulled.
+fn pulled() -> (Here, There) {
+    let (here, there) = (Here::new(), There::new());
+    add(&there.job, "ccc", "daily");
+    assert!(!pull(&here.job, &there.peers(), None).unwrap().has_failed());
+    (here, there)
+}
+
+fn push_to(here: &Here, peers: &BTreeMap<String, PeerConfig>) -> PeerReport {
+    let report = push(&here.job, peers, None).unwrap();
+    assert_eq!(report.peers.len(), 1, "{report:?}");
+    report.peers.into_iter().next().unwrap()
+}
+
+#[test]
+fn changed_tags_reach_the_owner_and_revisions_without_tags_go() {
+    let (here, there) = pulled();
+    assert_eq!(push(&here.job, &there.peers(), None).unwrap(), PeersReport::default());
+    here.set_tags("aaa", "weekly,manual:x y");
+    here.set_tags("ccc", "");
+    let report = push_to(&here, &there.peers());
+    assert_eq!((report.revisions, report.changed, report.removed), (2, 2, 1), "{report:?}");
+    assert_eq!(there.tags_of("aaa"), Some(tags("weekly,manual:x y")));
+    assert_eq!(there.tags_of("ccc"), None);
+    assert_eq!(there.job.forgotten().unwrap().len(), 1, "it can be undeleted there");
+    assert_eq!(there.fake.purges.load(Ordering::SeqCst), 1);
+    assert_eq!(here.seen(), ["aaa backup2 manual:x y,weekly manual:x y,weekly"]);
+    assert_eq!(push(&here.job, &there.peers(), None).unwrap(), PeersReport::default());
+    assert_eq!(pull(&here.job, &there.peers(), None).unwrap().peers[0].changed, 0);
+}
+
+#[test]
+fn a_push_that_died_before_the_note_was_changed_is_repeated() {
+    let (here, there) = pulled();
+    here.set_tags("aaa", "weekly");
+    here.set_tags("ccc", "");
+    let client = Client::new(there.config(), None);
+    for note in notes_of(&here.job, None).unwrap() {
+        let reply = client.set_tags(here.job.name(), &note.id, &note.orig_tags, &note.tags);
+        assert_eq!(reply.unwrap(), Reply::Done(()));
+    }
+    let report = push_to(&here, &there.peers());
+    assert_eq!((report.changed, report.removed, report.failures.len()), (2, 1, 0), "{report:?}");
+    assert_eq!(here.seen(), ["aaa backup2 weekly weekly"]);
+    assert_eq!(there.tags_of("aaa"), Some(tags("weekly")));
+    // As does one after which the revision had lost its tags, but was not forgotten.
+    here.set_tags("aaa", "");
+    set_tags(&there.job, "aaa", "");
+    assert_eq!(push_to(&here, &there.peers()).removed, 1);
+    assert_eq!((there.tags_of("aaa"), here.seen().len()), (None, 0));
+}
+
+#[test]
+fn an_owner_that_changed_the_tags_itself_is_not_overwritten() {
+    let (here, there) = pulled();
+    here.set_tags("aaa", "weekly");
+    here.set_tags("ccc", "weekly");
+    set_tags(&there.job, "aaa", "manual:keep");
+    let report = push_to(&here, &there.peers());
+    assert_eq!((report.changed, report.failures.len()), (1, 1), "the others go on: {report:?}");
+    assert!(report.failures[0].contains("the tags of revision aaa were changed there"), "{report:?}");
+    assert_eq!(there.tags_of("aaa"), Some(tags("manual:keep")));
+    assert_eq!(here.seen()[0], "aaa backup2 weekly daily,weekly");
+    pull(&here.job, &there.peers(), None).unwrap();
+    assert_eq!(here.seen()[0], "aaa backup2 manual:keep manual:keep");
+    std::fs::remove_file(there.job.dir().join("ccc.rev")).unwrap();
+    here.set_tags("ccc", "monthly");
+    assert_eq!(push_to(&here, &there.peers()).failures, ["it does not have revision ccc any more"]);
+}
+
+#[test]
+fn an_owner_that_runs_the_job_itself_refuses_once() {
+    let mut fake = Fake::new();
+    fake.active.insert(name(JOB));
+    let (here, there) = (Here::new(), There::of(fake));
+    add(&there.job, "ccc", "daily");
+    assert!(!pull(&here.job, &there.peers(), None).unwrap().has_failed());
+    here.set_tags("aaa", "");
+    here.set_tags("ccc", "");
+    let report = push_to(&here, &there.peers());
+    assert_eq!((report.revisions, report.changed), (2, 0));
+    assert_eq!(report.failures, ["the job is configured there, so it takes no changes of tags"]);
+    assert_eq!(here.seen().len(), 2, "the notes stay until the owner knows");
+}
+
+#[test]
+fn trouble_changes_nothing_here() {
+    let (here, there) = pulled();
+    here.set_tags("aaa", "weekly");
+    here.set_tags("ccc", "");
+    let before = here.seen();
+    let one = |peer| BTreeMap::from([(PEER.to_owned(), peer)]);
+    let guard = there.job.lock_manifests().unwrap();
+    assert_eq!(push_to(&here, &there.peers()).failures, ["another run has the job locked there"]);
+    drop(guard);
+    for (peers, reason) in [
+        (one(nobody()), "cannot reach"),
+        (one(liar(|_| ("200 garbage\r\n\0", String::new()))), ""),
+        (one(liar(|_| ("500 No", "no".to_owned()))), "answers 500"),
+        (one(liar(|_| ("404 Not Found", "<html>".to_owned()))), "answers 404"),
+        (BTreeMap::new(), "it is not among the peers"),
+    ] {
+        let report = push_to(&here, &peers);
+        assert!(report.failures.len() == 1 && report.failures[0].contains(reason), "{reason}: {report:?}");
+        assert_eq!(here.seen(), before, "{reason}");
+    }
+    let report = push_to(&here, &there.peers());
+    assert_eq!((report.changed, report.removed, report.failures.len()), (2, 1, 0));
+}
+
+#[test]
+fn tags_that_were_changed_once_more_meanwhile_are_kept() {
+    let (here, there) = pulled();
+    here.set_tags("aaa", "weekly");
+    let pushed = here.job.revision(&RevisionId::parse("aaa").unwrap()).unwrap();
+    here.set_tags("aaa", "monthly");
+    let (client, mut report) = (Client::new(there.config(), None), PeerReport::new(PEER));
+    Pusher { job: &here.job, client, list: None, report: &mut report }.push(&[pushed]).unwrap();
+    assert_eq!(here.seen()[0], "aaa backup2 monthly weekly");
+    assert_eq!(push_to(&here, &there.peers()).changed, 1);
+    assert_eq!(there.tags_of("aaa"), Some(tags("monthly")));
+}
