@@ -118,7 +118,7 @@ fn take(job: &Job, list: RemoteList, report: &mut PeerReport) -> Result<()> {
 fn write(notes: &Notes<'_>, job: &Job, theirs: &RemoteRevision, report: &mut PeerReport) -> Result<()> {
     let written = notes.read(&theirs.id, &report.peer).and_then(|note| {
         let merged = merge(note.as_ref(), theirs, &report.peer);
-        if let Some(note) = note.filter(|note| note.tags != note.orig_tags && note.tags != merged.tags) {
+        if let Some(note) = note.filter(|note| note.is_pending() && note.tags != merged.tags) {
             tracing::info!(job = %job.name(), revision = %note.id, "tags were changed on both servers, the owner's count");
         }
         notes.write(&merged)

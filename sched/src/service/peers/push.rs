@@ -16,8 +16,7 @@ use crate::service::config::PeerConfig;
 /// Pushes the changed tags of all notes of the job. An error is one of this server; those of peers are in the report.
 pub fn push(job: &Job, peers: &BTreeMap<String, PeerConfig>, task_id: Option<&str>) -> Result<PeersReport> {
     let mut pending: BTreeMap<String, Vec<Revision>> = BTreeMap::new();
-    for note in notes_of(job, None)?.into_iter().filter(|note| note.is_clean() && note.tags != note.orig_tags)
-    {
+    for note in notes_of(job, None)?.into_iter().filter(|note| note.is_clean() && note.is_pending()) {
         pending.entry(note.server.clone()).or_default().push(note);
     }
     let mut report = PeersReport::default();

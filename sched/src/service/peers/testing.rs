@@ -63,6 +63,12 @@ pub(crate) fn add(job: &Job, id: &str, list: &str) {
     std::fs::write(job.dir().join(format!("{id}.rev")), text).unwrap();
 }
 
+/// Removes a revision as nobody should.
+#[expect(clippy::disallowed_methods, reason = "tests handle files as anybody would")]
+pub(crate) fn delete(job: &Job, id: &str) {
+    std::fs::remove_file(job.dir().join(format!("{id}.rev"))).unwrap();
+}
+
 /// Another server.
 pub(crate) struct There {
     pub(crate) fake: Arc<Fake>,

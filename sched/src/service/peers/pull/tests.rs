@@ -43,7 +43,7 @@ fn notes_follow_the_owner_and_local_changes_of_tags_wait() {
     assert_eq!(pull().changed, 1);
     assert_eq!(here.seen()[1], "ccc backup2 x x", "both made the same change");
 
-    std::fs::remove_file(there.job.dir().join("aaa.rev")).unwrap();
+    delete(&there.job, "aaa");
     assert_eq!(pull().removed, 1);
     assert_eq!(here.seen(), ["ccc backup2 x x"]);
     assert!(here.job.forgotten().unwrap().is_empty());

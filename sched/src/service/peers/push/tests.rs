@@ -73,7 +73,7 @@ fn an_owner_that_changed_the_tags_itself_is_not_overwritten() {
     assert_eq!(here.seen()[0], "aaa backup2 weekly daily,weekly");
     pull(&here.job, &there.peers(), None).unwrap();
     assert_eq!(here.seen()[0], "aaa backup2 manual:keep manual:keep");
-    std::fs::remove_file(there.job.dir().join("ccc.rev")).unwrap();
+    delete(&there.job, "ccc");
     here.set_tags("ccc", "monthly");
     assert_eq!(push_to(&here, &there.peers()).failures, ["it does not have revision ccc any more"]);
 }
