@@ -1,11 +1,11 @@
 //! Two servers for the tests: a job with a store here, and the same job in a store behind a real API.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::sync::Arc;
 
-use backy_store::{Job, Repository, Revision, RevisionId};
+use backy_store::{Job, Repository, Revision, RevisionId, Tag};
 use tempfile::TempDir;
 
 use crate::policy::testing::tags;
@@ -31,22 +31,23 @@ impl Here {
         Self { _dir: dir, job }
     }
 
-    /// All revisions and notes: `id server tags orig_tags`.
     pub(crate) fn seen(&self) -> Vec<String> {
-        let join = |tags: &std::collections::BTreeSet<backy_store::Tag>| {
-            tags.iter().map(backy_store::Tag::as_str).collect::<Vec<_>>().join(",")
-        };
-        let line = |one: &Revision| {
-            format!("{} {} {} {}", one.id, one.server, join(&one.tags), join(&one.orig_tags))
-        };
-        let mut lines: Vec<String> = self.job.revisions().unwrap().revisions.iter().map(line).collect();
-        lines.sort();
-        lines
+        seen(&self.job)
     }
 
     pub(crate) fn set_tags(&self, id: &str, list: &str) {
         set_tags(&self.job, id, list);
     }
+}
+
+/// All revisions and notes: `id server tags orig_tags`.
+pub(crate) fn seen(job: &Job) -> Vec<String> {
+    let join = |tags: &BTreeSet<Tag>| tags.iter().map(Tag::as_str).collect::<Vec<_>>().join(",");
+    let line =
+        |one: &Revision| format!("{} {} {} {}", one.id, one.server, join(&one.tags), join(&one.orig_tags));
+    let mut lines: Vec<String> = job.revisions().unwrap().revisions.iter().map(line).collect();
+    lines.sort();
+    lines
 }
 
 pub(crate) fn set_tags(job: &Job, id: &str, list: &str) {
@@ -96,7 +97,7 @@ impl There {
     }
 
     /// The tags of a revision there, `None` when it is gone.
-    pub(crate) fn tags_of(&self, id: &str) -> Option<std::collections::BTreeSet<backy_store::Tag>> {
+    pub(crate) fn tags_of(&self, id: &str) -> Option<BTreeSet<Tag>> {
         self.job.revision(&RevisionId::parse(id).unwrap()).ok().map(|revision| revision.tags)
     }
 }

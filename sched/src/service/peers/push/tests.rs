@@ -130,3 +130,36 @@ fn tags_that_were_changed_once_more_meanwhile_are_kept() {
     assert_eq!(push_to(&here, &there.peers()).changed, 1);
     assert_eq!(there.tags_of("aaa"), Some(tags("monthly")));
 }
+
+#[test]
+fn two_servers_see_each_others_revisions_and_a_job_that_has_moved_expires_from_afar() {
+    let (old, new) = (There::new(), There::new());
+    [(&old, "bbb"), (&new, "aaa"), (&new, "bbb")].map(|(server, id)| delete(&server.job, id));
+    add(&new.job, "ccc", "daily");
+    let peer = |name: &str, server: &There| BTreeMap::from([(name.to_owned(), server.config())]);
+    for news in [1, 0] {
+        for (server, peers) in [(&old, peer("new", &new)), (&new, peer("old", &old))] {
+            let report = pull(&server.job, &peers, None).unwrap();
+            let one = &report.peers[0];
+            assert_eq!(
+                (one.revisions, one.changed, one.clashes),
+                (1, news, 0),
+                "no echo of notes: {report:?}"
+            );
+        }
+    }
+    assert_eq!(seen(&old.job), ["aaa  daily,weekly ", "ccc new daily daily"]);
+    assert_eq!(seen(&new.job), ["aaa old daily,weekly daily,weekly", "ccc  daily "]);
+    // Expiry on the new server takes one tag for its age and one that its schedule does not know. The note stays until
+    // the push.
+    let schedule = crate::policy::testing::schedule(&[("daily", "1d", 1)]);
+    for _ in 0..2 {
+        crate::expire::expire(&new.job, &schedule, backy_store::Timestamp::now(), false, false).unwrap();
+        assert_eq!(seen(&new.job), ["aaa old  daily,weekly", "ccc  daily "]);
+    }
+    assert!(!push(&new.job, &peer("old", &old), None).unwrap().has_failed());
+    assert_eq!(
+        (seen(&new.job), seen(&old.job)),
+        (vec!["ccc  daily ".to_owned()], vec!["ccc new daily daily".to_owned()])
+    );
+}
