@@ -134,7 +134,9 @@ fn tags_that_were_changed_once_more_meanwhile_are_kept() {
 #[test]
 fn two_servers_see_each_others_revisions_and_a_job_that_has_moved_expires_from_afar() {
     let (old, new) = (There::new(), There::new());
-    [(&old, "bbb"), (&new, "aaa"), (&new, "bbb")].map(|(server, id)| delete(&server.job, id));
+    for (server, id) in [(&old, "bbb"), (&new, "aaa"), (&new, "bbb")] {
+        delete(&server.job, id);
+    }
     add(&new.job, "ccc", "daily");
     let peer = |name: &str, server: &There| BTreeMap::from([(name.to_owned(), server.config())]);
     for news in [1, 0] {
