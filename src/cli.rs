@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
     backup, check, client, completion, config, distrust, expire, find, forget, index, init, mount, peers,
-    purge, restore, status, tags, undelete, unmount, verify,
+    purge, restore, scheduler, status, tags, undelete, unmount, verify,
 };
 use crate::failure::EXIT_USAGE;
 use crate::output::nagios;
@@ -87,6 +87,8 @@ pub(crate) enum Command {
     Index(index::Arguments),
     /// Say for monitoring whether every job is backed up in time
     Check(check::Arguments),
+    /// Run the service that lets every job run on time
+    Scheduler(scheduler::Arguments),
     /// Ask a running scheduler service
     Client(client::Arguments),
     /// Look after the main configuration
@@ -117,6 +119,7 @@ impl Command {
             Self::Push(_) => "push",
             Self::Index(_) => "index",
             Self::Check(_) => "check",
+            Self::Scheduler(_) => "scheduler",
             Self::Client(_) => "client",
             Self::Config(_) => "config",
             Self::Completion(_) => "completion",
@@ -131,6 +134,7 @@ impl Command {
                 | Self::Find(_)
                 | Self::Unmount(_)
                 | Self::Check(_)
+                | Self::Scheduler(_)
                 | Self::Client(_)
                 | Self::Config(_)
                 | Self::Completion(_)

@@ -87,13 +87,16 @@ pub(crate) fn conclude(result: Result) -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Bad) => ExitCode::from(EXIT_FAILED),
         Ok(Outcome::Status(status)) => ExitCode::from(status),
-        Err(error) => {
-            let failure = Failure { error };
-            failure.lines().iter().for_each(terminal::note);
-            tracing::error!(target: logging::QUIET, "{}", failure.lines().join("\n"));
-            ExitCode::from(failure.code())
-        }
+        Err(error) => ExitCode::from(tell(error)),
     }
+}
+
+/// Prints and logs what went wrong, and returns the exit status for it.
+pub(crate) fn tell(error: anyhow::Error) -> u8 {
+    let failure = Failure { error };
+    failure.lines().iter().for_each(terminal::note);
+    tracing::error!(target: logging::QUIET, "{}", failure.lines().join("\n"));
+    failure.code()
 }
 
 /// An error on its way to a person.
@@ -170,6 +173,7 @@ fn sched_hint(error: &SchedError) -> Option<String> {
             "the schedule has {}; use one of these, a tag that begins with `manual:`, or `--force`",
             if known.is_empty() { "no tags".to_owned() } else { known.join(", ") }
         )),
+        SchedError::BaseDirChanged { .. } => Some("restart the service".to_owned()),
         SchedError::ConfigInvalid { path, .. } => Some(format!("correct {}", quote(&path.to_string_lossy()))),
         SchedError::ServiceUnreachable { .. } => Some(
             "see whether the service runs there, and whether `api.addrs`, `api.port` and the URL agree; `/healthz` needs no token"

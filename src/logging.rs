@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -54,7 +54,32 @@ struct State {
 enum Sink {
     Closed,
     Pending(PathBuf),
-    Open { file: File, by_name: bool },
+    Open { file: LogFile, by_name: bool },
+}
+
+/// An open log file. When somebody has renamed it, as logrotate does, the next line goes to a new one.
+#[derive(Debug)]
+struct LogFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl LogFile {
+    fn open(path: &Path) -> std::io::Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    fn write(&mut self, line: &str) {
+        let identity = |facts: &std::fs::Metadata| (facts.dev(), facts.ino());
+        let (there, here) = (std::fs::metadata(&self.path), self.file.metadata());
+        let is_same = matches!((there, here), (Ok(there), Ok(here)) if identity(&there) == identity(&here));
+        if !is_same && let Ok(new) = Self::open(&self.path) {
+            *self = new;
+        }
+        // A full disk must not stop a restore; one write for each line keeps lines of two runs apart.
+        let _ = self.file.write_all(line.as_bytes());
+    }
 }
 
 impl Log {
@@ -62,8 +87,8 @@ impl Log {
     pub(crate) fn start(logfile: Option<&Path>, verbose: bool, task: Option<String>) -> anyhow::Result<Self> {
         let file = match logfile {
             Some(path) => {
-                let opened =
-                    open(path).with_context(|| format!("cannot open the log file {}", path.display()));
+                let opened = LogFile::open(path)
+                    .with_context(|| format!("cannot open the log file {}", path.display()));
                 Sink::Open { file: opened?, by_name: true }
             }
             None => Sink::Closed,
@@ -89,9 +114,14 @@ impl Log {
 
     /// Goes on in the log file of a directory, a job's or a store's, unless another was asked for by name.
     pub(crate) fn enter_dir(&self, dir: &Path) {
+        self.enter_file(&dir.join("backy.log"));
+    }
+
+    /// Goes on in this file, unless another was asked for by name.
+    pub(crate) fn enter_file(&self, path: &Path) {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         if !matches!(state.file, Sink::Open { by_name: true, .. }) {
-            state.file = Sink::Pending(dir.join("backy.log"));
+            state.file = Sink::Pending(path.to_owned());
         }
     }
 }
@@ -103,18 +133,13 @@ fn random_task() -> anyhow::Result<String> {
     Ok(text[text.len().saturating_sub(TASK_CHARS)..].to_owned())
 }
 
-fn open(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
-}
-
 impl State {
     fn write(&mut self, line: &str) {
         if let Sink::Pending(path) = &self.file {
-            self.file = open(path).map_or(Sink::Closed, |file| Sink::Open { file, by_name: false });
+            self.file = LogFile::open(path).map_or(Sink::Closed, |file| Sink::Open { file, by_name: false });
         }
         if let Sink::Open { file, .. } = &mut self.file {
-            // A full disk must not stop a restore; one write for each line keeps lines of two runs apart.
-            let _ = file.write_all(line.as_bytes());
+            file.write(line);
         }
     }
 }
@@ -135,7 +160,9 @@ impl<S: Subscriber> Layer<S> for Lines {
         let now = Timestamp::now();
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         let job = fields.values.get("job").map_or(state.job.as_str(), String::as_str).to_owned();
-        let head = Head { now, zone: &self.0.zone, task: &self.0.task, level: *metadata.level(), job: &job };
+        // The service works on many tasks at once and marks the lines of each.
+        let task = fields.values.remove("task").unwrap_or_else(|| self.0.task.clone());
+        let head = Head { now, zone: &self.0.zone, task: &task, level: *metadata.level(), job: &job };
         let line = format_line(&head, metadata.target(), &fields);
         state.write(&line);
         drop(state);
@@ -246,6 +273,20 @@ mod tests {
         assert!(lines[0].ends_with("name='a\\nb'"), "{text}");
         assert_eq!(lines[1], ">\tbad name: x");
         assert_eq!(lines[2], ">\t2024-03-01T12:00:00 y\\u{1b}[2J");
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "logrotate renames, too")]
+    fn a_renamed_log_is_left_to_who_renamed_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, rotated) = (dir.path().join("log"), dir.path().join("log.1"));
+        let mut log = LogFile::open(&path).unwrap();
+        log.write("one\n");
+        std::fs::rename(&path, &rotated).unwrap();
+        log.write("two\n");
+        log.write("three\n");
+        assert_eq!(std::fs::read_to_string(&rotated).unwrap(), "one\n");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "two\nthree\n");
     }
 
     #[test]

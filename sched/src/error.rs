@@ -168,6 +168,24 @@ pub enum Error {
         /// Its size at the beginning.
         size_bytes: u64,
     },
+    /// The configuration that is to be read again names another base directory.
+    #[error("base-dir was changed from {} to {}, which a running service cannot follow", .running.display(), .wanted.display())]
+    BaseDirChanged {
+        /// Where it works.
+        running: PathBuf,
+        /// Where it should.
+        wanted: PathBuf,
+    },
+    /// The service lacks what every process has.
+    #[error("the service cannot be started")]
+    ServiceNotStarted {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The service is about to end.
+    #[error("the service is ending")]
+    ServiceEnding,
     /// The source has another size than at the beginning.
     #[error("the source {name} grew or shrank from {before_bytes} to {after_bytes} bytes while it was read")]
     SourceResized {

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use backy_store::{
@@ -21,7 +22,7 @@ pub struct Look {
     /// Since when the job has been there; `None` when it is not.
     pub since: Option<Timestamp>,
     /// Its revisions in short.
-    pub history: History,
+    pub history: Arc<History>,
     /// Manifests that cannot be read.
     pub unreadable: usize,
     /// Reports in its quarantine.
@@ -35,7 +36,7 @@ impl Look {
     pub fn at_nothing(now: Timestamp) -> Self {
         Self {
             since: None,
-            history: History::empty(now),
+            history: Arc::new(History::empty(now)),
             unreadable: 0,
             quarantine_reports: 0,
             failure: None,
@@ -46,7 +47,7 @@ impl Look {
 /// Histories that were taken, by job.
 #[derive(Debug, Default)]
 pub struct Histories {
-    known: HashMap<JobName, (Generation, History)>,
+    known: HashMap<JobName, (Generation, Arc<History>)>,
     unsaved: Vec<JobName>,
 }
 
@@ -55,8 +56,8 @@ impl Histories {
     pub fn load(repository: &Repository) -> Self {
         let remembered = repository.memos().into_iter().filter_map(|(job, memo)| {
             // A memo of another version is as good as none.
-            let history = serde_json::from_str(&memo.text).ok()?;
-            Some((job, (memo.generation, history)))
+            let history: History = serde_json::from_str(&memo.text).ok()?;
+            Some((job, (memo.generation, Arc::new(history))))
         });
         Self { known: remembered.collect(), unsaved: Vec::new() }
     }
@@ -75,7 +76,9 @@ impl Histories {
         // Taken before the revisions are listed: what changes in between makes the history stale at once.
         let generation = job.generation()?;
         let (history, unreadable) = match self.known.get(job.name()) {
-            Some((known, history)) if *known == generation && history.is_current(now) => (history.clone(), 0),
+            Some((known, history)) if *known == generation && history.is_current(now) => {
+                (Arc::clone(history), 0)
+            }
             _ => self.take(job, generation, now)?,
         };
         let quarantine_reports = damage::quarantine_reports(job)?;
@@ -88,12 +91,12 @@ impl Histories {
         job: &Job,
         generation: Generation,
         now: Timestamp,
-    ) -> backy_store::Result<(History, usize)> {
+    ) -> backy_store::Result<(Arc<History>, usize)> {
         let (revisions, damaged) = job.revisions_again(&mut KnownRevisions::default())?;
-        let history = History::of(revisions.iter().map(AsRef::as_ref), now);
+        let history = Arc::new(History::of(revisions.iter().map(AsRef::as_ref), now));
         // A manifest can be repaired in its place, which the directory does not show.
         if damaged.is_empty() && generation.is_settled(now) {
-            self.known.insert(job.name().clone(), (generation, history.clone()));
+            self.known.insert(job.name().clone(), (generation, Arc::clone(&history)));
             self.unsaved.push(job.name().clone());
         } else {
             self.known.remove(job.name());
@@ -105,7 +108,7 @@ impl Histories {
     pub fn save(&mut self, repository: &Repository) {
         let memos = std::mem::take(&mut self.unsaved).into_iter().filter_map(|job| {
             let (generation, history) = self.known.get(&job)?;
-            let text = serde_json::to_string(history).ok()?;
+            let text = serde_json::to_string(&**history).ok()?;
             Some((job, Memo { generation: *generation, text }))
         });
         let memos: Vec<(JobName, Memo)> = memos.collect();

@@ -17,6 +17,7 @@ pub(crate) mod pull;
 pub(crate) mod purge;
 pub(crate) mod push;
 pub(crate) mod restore;
+pub(crate) mod scheduler;
 pub(crate) mod status;
 pub(crate) mod tags;
 pub(crate) mod undelete;
@@ -84,6 +85,7 @@ fn dispatch(context: &Context, command: Command) -> Result {
         Command::Push(arguments) => push::run(context, &arguments),
         Command::Index(arguments) => index::run(context, &arguments),
         Command::Check(arguments) => check::run(context, &arguments),
+        Command::Scheduler(arguments) => scheduler::run(context, &arguments),
         Command::Client(arguments) => client::run(context, &arguments),
         Command::Config(arguments) => config::run(&arguments),
         Command::Completion(arguments) => completion::run(&arguments),
@@ -105,6 +107,11 @@ impl Context {
     /// Whether `-b` was given.
     pub(crate) fn has_given_dir(&self) -> bool {
         self.given_dir.is_some()
+    }
+
+    /// Logs to this file, unless another was asked for by name.
+    pub(crate) fn log_to(&self, path: &Path) {
+        self.log.enter_file(path);
     }
 
     /// Returns the directory that `-b` names, absolute; the current one without it.

@@ -7,12 +7,13 @@ use anyhow::Context as _;
 use backy_store::sweep::{SweepOptions, SweepReport, sweep};
 use backy_store::{Location, Repository, Timestamp};
 use clap::Args;
+use serde_json::json;
 
 use super::Context;
 use crate::failure::{Outcome, Result};
 use crate::output::progress::Progress;
 use crate::output::size::{human_bytes, parse_duration};
-use crate::output::terminal;
+use crate::output::{json, terminal};
 
 /// Deletes the chunks that no revision needs, and for good the revisions forgotten long enough ago.
 #[derive(Args, Debug)]
@@ -29,6 +30,9 @@ pub(crate) struct Arguments {
     /// How long forgotten revisions can still be undeleted
     #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = parse_duration)]
     hold: i64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Sweeps one store, and those below it.
@@ -41,10 +45,18 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
         hold_secs: if arguments.now { 0 } else { arguments.hold },
         now: Timestamp::now(),
     };
+    let mut entries = Vec::new();
     for store in &stores {
         let report = sweep(store, &options, &progress)
             .with_context(|| format!("cannot purge the store at {}", store.root().display()))?;
-        print_report(store, &report, arguments.dry_run)?;
+        if arguments.json {
+            entries.push(as_json(store, &report));
+        } else {
+            print_report(store, &report, arguments.dry_run)?;
+        }
+    }
+    if arguments.json {
+        json::print(&json!({ "dry_run": arguments.dry_run, "stores": entries }))?;
     }
     Ok(Outcome::bad_if(progress.findings() > 0))
 }
@@ -61,6 +73,19 @@ fn stores(location: Location) -> anyhow::Result<Vec<Repository>> {
         }
     }
     Ok(stores)
+}
+
+fn as_json(store: &Repository, report: &SweepReport) -> serde_json::Value {
+    let revision = |(job, id): &(_, _)| json!({ "job": job, "id": id });
+    json!({
+        "store": store.root().to_string_lossy(),
+        "revisions_deleted": report.revisions_deleted.iter().map(revision).collect::<Vec<_>>(),
+        "revisions_held": report.revisions_held,
+        "chunks_deleted": report.chunks_deleted,
+        "bytes_deleted": report.bytes_deleted,
+        "temporary_deleted": report.temporary_deleted,
+        "chunks_kept": report.chunks_kept,
+    })
 }
 
 fn print_report(store: &Repository, report: &SweepReport, dry_run: bool) -> anyhow::Result<()> {

@@ -134,6 +134,11 @@ impl Job {
         self.dir.join("config")
     }
 
+    /// Replaces the configuration file. Durable when it returns.
+    pub fn write_config(&self, text: &str) -> Result<()> {
+        self.repository.with_reserve(|| disk::write_atomically(&self.config_path(), text.as_bytes()))
+    }
+
     pub(crate) fn manifest_path(&self, id: &RevisionId) -> PathBuf {
         self.dir.join(format!("{id}.rev"))
     }

@@ -12,6 +12,7 @@ mod reader;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use backy_store::JobName;
 
@@ -27,6 +28,8 @@ use crate::source::Secret;
 pub const PATH_DEFAULT: &str = "/etc/backy.conf";
 /// The port of the API, unless told otherwise.
 pub const PORT_DEFAULT: u16 = 6023;
+/// How long a child process may do nothing, unless told otherwise.
+pub const STALL_LIMIT_DEFAULT: Duration = Duration::from_secs(30 * 60);
 
 /// Largest main configuration: some 20,000 jobs.
 const SIZE_BYTES_MAX: u64 = 4 << 20;
@@ -40,6 +43,8 @@ pub struct ServiceConfig {
     pub base_dir: PathBuf,
     /// How many backups each pool of workers runs at a time, at least 1.
     pub worker_limit: u32,
+    /// A child process that does nothing for so long is ended.
+    pub stall_limit: Duration,
     /// The program that is called after each backup, with the job's name.
     pub completed_callback: Option<PathBuf>,
     /// Who may ask the service, and where.

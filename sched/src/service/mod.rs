@@ -1,14 +1,26 @@
-//! What the service and those who look at it stand on: the main configuration, and the lock by which a running
-//! service is known.
+//! The scheduler service: its configuration, the machine that decides, the process that does, its API and client.
+//!
+//! Data flows one way. `config` is what is wanted; `scheduler` decides from it, from histories and from the time;
+//! `run` does what it says with `child` processes in `round`s; `desk` shows all of it to the `api`, which knows the
+//! service only as `control`. `simulation` puts another world around the same scheduler.
 
 pub mod api;
+mod child;
 pub mod client;
 pub mod config;
 pub mod control;
+mod core;
+mod desk;
 mod lock;
+mod overdue;
 pub mod peers;
+mod purge;
+mod reload;
+mod round;
+pub mod run;
 pub mod scheduler;
 pub mod simulation;
+mod supervisor;
 
 pub use config::ServiceConfig;
 pub use lock::{ServiceGuard, is_running};

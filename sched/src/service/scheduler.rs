@@ -10,6 +10,7 @@
 //! the job before it has it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use backy_store::{JobName, Tag, Timestamp};
 
@@ -99,11 +100,13 @@ pub enum State {
 pub struct Entry {
     schedule: Schedule,
     spread_secs: i64,
-    history: History,
+    history: Arc<History>,
     has_neighbours: bool,
     state: State,
     /// When the run was due about which the neighbours are asked: it stays the same while one of them is followed.
     asked_for: Option<Timestamp>,
+    /// The neighbour that is followed, also while it is asked again.
+    follows: Option<String>,
     failures: u32,
 }
 
@@ -116,6 +119,14 @@ impl Entry {
     /// Its revisions in short, as they were told last.
     pub fn history(&self) -> &History {
         &self.history
+    }
+
+    /// The neighbour that is followed, for the questions that go on about the same run.
+    pub fn follows(&self) -> Option<&str> {
+        match self.state {
+            State::Asking(_) | State::Following(..) => self.follows.as_deref(),
+            _ => None,
+        }
     }
 
     /// Rounds that failed since one ended well.
@@ -210,10 +221,18 @@ impl Scheduler {
         // Its worker is still taken when it was removed and comes back meanwhile.
         let running = |pool: &Pool| State::Running(*pool, BTreeSet::new());
         let state = self.running.get(job).map_or(State::Unknown, running);
-        let history = History::empty(self.now);
+        let history = Arc::new(History::empty(self.now));
         let schedule = schedule.clone();
-        let entry =
-            Entry { schedule, spread_secs, history, has_neighbours, state, asked_for: None, failures: 0 };
+        let entry = Entry {
+            schedule,
+            spread_secs,
+            history,
+            has_neighbours,
+            state,
+            asked_for: None,
+            follows: None,
+            failures: 0,
+        };
         self.jobs.insert(job.clone(), entry);
     }
 
@@ -224,7 +243,8 @@ impl Scheduler {
     }
 
     /// Tells the job's history, taken at the present time.
-    pub fn tell(&mut self, job: &JobName, history: History) {
+    pub fn tell(&mut self, job: &JobName, history: impl Into<Arc<History>>) {
+        let history = history.into();
         self.now = self.now.max(history.taken_at);
         let Some(entry) = self.jobs.get_mut(job) else { return };
         let is_news =
@@ -290,19 +310,12 @@ impl Scheduler {
             Neighbours::OursToDo => self.enqueue(job, next.tags, false),
             Neighbours::Wait { peer, secs } => {
                 let (at, decided_at) = (self.now.plus_secs(secs), self.now);
+                if let Some(entry) = self.jobs.get_mut(job) {
+                    entry.follows = Some(peer.clone());
+                }
                 self.enter(job, State::Following(NextRun { at, decided_at, ..next }, peer));
             }
-            Neighbours::Done => {
-                self.decide(job);
-                // Due again at once: what the neighbour did is not what is missed here, and asking again would
-                // bring the same answer for ever.
-                if let Some(Entry { state: State::Waiting(next), .. }) = self.jobs.get(job)
-                    && next.at <= self.now
-                {
-                    let tags = next.tags.clone();
-                    self.enqueue(job, tags, false);
-                }
-            }
+            Neighbours::Done => self.wait_for_ideal(job),
         }
     }
 
@@ -339,7 +352,7 @@ impl Scheduler {
         match entry.state.clone() {
             // However late it is: the run is due, whether the machine slept or the clock jumped.
             State::Waiting(next) if entry.has_neighbours => {
-                entry.asked_for = Some(next.at);
+                (entry.asked_for, entry.follows) = (Some(next.at), None);
                 self.ask(job, next, actions);
             }
             State::Waiting(next) => self.enqueue(job, next.tags, false),
@@ -381,6 +394,17 @@ impl Scheduler {
             next_run::next_run(&entry.schedule, entry.spread_secs, &entry.history, now)
                 .map_or(State::Idle, State::Waiting)
         };
+        self.enter(job, state);
+    }
+
+    /// Lets a job wait for its next ideal time, whatever it missed: a neighbour has just backed it up.
+    fn wait_for_ideal(&mut self, job: &JobName) {
+        let now = self.now;
+        let Some(entry) = self.jobs.get(job) else { return };
+        let next = next_run::ideal(&entry.schedule, entry.spread_secs, now);
+        let state = next.map_or(State::Idle, |(at, tags)| {
+            State::Waiting(NextRun { at, tags, catches_up: false, decided_at: now })
+        });
         self.enter(job, state);
     }
 

@@ -29,6 +29,7 @@ use tokio::sync::{Semaphore, watch};
 
 use self::brake::Brake;
 use self::connection::Shared;
+use super::config::ApiConfig;
 use super::control::Control;
 use crate::error::{Error, Result};
 
@@ -74,6 +75,8 @@ impl Default for Limits {
 /// A running API. Dropping it ends it as [`Server::stop`] does, without waiting.
 #[derive(Debug)]
 pub struct Server {
+    /// The addresses and the port that it was started with.
+    wanted: (Vec<IpAddr>, u16),
     addrs: Vec<SocketAddr>,
     stop: watch::Sender<bool>,
     thread: JoinHandle<()>,
@@ -93,6 +96,7 @@ impl Server {
         control: Arc<dyn Control>,
         limits: Limits,
     ) -> Result<Self> {
+        let wanted = (addrs.to_vec(), port);
         let (listeners, addrs) = listen::bind(addrs, port)?;
         let failed = |source| Error::ApiNotStarted { source };
         let runtime = Builder::new_current_thread()
@@ -108,7 +112,20 @@ impl Server {
         for addr in &addrs {
             tracing::info!(%addr, "listening");
         }
-        Ok(Self { addrs, stop, thread })
+        Ok(Self { wanted, addrs, stop, thread })
+    }
+
+    /// Tries whether a server could listen on these addresses, but for those in `taken`, which a running one will give
+    /// back. The error is that of [`Server::start`].
+    pub fn try_to_listen(addrs: &[IpAddr], port: u16, taken: &[SocketAddr]) -> Result<()> {
+        let is_free = |addr: &&IpAddr| !taken.contains(&SocketAddr::new(**addr, port));
+        let new: Vec<IpAddr> = addrs.iter().filter(is_free).copied().collect();
+        if new.is_empty() { Ok(()) } else { listen::bind(&new, port).map(drop) }
+    }
+
+    /// Whether it listens where the configuration wants it.
+    pub fn serves(&self, config: &ApiConfig) -> bool {
+        !config.tokens.is_empty() && self.wanted == (config.addrs.clone(), config.port)
     }
 
     /// The addresses it listens on.

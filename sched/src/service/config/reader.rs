@@ -6,21 +6,23 @@ pub(super) use self::api::{check_token, check_url};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use backy_store::JobName;
 use serde_yaml::Value;
 
-use super::{ApiConfig, ServiceConfig, ServiceJob};
+use super::{ApiConfig, STALL_LIMIT_DEFAULT, ServiceConfig, ServiceJob};
 use crate::config::problem::{Problem, clip};
 use crate::config::reader::{Fields, Reader, hint};
 use crate::config::{JobConfig, VerifyMode};
-use crate::policy::Schedule;
+use crate::policy::{Schedule, interval};
 use crate::source::SourceConfig;
 
 const TOP_KEYS: [&str; 5] = ["global", "api", "peers", "schedules", "jobs"];
-const GLOBAL_KEYS: [&str; 7] = [
+const GLOBAL_KEYS: [&str; 8] = [
     "base-dir",
     "worker-limit",
+    "stall-limit",
     "backup-completed-callback",
     "status-file",
     "status-interval",
@@ -53,6 +55,7 @@ impl ServiceReader<'_> {
         let base_dir = global.as_ref().and_then(|global| self.base_dir(global));
         let worker_limit =
             global.as_ref().and_then(|global| self.number(global, "worker-limit", WORKERS_MAX));
+        let stall_limit = global.as_ref().and_then(|global| self.stall_limit(global));
         let completed_callback = global.as_ref().and_then(|global| self.callback(global));
         global.iter().for_each(|global| self.note_obsolete(global));
         let api = self.section(&fields, "api", false, Some(&API_KEYS));
@@ -64,6 +67,7 @@ impl ServiceReader<'_> {
         Some(ServiceConfig {
             base_dir: base_dir?,
             worker_limit: u32::try_from(worker_limit.unwrap_or(1)).ok()?,
+            stall_limit: stall_limit.unwrap_or(STALL_LIMIT_DEFAULT),
             completed_callback,
             api,
             peers: peers.unwrap_or_default(),
@@ -109,6 +113,19 @@ impl ServiceReader<'_> {
         }
         self.common.problem(&global.path_to("base-dir"), "it must be an absolute path, beginning with /");
         None
+    }
+
+    fn stall_limit(&mut self, global: &Fields<'_>) -> Option<Duration> {
+        const KEY: &str = "stall-limit";
+        let text = self.common.text(global, KEY)?;
+        match interval::parse(&text).map(u64::try_from) {
+            Ok(Ok(secs)) => Some(Duration::from_secs(secs)),
+            Ok(Err(_)) => None,
+            Err(error) => {
+                self.common.problem(&global.path_to(KEY), &error.to_string());
+                None
+            }
+        }
     }
 
     fn callback(&mut self, global: &Fields<'_>) -> Option<PathBuf> {

@@ -1,0 +1,218 @@
+//! What the service knows: the configuration in force, the scheduler, what the last looks at the jobs showed, and what
+//! runs. Shared by the main loop, the rounds and the API.
+//!
+//! Two locks, taken in this order: the histories (held while job directories are looked at), and the core (held for
+//! moments, never during input or output).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use backy_store::{JobName, Repository, Timestamp};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use super::child::Limits;
+use super::config::ServiceConfig;
+use super::control::Vitals;
+use super::scheduler::{Scheduler, State};
+use crate::check;
+use crate::error::Result;
+use crate::histories::{Histories, Look};
+use crate::policy::health::JobFacts;
+use crate::policy::sla::{self, Sla};
+use crate::source::Secret;
+
+/// What is wanted of the main loop.
+#[derive(Debug)]
+pub(super) enum Wanted {
+    /// Read the configuration again, and answer.
+    Reload(oneshot::Sender<Result<()>>),
+}
+
+/// What does not change while the service runs.
+#[derive(Debug)]
+pub(super) struct Fixed {
+    /// The main configuration; absolute.
+    pub(super) config_path: PathBuf,
+    /// The program of the children.
+    pub(super) program: PathBuf,
+    /// The base directory.
+    pub(super) base_dir: PathBuf,
+}
+
+/// All that the parts of the service share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) fixed: Fixed,
+    histories: Mutex<Histories>,
+    core: Mutex<Core>,
+    /// Wakes the main loop: something was told to the scheduler.
+    pub(super) wake: Notify,
+    pub(super) wanted: mpsc::UnboundedSender<Wanted>,
+}
+
+/// What changes.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) config: Arc<ServiceConfig>,
+    pub(super) tokens: Arc<Vec<(Secret, String)>>,
+    /// When the configuration in force was read.
+    pub(super) configured_at: Timestamp,
+    /// When its file was written: a job without a directory has been there since then at the latest.
+    pub(super) written_at: Option<Timestamp>,
+    pub(super) scheduler: Scheduler,
+    /// What the last look at a job showed beside its history.
+    pub(super) looks: HashMap<JobName, Look>,
+    /// Rounds under way, and how to stop them.
+    pub(super) rounds: BTreeMap<JobName, watch::Sender<bool>>,
+    /// When distrusted revisions of a job were last verified.
+    pub(super) verified_at: HashMap<JobName, Timestamp>,
+    /// Whether there may be something for a purge to delete.
+    pub(super) garbage: bool,
+    /// Whether somebody wants a purge soon.
+    pub(super) purge_asked: bool,
+    /// Whether one runs.
+    pub(super) purging: bool,
+    /// Jobs whose being overdue has been logged.
+    pub(super) told_overdue: BTreeSet<JobName>,
+    /// When all of them were logged last.
+    pub(super) told_at: Option<Timestamp>,
+    pub(super) vitals: Vitals,
+    pub(super) stopping: bool,
+}
+
+impl Shared {
+    pub(super) fn new(
+        fixed: Fixed,
+        config: ServiceConfig,
+        written_at: Option<Timestamp>,
+        histories: Histories,
+        now: Timestamp,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Wanted>) {
+        let (wanted, orders) = mpsc::unbounded_channel();
+        let mut core = Core {
+            tokens: Arc::new(config.api.tokens.clone()),
+            configured_at: now,
+            written_at,
+            scheduler: Scheduler::new(config.worker_limit as usize, now),
+            looks: HashMap::new(),
+            rounds: BTreeMap::new(),
+            verified_at: HashMap::new(),
+            // What earlier services have left is not known.
+            garbage: true,
+            purge_asked: false,
+            purging: false,
+            told_at: None,
+            told_overdue: BTreeSet::new(),
+            vitals: Vitals { started_at: Some(now), seen_at: Some(now), ..Vitals::default() },
+            config: Arc::new(config),
+            stopping: false,
+        };
+        core.configure_jobs();
+        let (histories, core) = (Mutex::new(histories), Mutex::new(core));
+        (Arc::new(Self { fixed, histories, core, wake: Notify::new(), wanted }), orders)
+    }
+
+    /// A thread that panicked has left the core as it was between two statements; the others go on with that.
+    pub(super) fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn histories(&self) -> MutexGuard<'_, Histories> {
+        self.histories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The store, opened anew: it may have been unmounted.
+    pub(super) fn open_store(&self) -> Result<Repository> {
+        Ok(Repository::open(&self.fixed.base_dir)?)
+    }
+
+    /// Looks at jobs on disk and takes to heart what is seen. Blocks.
+    pub(super) fn look(&self, jobs: &[JobName], now: Timestamp) {
+        let store = self.open_store();
+        let mut histories = self.histories();
+        for some in jobs.chunks(256) {
+            let looks = some.iter().map(|job| match &store {
+                Ok(store) => (job, histories.look(store, job, now)),
+                Err(error) => {
+                    let failure = Some(crate::error::in_full(error));
+                    (job, Look { failure, ..Look::at_nothing(now) })
+                }
+            });
+            let looks: Vec<(&JobName, Look)> = looks.collect();
+            let mut core = self.core();
+            looks.into_iter().for_each(|(job, look)| core.take_in(job, look));
+        }
+        if let Ok(store) = &store {
+            histories.save(store);
+        }
+        drop(histories);
+        self.wake.notify_one();
+    }
+
+    /// As [`Shared::look`], for all configured jobs.
+    pub(super) fn look_at_all(&self, now: Timestamp) {
+        let jobs: Vec<JobName> = self.core().config.jobs.keys().cloned().collect();
+        self.look(&jobs, now);
+    }
+
+    /// The limits in force.
+    pub(super) fn limits(&self) -> Limits {
+        self.core().limits()
+    }
+}
+
+impl Core {
+    pub(super) fn limits(&self) -> Limits {
+        Limits { stalled: self.config.stall_limit, ..Limits::default() }
+    }
+
+    /// Brings the scheduler in line with the configuration: jobs come, change and go.
+    pub(super) fn configure_jobs(&mut self) {
+        let config = Arc::clone(&self.config);
+        self.scheduler.set_workers(config.worker_limit as usize);
+        let gone = self.scheduler.jobs().keys().filter(|job| !config.jobs.contains_key(*job));
+        for job in gone.cloned().collect::<Vec<_>>() {
+            self.scheduler.remove(&job);
+            self.looks.remove(&job);
+            self.told_overdue.remove(&job);
+            if let Some(stop) = self.rounds.get(&job) {
+                stop.send_replace(true);
+            }
+        }
+        for (job, configured) in &config.jobs {
+            self.scheduler.configure(job, &configured.config.schedule, !config.peers.is_empty());
+        }
+    }
+
+    /// Takes in what a look at a job showed. A job that could not be looked at keeps the history it has; one that has
+    /// none is taken for new, so that it waits for its time.
+    fn take_in(&mut self, job: &JobName, look: Look) {
+        let is_unknown = self.scheduler.jobs().get(job).is_some_and(|entry| *entry.state() == State::Unknown);
+        if look.failure.is_none() || is_unknown {
+            self.scheduler.tell(job, look.history.clone());
+        }
+        if self.config.jobs.contains_key(job) {
+            self.looks.insert(job.clone(), look);
+        }
+    }
+
+    /// What the verdicts on a job stand on.
+    pub(super) fn facts(&self, job: &JobName) -> Option<JobFacts> {
+        let facts = JobFacts::new(job.clone(), &self.config.jobs.get(job)?.config.schedule);
+        let look = self.looks.get(job)?;
+        Some(check::facts(facts, look, self.written_at))
+    }
+
+    /// How long the newest good revision of a job has been too old; 0 when it is not, or while the job runs.
+    pub(super) fn overdue_secs(&self, job: &JobName, now: Timestamp) -> f64 {
+        let is_running =
+            self.scheduler.jobs().get(job).is_some_and(|entry| matches!(entry.state(), State::Running(..)));
+        let Some(facts) = self.facts(job).filter(|_| !is_running) else { return 0.0 };
+        match sla::judge(facts.shortest_secs, facts.newest_good, facts.since, now) {
+            Sla::Overdue { age_secs } => age_secs,
+            Sla::Never => facts.since.map_or(0.0, |since| now.secs_since(since)),
+            Sla::InTime | Sla::Waiting => 0.0,
+        }
+    }
+}

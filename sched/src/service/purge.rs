@@ -1,0 +1,83 @@
+//! When the store is purged: once a day at a time that depends on the store alone, when there may be something to
+//! delete. The service cannot know that exactly; a round that forgot revisions or failed says that there may be, and
+//! so does a purge that leaves revisions whose hold time is not over.
+
+use std::future::Future;
+
+use backy_store::Timestamp;
+use tokio::sync::watch;
+
+use super::child;
+use super::core::{Core, Fixed};
+use super::round::{new_task, order};
+use crate::policy::{Rule, Schedule, next_run, spread};
+
+const DAY_SECS: i64 = 86_400;
+/// The report of a purge.
+const REPORT_BYTES_MAX: usize = 1 << 20;
+
+/// When the next purge is due.
+#[derive(Debug)]
+pub(super) struct Purge {
+    spread_secs: i64,
+    at: Timestamp,
+}
+
+impl Purge {
+    /// Of the store with this id.
+    pub(super) fn new(store_id: &str, now: Timestamp) -> Self {
+        let spread_secs = spread::spread_secs(&format!("purge {store_id}"), DAY_SECS);
+        Self { spread_secs, at: next(spread_secs, now) }
+    }
+
+    /// When it is due; `None` when there is nothing to purge, or one runs.
+    pub(super) fn due(&self, core: &Core) -> Option<Timestamp> {
+        (core.garbage && !core.purging).then_some(self.at)
+    }
+
+    /// Returns the purge to be run, if one is due or was asked for. It returns whether there is more to do later.
+    pub(super) fn begin(
+        &mut self,
+        core: &mut Core,
+        now: Timestamp,
+        fixed: &Fixed,
+        stop: watch::Receiver<bool>,
+    ) -> Option<impl Future<Output = bool> + use<>> {
+        let is_far_off = self.at.secs_since(now) > DAY_SECS as f64;
+        if is_far_off {
+            // The clock went back.
+            self.at = next(self.spread_secs, now);
+        }
+        let is_due = self.due(core).is_some_and(|at| at <= now) || core.purge_asked;
+        if !is_due || core.purging || core.stopping {
+            return None;
+        }
+        self.at = next(self.spread_secs, now);
+        (core.purge_asked, core.garbage, core.purging) = (false, false, true);
+        let (limits, task, dir) = (core.limits(), new_task(), fixed.base_dir.clone());
+        let log = dir.join("backy.log");
+        let arguments = vec!["purge".into(), "--json".into()];
+        let order = order(&fixed.program, &task, dir, log, arguments, REPORT_BYTES_MAX);
+        Some(async move {
+            tracing::info!(task, "purge begins");
+            let outcome = child::run(order, &limits, None, stop).await;
+            if outcome.code() != Some(0) {
+                tracing::error!(task, reason = outcome.reason(), "purge failed");
+                return true;
+            }
+            let report = serde_json::from_slice::<serde_json::Value>(&outcome.stdout).unwrap_or_default();
+            let held =
+                |store: &serde_json::Value| store["revisions_held"].as_u64().is_none_or(|held| held > 0);
+            tracing::info!(task, "purge done");
+            report["stores"].as_array().is_none_or(|stores| stores.iter().any(held))
+        })
+    }
+}
+
+fn next(spread_secs: i64, now: Timestamp) -> Timestamp {
+    let mut daily = Schedule::default();
+    if let Ok(tag) = backy_store::Tag::parse("daily") {
+        daily.rules.insert(tag, Rule { interval_secs: DAY_SECS, keep: 1 });
+    }
+    next_run::ideal(&daily, spread_secs, now).map_or_else(|| now.plus_secs(DAY_SECS), |(at, _)| at)
+}
