@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    backup, check, client, completion, config, distrust, expire, find, forget, index, init, mount, purge,
-    restore, scheduler, status, tags, undelete, unmount, verify,
+    backup, check, client, completion, config, distrust, expire, find, forget, index, init, mount, peers,
+    purge, restore, scheduler, status, tags, undelete, unmount, verify,
 };
 use crate::failure::EXIT_USAGE;
 use crate::output::nagios;
@@ -79,6 +79,10 @@ pub(crate) enum Command {
     Undelete(undelete::Arguments),
     /// Delete the chunks that no revision needs
     Purge(purge::Arguments),
+    /// Note which revisions of the job other servers have
+    Pull(peers::Arguments),
+    /// Tell other servers which tags of their revisions were changed here
+    Push(peers::Arguments),
     /// Look after the index of revisions
     Index(index::Arguments),
     /// Say for monitoring whether every job is backed up in time
@@ -111,6 +115,8 @@ impl Command {
             Self::Forget(_) => "forget",
             Self::Undelete(_) => "undelete",
             Self::Purge(_) => "purge",
+            Self::Pull(_) => "pull",
+            Self::Push(_) => "push",
             Self::Index(_) => "index",
             Self::Check(_) => "check",
             Self::Scheduler(_) => "scheduler",
@@ -200,9 +206,15 @@ mod tests {
     fn names_are_those_that_are_typed() {
         let typed: Vec<String> =
             Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
-        for words in
-            [&["backup", "daily"][..], &["expire"], &["index", "rebuild"], &["undelete"], &["mount", "/m"]]
-        {
+        for words in [
+            &["backup", "daily"][..],
+            &["expire"],
+            &["index", "rebuild"],
+            &["undelete"],
+            &["mount", "/m"],
+            &["pull"],
+            &["push"],
+        ] {
             let cli = Cli::try_parse_from(std::iter::once(&"backy").chain(words)).unwrap();
             let name = cli.command.unwrap().name();
             assert_eq!(name, words[0]);

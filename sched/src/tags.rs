@@ -13,7 +13,8 @@ pub fn differing(revisions: &[Revision], expected: &BTreeSet<Tag>) -> Vec<Revisi
 }
 
 /// Gives a revision, as it was listed under the same guard, the tags `after`. With `autoremove` it is forgotten when
-/// that leaves it without any; returns whether it was. Durable when it returns.
+/// that leaves it without any; returns whether it was. The note of another server's revision stays until that server has
+/// been told. Durable when it returns.
 pub fn replace(
     job: &Job,
     guard: &ManifestGuard,
@@ -22,7 +23,7 @@ pub fn replace(
     autoremove: bool,
     now: Timestamp,
 ) -> Result<bool> {
-    let forget = autoremove && after.is_empty();
+    let forget = autoremove && after.is_empty() && revision.is_local();
     let text = |tags: &BTreeSet<Tag>| tags.iter().map(Tag::as_str).collect::<Vec<_>>().join(",");
     let (name, id, before, now_has) = (job.name(), &revision.id, text(&revision.tags), text(&after));
     job.set_tags(guard, id, after)?;

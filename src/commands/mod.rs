@@ -12,7 +12,10 @@ pub(crate) mod forget;
 pub(crate) mod index;
 pub(crate) mod init;
 pub(crate) mod mount;
+pub(crate) mod peers;
+pub(crate) mod pull;
 pub(crate) mod purge;
+pub(crate) mod push;
 pub(crate) mod restore;
 pub(crate) mod scheduler;
 pub(crate) mod status;
@@ -78,6 +81,8 @@ fn dispatch(context: &Context, command: Command) -> Result {
         Command::Forget(arguments) => forget::run(context, &arguments),
         Command::Undelete(arguments) => undelete::run(context, &arguments),
         Command::Purge(arguments) => purge::run(context, &arguments),
+        Command::Pull(arguments) => pull::run(context, &arguments),
+        Command::Push(arguments) => push::run(context, &arguments),
         Command::Index(arguments) => index::run(context, &arguments),
         Command::Check(arguments) => check::run(context, &arguments),
         Command::Scheduler(arguments) => scheduler::run(context, &arguments),

@@ -77,7 +77,7 @@ fn revision_table(revisions: &[Revision], zone: &Zone, width: Option<usize>) -> 
             revision.id.to_string(),
             human_bytes(revision.stats.bytes_written),
             revision.stats.duration_secs.map_or_else(|| "-".to_owned(), human_duration),
-            join_tags(&revision.tags),
+            tags_cell(revision),
             revision.trust.to_string(),
             revision.server.clone(),
         ]);
@@ -91,7 +91,22 @@ fn revision_table(revisions: &[Revision], zone: &Zone, width: Option<usize>) -> 
         count(revisions.len(), "revision", "revisions"),
         human_bytes(total)
     );
+    let pending = revisions.iter().filter(|revision| revision.is_pending()).count();
+    if pending > 0 {
+        let _ = writeln!(text, "{pending} pending change(s) (Push changes with `backy push`)");
+    }
     text
+}
+
+/// The tags; those that the owner on another server has to be told of come first, with a sign.
+fn tags_cell(revision: &Revision) -> String {
+    if !revision.is_pending() {
+        return join_tags(&revision.tags);
+    }
+    let added = revision.tags.difference(&revision.orig_tags).map(|tag| format!("+{tag}"));
+    let removed = revision.orig_tags.difference(&revision.tags).map(|tag| format!("-{tag}"));
+    let same = revision.tags.intersection(&revision.orig_tags).map(ToString::to_string);
+    added.chain(removed).chain(same).collect::<Vec<_>>().join(",")
 }
 
 /// One job of a store.

@@ -37,6 +37,8 @@ pub(crate) struct RevisionEntry<'r> {
     duration: Option<f64>,
     /// The tags, sorted.
     tags: &'r BTreeSet<Tag>,
+    /// For revisions of other servers the tags that they are known to have there.
+    orig_tags: &'r BTreeSet<Tag>,
     /// `trusted`, `verified` or `distrusted`.
     trust: Trust,
     /// Empty for local revisions, else the peer's name.
@@ -59,6 +61,7 @@ impl<'r> From<&'r Revision> for RevisionEntry<'r> {
             stored_bytes: revision.stored_bytes,
             duration: revision.stats.duration_secs.filter(|secs| secs.is_finite()),
             tags: &revision.tags,
+            orig_tags: &revision.orig_tags,
             trust: revision.trust,
             server: &revision.server,
             backend_type: &revision.backend_type,
@@ -94,7 +97,7 @@ mod tests {
         };
         let expected = "{\"id\":\"2222222222222222222222\",\"timestamp\":\"2024-03-01T12:00:00Z\",\
             \"complete\":true,\"image_size\":8,\"data_bytes\":null,\"bytes_written\":7,\"stored_bytes\":null,\"duration\":1.5,\
-            \"tags\":[\"a\",\"b\"],\"trust\":\"trusted\",\"server\":\"\",\"backend_type\":\"framed\",\"parent\":null}";
+            \"tags\":[\"a\",\"b\"],\"orig_tags\":[],\"trust\":\"trusted\",\"server\":\"\",\"backend_type\":\"framed\",\"parent\":null}";
         assert_eq!(serde_json::to_string(&RevisionEntry::from(&revision)).unwrap(), expected);
     }
 }

@@ -139,7 +139,7 @@ impl Job {
         self.repository.with_reserve(|| disk::write_atomically(&self.config_path(), text.as_bytes()))
     }
 
-    fn manifest_path(&self, id: &RevisionId) -> PathBuf {
+    pub(crate) fn manifest_path(&self, id: &RevisionId) -> PathBuf {
         self.dir.join(format!("{id}.rev"))
     }
 

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod documented;
+mod peers;
 mod revisions;
 mod streams;
 

@@ -9,6 +9,7 @@ mod damage;
 mod errors;
 mod full_disk;
 mod locks;
+mod peers;
 mod races;
 mod scene;
 mod source;

@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests handle files as anybody would")]
 
 mod faults;
+mod peers;
 mod reload;
 mod server;
 mod systemd;

@@ -20,6 +20,7 @@ pub(crate) struct Server {
     child: Option<Child>,
     stall_limit: &'static str,
     extra: String,
+    peers: String,
 }
 
 /// Something that must become true.
@@ -38,7 +39,7 @@ impl Server {
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
         let world = World::new(crate::BINARY);
         let port = free.expect("a free port").port();
-        Self { world, port, child: None, stall_limit: "30m", extra: String::new() }
+        Self { world, port, child: None, stall_limit: "30m", extra: String::new(), peers: String::new() }
     }
 
     pub(crate) fn with_stall_limit(mut self, limit: &'static str) -> Self {
@@ -52,6 +53,12 @@ impl Server {
         self
     }
 
+    /// Adds a peer.
+    pub(crate) fn with_peer(mut self, name: &str, peer: &Server) -> Self {
+        self.peers.push_str(&format!("  {name}: {{url: 'http://127.0.0.1:{}', token: T0ken}}\n", peer.port));
+        self
+    }
+
     /// Writes the main configuration: jobs, each with the name of its image and its schedule.
     pub(crate) fn configure(&self, jobs: &[(&str, &str, &str)]) {
         let (store, port) = (self.world.store(), self.port);
@@ -62,6 +69,9 @@ impl Server {
             self.extra,
             if jobs.is_empty() { " {}" } else { "" }
         );
+        if !self.peers.is_empty() {
+            text = text.replace("jobs:", &format!("peers:\n{}jobs:", self.peers));
+        }
         for (job, image, schedule) in jobs {
             let image = self.world.path(image);
             text.push_str(&format!(

@@ -107,7 +107,7 @@ impl History {
         let time = revision.timestamp;
         self.revisions += 1;
         self.local += usize::from(revision.is_local());
-        self.unsynced += usize::from(!revision.is_local() && revision.tags != revision.orig_tags);
+        self.unsynced += usize::from(revision.is_pending());
         self.distrusted += usize::from(revision.trust == Trust::Distrusted);
         if time > self.taken_at.plus_secs(SKEW_SECS) {
             self.in_future += 1;

@@ -4,6 +4,8 @@
 //! answer is not read, and what comes is data, never believed to be harmless. The token goes to the server that was
 //! named and nowhere else: no proxy of the environment, no redirect.
 
+mod backups;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +19,8 @@ use super::config::PeerConfig;
 use super::control::{JobEntry, StatusEntry};
 use crate::error::{Error, Result};
 use crate::policy::health::Report;
+
+pub use backups::{RemoteList, RemoteRevision, RemoteStats, Reply};
 
 /// The longest answer that is read: states of some 100,000 jobs.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
@@ -63,6 +67,12 @@ impl Client {
     /// Makes a client; nothing is sent yet. `task_id` marks its requests in the log of the service.
     pub fn new(peer: PeerConfig, task_id: Option<&str>) -> Self {
         Self::with_patience(peer, task_id, Patience::default())
+    }
+
+    /// As [`Client::new`], for one small question on the way to a backup, which must not wait long for its answer.
+    pub(super) fn in_a_hurry(peer: PeerConfig, task_id: Option<&str>) -> Self {
+        let (connect, total) = (Duration::from_secs(3), Duration::from_secs(10));
+        Self::with_patience(peer, task_id, Patience { connect, total, answer_bytes: 1 << 20 })
     }
 
     fn with_patience(peer: PeerConfig, task_id: Option<&str>, patience: Patience) -> Self {
@@ -167,15 +177,23 @@ impl Client {
 
     /// Returns status and body. A token that is not known is an error whatever was asked.
     fn read(&self, answer: Result<Response<Body>, ureq::Error>) -> Result<(u16, Vec<u8>)> {
+        self.read_within(answer, self.answer_bytes)
+    }
+
+    fn read_within(
+        &self,
+        answer: Result<Response<Body>, ureq::Error>,
+        bytes_max: u64,
+    ) -> Result<(u16, Vec<u8>)> {
         let mut answer = answer.map_err(|error| self.unreachable(&error))?;
         let status = answer.status().as_u16();
         if status == 401 {
             return Err(Error::TokenRefused { url: self.peer.url.clone() });
         }
-        match answer.body_mut().with_config().limit(self.answer_bytes).read_to_vec() {
+        match answer.body_mut().with_config().limit(bytes_max).read_to_vec() {
             Ok(text) => Ok((status, text)),
             Err(ureq::Error::BodyExceedsLimit(_)) => {
-                Err(self.invalid(format!("it is longer than {} bytes", self.answer_bytes)))
+                Err(self.invalid(format!("it is longer than {bytes_max} bytes")))
             }
             Err(error) => Err(self.unreachable(&error)),
         }

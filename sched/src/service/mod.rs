@@ -13,6 +13,7 @@ mod core;
 mod desk;
 mod lock;
 mod overdue;
+pub mod peers;
 mod purge;
 mod reload;
 mod round;

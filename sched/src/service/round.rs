@@ -90,7 +90,6 @@ impl Round {
     }
 
     /// What is left to do for a job that a neighbour has backed up.
-    #[expect(dead_code, reason = "the neighbours are not asked yet")]
     pub(super) async fn follow(&self) {
         if let Err(error) = self.prepare().await {
             return self.log_failure("prepare", &in_full(&error));
@@ -118,7 +117,7 @@ impl Round {
             return Ended::Busy;
         }
         if outcome.code() != Some(0) {
-            self.log_failure("backup", &outcome.reason());
+            self.log_end("backup", &outcome);
             return match outcome.end {
                 End::Stopped => Ended::Busy,
                 _ => Ended::Failed,
@@ -151,7 +150,7 @@ impl Round {
     async fn expire(&self) -> Option<bool> {
         let outcome = self.child(vec!["expire".into(), "--json".into()], PLAN_BYTES_MAX).await;
         if outcome.code() != Some(0) {
-            self.log_failure("expire", &outcome.reason());
+            self.log_end("expire", &outcome);
             return None;
         }
         let plan: Option<serde_json::Value> = serde_json::from_slice(&outcome.stdout).ok();
@@ -188,7 +187,7 @@ impl Round {
         let output = String::from_utf8_lossy(&outcome.stdout).trim_end().to_owned();
         match outcome.code() {
             Some(0) => tracing::info!(job = %self.job(), task = self.task, output, "callback done"),
-            _ => self.log_failure("callback", &outcome.reason()),
+            _ => self.log_end("callback", &outcome),
         }
     }
 
@@ -196,7 +195,7 @@ impl Round {
     async fn step(&self, what: &str, arguments: Vec<OsString>) {
         let outcome = self.child(arguments, ID_BYTES_MAX).await;
         if outcome.code() != Some(0) {
-            self.log_failure(what, &outcome.reason());
+            self.log_end(what, &outcome);
         }
     }
 
@@ -205,6 +204,14 @@ impl Round {
         let log = dir.join("backy.log");
         let order = order(&self.program, &self.task, dir, log, arguments, stdout_bytes_max);
         child::run(order, &self.limits, None, self.stop.clone()).await
+    }
+
+    /// Logs the end of a step that did not succeed. That somebody stopped it is nobody's failure.
+    fn log_end(&self, step: &str, outcome: &Outcome) {
+        match outcome.end {
+            End::Stopped => tracing::info!(job = %self.job(), task = self.task, step, "step stopped"),
+            _ => self.log_failure(step, &outcome.reason()),
+        }
     }
 
     fn log_failure(&self, step: &str, reason: &str) {

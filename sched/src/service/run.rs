@@ -19,10 +19,12 @@ use super::core::{Fixed, Shared, Wanted};
 use super::purge::Purge;
 use super::reload;
 use super::round::{self, Round, VERIFY_EVERY, new_task};
-use super::scheduler::{Action, Ended, Start};
-use super::{ServiceGuard, overdue, supervisor};
+use super::scheduler::{Action, Ended, Neighbours, Start};
+use super::{ServiceGuard, overdue, peers, supervisor};
 use crate::error::{Error, Result, in_full};
 use crate::histories::Histories;
+use crate::policy::next_run::NextRun;
+use crate::policy::pool::Pool;
 
 /// The longest time between two looks at the clock, so that a clock that was moved is noticed.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -172,11 +174,7 @@ impl Service {
         match action {
             Action::Start(start) => self.begin(start),
             Action::Look(job) => drop(spawn_blocking(move || shared.look(&[job], Timestamp::now()))),
-            Action::Ask(job, next) => {
-                drop(next);
-                self.shared.core().scheduler.answered(&job, super::scheduler::Neighbours::OursToDo);
-                self.shared.wake.notify_one();
-            }
+            Action::Ask(job, next) => self.ask(job, next),
         }
     }
 
@@ -187,6 +185,24 @@ impl Service {
             shared.look_at_all(Timestamp::now());
             tracing::info!("jobs known");
         }));
+    }
+
+    /// Asks the neighbours whether one of them backs a job up. If one did, its revisions are pulled before the answer
+    /// counts, so that they cover their tags.
+    fn ask(&mut self, job: JobName, next: NextRun) {
+        let start = Start { job: job.clone(), tags: next.tags.clone(), pool: Pool::Fast };
+        let Some(round) = self.round(start, self.stop.subscribe()) else { return };
+        let shared = Arc::clone(&self.shared);
+        self.tasks.spawn(async move {
+            let answer = ask_neighbours(&shared, &job, next, &round.task).await;
+            if answer == Neighbours::Done {
+                round.follow().await;
+                let looker = (Arc::clone(&shared), job.clone());
+                drop(spawn_blocking(move || looker.0.look(&[looker.1], Timestamp::now())).await);
+            }
+            shared.core().scheduler.answered(&job, answer);
+            shared.wake.notify_one();
+        });
     }
 
     /// Begins a round.
@@ -313,6 +329,20 @@ impl Service {
         }
         tracing::info!("service ended");
     }
+}
+
+/// What the neighbours say. When that cannot be found out, the job is backed up here.
+async fn ask_neighbours(shared: &Arc<Shared>, job: &JobName, next: NextRun, task: &str) -> Neighbours {
+    let (config, local, follows) = {
+        let core = shared.core();
+        let Some(entry) = core.scheduler.jobs().get(job) else { return Neighbours::OursToDo };
+        (Arc::clone(&core.config), entry.history().local, entry.follows().map(str::to_owned))
+    };
+    let (job, task) = (job.clone(), task.to_owned());
+    let asked = spawn_blocking(move || {
+        peers::ask(&config.peers, &job, local, &next, follows.as_deref(), Some(&task))
+    });
+    asked.await.unwrap_or(Neighbours::OursToDo)
 }
 
 /// Takes in how a round ended.

@@ -29,7 +29,8 @@ const STEP_BACK_SECS: i64 = 5;
 pub enum Action {
     /// Start a round of a job.
     Start(Start),
-    /// Ask the neighbours whether one of them backs this job up.
+    /// Ask the neighbours whether one of them does the run of this job that was due at `NextRun::at`. Before the answer
+    /// `Done` is told, their revisions are to be pulled and the job's history told.
     Ask(JobName, NextRun),
     /// Look at the job's revisions again and tell.
     Look(JobName),
@@ -102,6 +103,10 @@ pub struct Entry {
     history: Arc<History>,
     has_neighbours: bool,
     state: State,
+    /// When the run was due about which the neighbours are asked: it stays the same while one of them is followed.
+    asked_for: Option<Timestamp>,
+    /// The neighbour that is followed, also while it is asked again.
+    follows: Option<String>,
     failures: u32,
 }
 
@@ -114,6 +119,14 @@ impl Entry {
     /// Its revisions in short, as they were told last.
     pub fn history(&self) -> &History {
         &self.history
+    }
+
+    /// The neighbour that is followed, for the questions that go on about the same run.
+    pub fn follows(&self) -> Option<&str> {
+        match self.state {
+            State::Asking(_) | State::Following(..) => self.follows.as_deref(),
+            _ => None,
+        }
     }
 
     /// Rounds that failed since one ended well.
@@ -210,7 +223,16 @@ impl Scheduler {
         let state = self.running.get(job).map_or(State::Unknown, running);
         let history = Arc::new(History::empty(self.now));
         let schedule = schedule.clone();
-        let entry = Entry { schedule, spread_secs, history, has_neighbours, state, failures: 0 };
+        let entry = Entry {
+            schedule,
+            spread_secs,
+            history,
+            has_neighbours,
+            state,
+            asked_for: None,
+            follows: None,
+            failures: 0,
+        };
         self.jobs.insert(job.clone(), entry);
     }
 
@@ -288,6 +310,9 @@ impl Scheduler {
             Neighbours::OursToDo => self.enqueue(job, next.tags, false),
             Neighbours::Wait { peer, secs } => {
                 let (at, decided_at) = (self.now.plus_secs(secs), self.now);
+                if let Some(entry) = self.jobs.get_mut(job) {
+                    entry.follows = Some(peer.clone());
+                }
                 self.enter(job, State::Following(NextRun { at, decided_at, ..next }, peer));
             }
             Neighbours::Done => self.wait_for_ideal(job),
@@ -323,12 +348,18 @@ impl Scheduler {
 
     /// A job whose time has come.
     fn come_due(&mut self, job: &JobName, actions: &mut Vec<Action>) {
-        let Some(entry) = self.jobs.get(job) else { return };
+        let Some(entry) = self.jobs.get_mut(job) else { return };
         match entry.state.clone() {
             // However late it is: the run is due, whether the machine slept or the clock jumped.
-            State::Waiting(next) if entry.has_neighbours => self.ask(job, next, actions),
+            State::Waiting(next) if entry.has_neighbours => {
+                (entry.asked_for, entry.follows) = (Some(next.at), None);
+                self.ask(job, next, actions);
+            }
             State::Waiting(next) => self.enqueue(job, next.tags, false),
-            State::Following(next, _) => self.ask(job, next, actions),
+            State::Following(next, _) => {
+                let at = entry.asked_for.unwrap_or(next.at);
+                self.ask(job, NextRun { at, ..next }, actions);
+            }
             State::BackingOff(next) => self.enqueue(job, next.tags, false),
             _ => {}
         }

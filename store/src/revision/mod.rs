@@ -223,6 +223,11 @@ impl Revision {
     pub fn is_local(&self) -> bool {
         self.server.is_empty()
     }
+
+    /// Whether it lies on another server, which does not know yet that its tags were changed here.
+    pub fn is_pending(&self) -> bool {
+        !self.is_local() && self.tags != self.orig_tags
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests handle files as anybody would")]
 
 mod image;
+mod peer;
 mod random;
 mod run;
 mod tree;
@@ -11,6 +12,7 @@ mod trials;
 mod world;
 
 pub use image::{CHUNK, Image};
+pub use peer::Peer;
 pub use random::Random;
 pub use run::{Run, Stopped};
 pub use tree::{Tree, copy_tree};

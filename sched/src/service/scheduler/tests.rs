@@ -138,7 +138,11 @@ fn neighbours_are_asked_before_a_run_but_not_before_one_that_was_asked_for() {
     scheduler.answered(&a, Neighbours::Wait { peer: "backup2".to_owned(), secs: 300 });
     assert!(matches!(scheduler.jobs()[&a].state(), State::Following(_, peer) if peer == "backup2"));
     assert_eq!(scheduler.wake_at(), Some(at(305)));
-    assert!(matches!(&scheduler.advance(at(305))[..], [Action::Ask(..)]));
+    let asked = scheduler.advance(at(305));
+    assert!(
+        matches!(&asked[..], [Action::Ask(_, next)] if next.at == at(0)),
+        "the time does not move: {asked:?}"
+    );
     scheduler.request(&a);
     assert_eq!(starts(&scheduler.advance(at(305))), ["a"]);
     scheduler.answered(&a, Neighbours::OursToDo);
@@ -153,6 +157,22 @@ fn neighbours_are_asked_before_a_run_but_not_before_one_that_was_asked_for() {
     );
     scheduler.answered(&a, Neighbours::Done);
     assert!(matches!(scheduler.jobs()[&a].state(), State::Waiting(_)));
+}
+
+#[test]
+fn a_neighbour_that_did_something_else_is_not_asked_again_and_again() {
+    let mut scheduler = Scheduler::new(1, at(0));
+    let a = name("a");
+    scheduler.configure(&a, &Schedule::usual(), true);
+    scheduler.tell(&a, History::of(&[revision(1, -2 * DAY, "daily")], at(0)));
+    assert!(matches!(&scheduler.advance(at(0))[..], [Action::Ask(..)]));
+    scheduler.tell(&a, History::of(&[revision(1, -2 * DAY, "daily"), revision(2, 0, "hourly")], at(1)));
+    scheduler.answered(&a, Neighbours::Done);
+    assert_eq!(scheduler.advance(at(1)), []);
+    let State::Waiting(next) = scheduler.jobs()[&a].state().clone() else { panic!() };
+    assert!(next.at > at(1));
+    assert!(matches!(&scheduler.advance(next.at)[..], [Action::Ask(_, asked)] if *asked == next));
+    assert_eq!(scheduler.jobs()[&a].follows(), None);
 }
 
 #[test]
