@@ -9,11 +9,13 @@
 //! and no run died or failed before it was durable; while the job has distrusted revisions, it is read
 //! completely first ([`Reuse::Full`]).
 
+mod rest;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::map::MapWriter;
+use super::map::{ChunkMap, MapWriter};
 use super::{BackendType, Revision, RevisionId, Stats, Trust};
 use crate::backend::Backend;
 use crate::backend::local::LocalBackend;
@@ -118,8 +120,8 @@ pub struct RevisionWriter {
     suspects: Suspects,
     counters: Counters,
     healed: Mutex<Vec<ChunkId>>,
-    /// Keeps the base's chunks alive.
-    _base: Option<Session>,
+    /// The base's map, and what keeps its chunks alive (nothing on a read-only file system).
+    base: Option<(Option<Session>, ChunkMap)>,
     finished: bool,
 }
 
@@ -132,12 +134,11 @@ impl RevisionWriter {
         let backend = job.repository().backend()?;
         let base = new.base.as_ref().map(|base| super::reader::pin(&job, base)).transpose()?;
         let map = MapWriter::create(&disk::temporary_in(job.dir())?, new.image_size_bytes)?;
-        let (pin, base) = base.map_or((None, None), |(pin, map)| (pin, Some(map)));
         let counters = Counters::default();
         let healed = Mutex::new(Vec::new());
         let writer =
-            Self { job, new, map, backend, session, suspects, counters, healed, _base: pin, finished: false };
-        if let Some(base) = &base {
+            Self { job, new, map, backend, session, suspects, counters, healed, base, finished: false };
+        if let Some((_, base)) = &writer.base {
             writer.map.copy_from(base, &mut |entries| {
                 // Chunks of the base count as found here: the barrier must cover their names as well.
                 entries
