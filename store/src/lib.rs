@@ -18,6 +18,7 @@ pub mod repository;
 pub mod restore;
 pub mod revision;
 pub(crate) mod session;
+mod snapshots;
 pub mod sweep;
 #[cfg(test)]
 pub(crate) mod testing;

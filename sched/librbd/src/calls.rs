@@ -219,7 +219,9 @@ impl Connection {
             other => other?,
         }
         // SAFETY: the handle is valid; null means CEPH_ARGS.
-        check_int("rados_conf_parse_env", unsafe { (self.functions.rados_conf_parse_env)(self.rados, null()) })?;
+        check_int("rados_conf_parse_env", unsafe {
+            (self.functions.rados_conf_parse_env)(self.rados, null())
+        })?;
         let seconds = limit.as_secs().max(1).to_string();
         for (option, value) in [
             ("client_mount_timeout", seconds.as_str()),
@@ -233,8 +235,7 @@ impl Connection {
         ] {
             let (name, value) = (text("rados_conf_set", option)?, text("rados_conf_set", value)?);
             // SAFETY: the handle is valid, the texts end with a zero byte.
-            let set =
-                unsafe { (self.functions.rados_conf_set)(self.rados, name.as_ptr(), value.as_ptr()) };
+            let set = unsafe { (self.functions.rados_conf_set)(self.rados, name.as_ptr(), value.as_ptr()) };
             check_int("rados_conf_set", set)?;
         }
         Ok(())
@@ -325,7 +326,12 @@ impl Image {
             let rest = &data[done..];
             // SAFETY: the image is open; at most `rest.len()` bytes are read from `rest`.
             let written = unsafe {
-                (self.functions().rbd_write)(self.handle, offset + done as u64, rest.len(), rest.as_ptr().cast())
+                (self.functions().rbd_write)(
+                    self.handle,
+                    offset + done as u64,
+                    rest.len(),
+                    rest.as_ptr().cast(),
+                )
             };
             match check("rbd_write", written)? {
                 0 => {

@@ -58,6 +58,9 @@ impl ImageSink for MemorySink {
         let chunk = chunks.get(&number).and_then(Option::as_deref);
         Ok(ChunkCheck::expecting(chunk.map(ChunkId::of)))
     }
+    fn carry_end(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 struct MemoryPutter<'a>(&'a MemorySink);
@@ -72,6 +75,13 @@ impl ChunkPutter for MemoryPutter<'_> {
     fn hole(&mut self, number: u64) -> Result<Put> {
         assert!(self.0.chunks.lock().unwrap().insert(number, None).is_none(), "chunk {number} came twice");
         Ok(Put::Hole)
+    }
+    fn recorded(&mut self, number: u64, buf: &mut [u8]) -> Result<()> {
+        match self.0.chunks.lock().unwrap().get(&number) {
+            Some(Some(chunk)) => buf.copy_from_slice(chunk),
+            _ => buf.fill(0),
+        }
+        Ok(())
     }
     fn keep(&mut self, number: u64) -> Result<bool> {
         Ok(self.0.chunks.lock().unwrap().contains_key(&number))

@@ -275,7 +275,10 @@ pub fn read_any(bytes: &[u8]) {
         match record {
             Record::Size(bytes) => size = Some(bytes),
             Record::Data { offset, length } | Record::Zero { offset, length } => {
-                assert!(offset.checked_add(length).is_some_and(|end| Some(end) <= size), "a range lies outside");
+                assert!(
+                    offset.checked_add(length).is_some_and(|end| Some(end) <= size),
+                    "a range lies outside"
+                );
                 if let Record::Data { .. } = record {
                     let mut buf = vec![0; usize::try_from(length / 2).unwrap_or(usize::MAX).min(4096)];
                     let _ = reader.read(&mut buf);

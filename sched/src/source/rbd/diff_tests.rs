@@ -29,7 +29,9 @@ fn encode(items: &[Item], is_v2: bool) -> Vec<u8> {
             Item::Meta(Record::ToSnapshot(text)) => put(b't', &name(text)),
             Item::Meta(Record::Size(size)) => put(b's', &size.to_le_bytes()),
             Item::Meta(_) => unreachable!("ranges are no metadata"),
-            Item::Data(offset, data) => put(b'w', &[range(*offset, data.len() as u64), data.clone()].concat()),
+            Item::Data(offset, data) => {
+                put(b'w', &[range(*offset, data.len() as u64), data.clone()].concat())
+            }
             Item::Zero(offset, length) => put(b'z', &range(*offset, *length)),
         }
     }
@@ -87,7 +89,10 @@ fn every_cut_is_an_error_and_so_is_every_byte_more() {
             }
         }
         let longer = [&whole[..], b"e"].concat();
-        assert!(matches!(decode(&longer), Err(DiffError::Malformed { problem: "bytes follow the end mark", .. })));
+        assert!(matches!(
+            decode(&longer),
+            Err(DiffError::Malformed { problem: "bytes follow the end mark", .. })
+        ));
     }
 }
 
@@ -133,7 +138,8 @@ fn what_the_writer_writes_is_read() {
     writer.data(10, b"abc").unwrap();
     writer.data(4999, b"z").unwrap();
     let bytes = writer.finish().unwrap();
-    let expected = [Item::Meta(Record::Size(5000)), Item::Data(10, b"abc".to_vec()), Item::Data(4999, b"z".to_vec())];
+    let expected =
+        [Item::Meta(Record::Size(5000)), Item::Data(10, b"abc".to_vec()), Item::Data(4999, b"z".to_vec())];
     assert_eq!(decode(&bytes).unwrap(), expected);
 }
 
@@ -159,7 +165,8 @@ proptest! {
     fn a_cut_diff_is_never_taken_for_whole(items in items(), is_v2: bool, cut in any::<prop::sample::Index>()) {
         let bytes = encode(&items, is_v2);
         let end = cut.index(bytes.len());
-        prop_assert!(matches!(decode(&bytes[..end]), Err(DiffError::Cut { .. })));
+        let is_cut = matches!(decode(&bytes[..end]), Err(DiffError::Cut { .. }));
+        prop_assert!(is_cut);
     }
 
     #[test]

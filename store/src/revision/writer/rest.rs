@@ -38,7 +38,8 @@ impl RevisionWriter {
         debug_assert!(buf.len() <= CHUNK_LEN);
         let read = store::open(&self.backend, id).and_then(|chunk| {
             if chunk.plain_len() != buf.len() {
-                let reason = format!("it holds {} bytes where the image has {}", chunk.plain_len(), buf.len());
+                let reason =
+                    format!("it holds {} bytes where the image has {}", chunk.plain_len(), buf.len());
                 return Err(Error::ChunkCorrupt { id: *id, reason });
             }
             match scratch.read_into(&chunk, buf).into_iter().next() {
@@ -78,7 +79,8 @@ mod tests {
     #[test]
     fn the_end_of_the_smaller_image_is_carried_over() {
         let c = CHUNK_SIZE as usize;
-        for (before, after) in [(c + 1000, 3 * c), (3 * c, c + 1000), (c + 1000, c + 70_000), (c + 70_000, c + 1000)]
+        for (before, after) in
+            [(c + 1000, 3 * c), (3 * c, c + 1000), (c + 1000, c + 70_000), (c + 70_000, c + 1000)]
         {
             let (_dir, job) = new_job("web01");
             let data = image(3, before);
