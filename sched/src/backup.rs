@@ -243,7 +243,7 @@ impl Backup<'_> {
         recorded: &RevisionWriter,
     ) -> Result<CompareStats> {
         if self.config.verify != VerifyMode::Off && !snapshot.can_read_at() {
-            tracing::warn!(job = %self.job.name(), reason = "there is no librbd", "verification-impossible");
+            tracing::warn!(job = %self.job.name(), reason = "without librbd single places cannot be read", "verification-impossible");
             return Ok(CompareStats::default());
         }
         let clock = self.request.clock;

@@ -13,7 +13,7 @@ mod rest;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::map::{ChunkMap, MapWriter};
 use super::{BackendType, Revision, RevisionId, Stats, Trust};
@@ -119,6 +119,8 @@ pub struct RevisionWriter {
     session: Session,
     suspects: Suspects,
     counters: Counters,
+    /// Damage was met during the run: from then on every chunk is read completely before it is used again.
+    met_damage: AtomicBool,
     healed: Mutex<Vec<ChunkId>>,
     /// The base's map, and what keeps its chunks alive (nothing on a read-only file system).
     base: Option<(Option<Session>, ChunkMap)>,
@@ -136,8 +138,20 @@ impl RevisionWriter {
         let map = MapWriter::create(&disk::temporary_in(job.dir())?, new.image_size_bytes)?;
         let counters = Counters::default();
         let healed = Mutex::new(Vec::new());
-        let writer =
-            Self { job, new, map, backend, session, suspects, counters, healed, base, finished: false };
+        let met_damage = AtomicBool::new(false);
+        let writer = Self {
+            job,
+            new,
+            map,
+            backend,
+            session,
+            suspects,
+            counters,
+            met_damage,
+            healed,
+            base,
+            finished: false,
+        };
         if let Some((_, base)) = &writer.base {
             writer.map.copy_from(base, &mut |entries| {
                 // Chunks of the base count as found here: the barrier must cover their names as well.
@@ -344,7 +358,8 @@ impl ChunkWriter<'_> {
     fn existing(&mut self, id: &ChunkId, plain_len: usize) -> Result<Existing> {
         let writer = self.writer;
         let marked = writer.suspects.failed.contains(id) || writer.job.repository().damage_mark(id).exists();
-        let full = writer.new.reuse == Reuse::Full || writer.suspects.unproven.contains(id);
+        let met_damage = writer.met_damage.load(Ordering::Relaxed);
+        let full = writer.new.reuse == Reuse::Full || met_damage || writer.suspects.unproven.contains(id);
         let checked = store::open(&writer.backend, id).and_then(|chunk| {
             if full && !marked {
                 self.scratch.read(&chunk)?;

@@ -144,7 +144,13 @@ fn tail(mut from: impl Read) -> String {
         }
     }
     let text = String::from_utf8_lossy(&kept);
-    let lines: Vec<&str> = text.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty()).collect();
+    let mut lines: Vec<&str> = Vec::new();
+    for line in text.split(['\n', '\r']).map(str::trim) {
+        // Ceph's programs like to say things twice.
+        if !line.is_empty() && !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
     lines.join("; ")
 }
 

@@ -17,6 +17,8 @@ use crate::error::Result;
 const JSON_BYTES_MAX: usize = 16 << 20;
 /// How `rbd` ends when something is not there, as the C library numbers it.
 const STATUS_MISSING: i32 = 2;
+/// What it says when not the image is missing but the way to the cluster; the status can be the same.
+const NO_CLUSTER: &str = "couldn't connect";
 /// How `rbd` ends when something is there already.
 const STATUS_EXISTS: i32 = 17;
 
@@ -83,7 +85,7 @@ impl RbdTool {
     /// Runs to a good end. A status that says so becomes `Missing`.
     fn ask(&self, words: &[&str], spec: &str, monitor: &dyn Monitor) -> Result<Finished> {
         let done = self.run(words, monitor)?;
-        if done.status.code() == Some(STATUS_MISSING) {
+        if is_missing(&done) {
             return Err(RbdError::Missing { image: spec.to_owned(), said: done.said }.into());
         }
         done.success()
@@ -121,7 +123,9 @@ impl RbdTool {
         let done = self.run(&["snap", "create", "--no-progress", &spec], monitor)?;
         match done.status.code() {
             Some(STATUS_EXISTS) => Ok(()),
-            Some(STATUS_MISSING) => Err(RbdError::Missing { image: self.spec(None), said: done.said }.into()),
+            _ if is_missing(&done) => {
+                Err(RbdError::Missing { image: self.spec(None), said: done.said }.into())
+            }
             // Before Octopus there was no progress to turn off.
             Some(1) if done.said.contains("no-progress") => {
                 self.ask(&["snap", "create", &spec], &self.spec(None), monitor).map(drop)
@@ -197,6 +201,10 @@ impl RbdTool {
         let words = ["import-diff", "--no-progress", "-", &spec].map(OsStr::new);
         self.program.start(&words, Stdio::piped(), monitor)
     }
+}
+
+fn is_missing(done: &Finished) -> bool {
+    done.status.code() == Some(STATUS_MISSING) && !done.said.contains(NO_CLUSTER)
 }
 
 fn parse_info(value: &Value) -> Option<ImageInfo> {

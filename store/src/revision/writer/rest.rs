@@ -3,6 +3,8 @@
 //! Every byte that is given out was verified. A chunk that is damaged is marked, and the revisions that use it
 //! are distrusted, before the error is returned: whoever then puts the whole chunk from the source writes it anew.
 
+use std::sync::atomic::Ordering;
+
 use super::{ChunkWriter, RevisionWriter};
 use crate::CHUNK_SIZE;
 use crate::chunk::layout::chunk_len;
@@ -50,6 +52,7 @@ impl RevisionWriter {
         if let Err(error) = &read
             && error.is_damage()
         {
+            self.met_damage.store(true, Ordering::Relaxed);
             damage::record_chunks(self.job.repository(), &[*id], &Silent)?;
         }
         read
