@@ -184,7 +184,7 @@ fn without_consul_the_snapshot_is_made_all_the_same_and_without_an_image_nobody_
 fn a_request_that_nobody_answers_is_given_up() {
     let cluster = cluster!();
     if std::env::var_os("BACKY_TEST_SLOW").is_none() {
-        eprintln!("skipped: it takes 93 seconds; set BACKY_TEST_SLOW");
+        println!("skipped: it takes 93 seconds; set BACKY_TEST_SLOW");
         return;
     }
     let disk = cluster.image(C, &[]);

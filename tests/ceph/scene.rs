@@ -53,7 +53,7 @@ impl Scene {
             .into_iter()
             .filter(|name| name.starts_with("backy-") && name.len() == 28)
             .collect();
-        assert_eq!(ours, [snapshot.clone()], "the snapshots after a backup");
+        assert_eq!(ours, std::slice::from_ref(&snapshot), "the snapshots after a backup");
         self.expected.insert(id.clone(), disk.export(&snapshot));
         id
     }

@@ -92,7 +92,7 @@ impl Reader {
             let filename = PathBuf::from(self.required(&fields, "filename")?);
             return Some(SourceConfig::File(FileConfig { filename, cow, backend }));
         }
-        self.rbd(&fields, source_type, backend).map(SourceConfig::Rbd)
+        self.rbd(&fields, source_type, backend).map(|rbd| SourceConfig::Rbd(Box::new(rbd)))
     }
 
     fn rbd(

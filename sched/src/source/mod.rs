@@ -16,6 +16,7 @@ pub mod rbd;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use backy_store::{ChunkCheck, ChunkWriter, Monitor, Put, Revision, RevisionId, RevisionWriter};
@@ -28,7 +29,7 @@ pub enum SourceConfig {
     /// An image file or a block device.
     File(FileConfig),
     /// An RBD image, with or without a snapshot asked for through Consul.
-    Rbd(RbdConfig),
+    Rbd(Box<RbdConfig>),
 }
 
 /// Settings of the type `file`.
@@ -290,6 +291,9 @@ pub trait ChunkPutter {
     /// Fills `buf` with what is recorded at place `number`, verified: the base's bytes where nothing was put yet.
     fn recorded(&mut self, number: u64, buf: &mut [u8]) -> Result<()>;
 
+    /// Records a chunk that differs from what [`ChunkPutter::recorded`] just gave for this place only in these parts.
+    fn put_changed(&mut self, number: u64, data: &[u8], changed: &[Range<usize>]) -> Result<Put>;
+
     /// Keeps what the base has at place `number`, which was compared and agrees; `false` when it must be put after all.
     fn keep(&mut self, number: u64) -> Result<bool>;
 }
@@ -325,6 +329,10 @@ impl ChunkPutter for ChunkWriter<'_> {
         Ok(self.recorded(number, buf)?)
     }
 
+    fn put_changed(&mut self, number: u64, data: &[u8], changed: &[Range<usize>]) -> Result<Put> {
+        Ok(self.put_changed(number, data, changed)?)
+    }
+
     fn keep(&mut self, number: u64) -> Result<bool> {
         Ok(self.keep(number)?)
     }
@@ -355,6 +363,6 @@ mod tests {
     fn secrets_do_not_show() {
         let token = Some(Secret::new("5b1c2d3e".to_owned()));
         let rbd = RbdConfig { consul_acl_token: token, ..RbdConfig::default() };
-        assert!(!format!("{:?}", SourceConfig::Rbd(rbd)).contains("5b1c"));
+        assert!(!format!("{:?}", SourceConfig::Rbd(Box::new(rbd))).contains("5b1c"));
     }
 }

@@ -1,6 +1,7 @@
 //! A sink that remembers whole images, and a monitor that can be told to stop; for the tests of this crate.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -82,6 +83,10 @@ impl ChunkPutter for MemoryPutter<'_> {
             _ => buf.fill(0),
         }
         Ok(())
+    }
+    fn put_changed(&mut self, number: u64, data: &[u8], _changed: &[Range<usize>]) -> Result<Put> {
+        self.0.chunks.lock().unwrap().remove(&number);
+        self.put(number, data)
     }
     fn keep(&mut self, number: u64) -> Result<bool> {
         Ok(self.0.chunks.lock().unwrap().contains_key(&number))

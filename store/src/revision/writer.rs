@@ -190,6 +190,7 @@ impl RevisionWriter {
             digest: Digest::default(),
             file: Vec::new(),
             scratch: Scratch::new(),
+            kept: rest::Kept::default(),
         })
     }
 
@@ -288,6 +289,8 @@ pub struct ChunkWriter<'w> {
     digest: Digest,
     file: Vec<u8>,
     scratch: Scratch,
+    /// The chunk that was read last as it is recorded.
+    kept: rest::Kept,
 }
 
 /// What is to be done with a chunk that the store may have.
@@ -300,9 +303,21 @@ enum Existing {
 impl ChunkWriter<'_> {
     /// Puts the whole chunk at place `number`, counting from 0: 4 MiB, or the rest of the image for the last one.
     pub fn put(&mut self, number: u64, data: &[u8]) -> Result<Put> {
+        assert_eq!(
+            data.len(),
+            chunk_len(self.writer.size_bytes(), number),
+            "chunk {number} has the wrong length"
+        );
+        self.kept.unchanged = 0;
+        match self.digest.update(data) {
+            Some(id) => self.put_hashed(number, id, data),
+            None => self.hole(number),
+        }
+    }
+
+    /// Puts a chunk whose hash was just taken.
+    fn put_hashed(&mut self, number: u64, id: ChunkId, data: &[u8]) -> Result<Put> {
         let writer = self.writer;
-        assert_eq!(data.len(), chunk_len(writer.size_bytes(), number), "chunk {number} has the wrong length");
-        let Some(id) = self.digest.update(data) else { return self.hole(number) };
         let before = writer.map.get(number)?;
         if before != Some(id) {
             let _shard = writer.backend.lock_shard(id.shard(), false)?;
@@ -404,12 +419,18 @@ impl ChunkWriter<'_> {
         let count = self.digest.values.len();
         let mut end = header;
         for (number, frame) in data.chunks(FRAME_LEN).enumerate() {
-            if self.digest.zero_frames >> number & 1 == 0 {
+            if self.digest.zero_frames >> number & 1 != 0 {
+                continue;
+            }
+            if let Some((kind, stored)) = self.kept.frame(number) {
+                self.file[end..end + stored.len()].copy_from_slice(stored);
+                frames[number] = (kind, stored.len());
+            } else {
                 let encoded = self.encoder.encode(frame, &mut self.file[end..]);
                 frames[number] =
                     encoded.map_err(|error| Error::io("compress", format!("chunk {id}"), error))?;
-                end += frames[number].1;
             }
+            end += frames[number].1;
         }
         write_header(&mut self.file[..header], data.len(), &frames[..count], &self.digest.values);
         Ok(end)

@@ -53,6 +53,11 @@ pub(super) fn index(offset: u64, chunk: &Range<u64>) -> usize {
     usize::try_from(offset - chunk.start).expect("a chunk fits into memory")
 }
 
+/// Returns where in a chunk's buffer the ranges lie.
+pub(super) fn indices(ranges: &[Range<u64>], chunk: &Range<u64>) -> Vec<Range<usize>> {
+    ranges.iter().map(|range| index(range.start, chunk)..index(range.end, chunk)).collect()
+}
+
 /// Returns the part of a chunk's buffer that holds `range`.
 pub(super) fn part<'b>(buf: &'b mut [u8], range: &Range<u64>, chunk: &Range<u64>) -> &'b mut [u8] {
     &mut buf[index(range.start, chunk)..index(range.end, chunk)]

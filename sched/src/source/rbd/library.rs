@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use backy_librbd::{CephError, Image};
 use backy_store::{CHUNK_SIZE, Monitor};
 
-use super::copying::{add, cut, gaps, part};
+use super::copying::{add, cut, gaps, indices, part};
 use super::error::RbdError;
 use super::snapshot::RbdSnapshot;
 use crate::chunks;
@@ -131,7 +131,10 @@ impl Copy<'_> {
             read.map_err(|error| self.error("read", error))?;
             self.bytes_read.fetch_add(range.end - range.start, Ordering::Relaxed);
         }
-        putter.put(number, buf).map(drop)
+        match is_partial && self.from.is_some() {
+            true => putter.put_changed(number, buf, &indices(&changed, chunk)).map(drop),
+            false => putter.put(number, buf).map(drop),
+        }
     }
 
     /// Lists changes, never outside of `range`.

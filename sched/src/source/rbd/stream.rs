@@ -14,7 +14,7 @@ use std::thread;
 use backy_store::{CHUNK_SIZE, Monitor};
 
 use super::command::Running;
-use super::copying::{add, gaps, part};
+use super::copying::{add, gaps, indices, part};
 use super::diff::{DiffError, DiffReader, Record};
 use super::error::RbdError;
 use super::snapshot::RbdSnapshot;
@@ -169,7 +169,8 @@ impl Work<'_> {
         let range = chunks::range(chunk.number, self.size_bytes);
         let length = chunks::length(&range);
         let gaps = gaps(&chunk.parts, &range);
-        if chunk.on_recorded && !gaps.is_empty() {
+        let is_changed_only = chunk.on_recorded && !gaps.is_empty();
+        if is_changed_only {
             rest.resize(length, 0);
             putter.recorded(chunk.number, rest)?;
         }
@@ -179,7 +180,10 @@ impl Work<'_> {
                 false => part(&mut chunk.buf, &gap, &range).fill(0),
             }
         }
-        putter.put(chunk.number, &chunk.buf)?;
+        match is_changed_only {
+            true => putter.put_changed(chunk.number, &chunk.buf, &indices(&chunk.parts, &range))?,
+            false => putter.put(chunk.number, &chunk.buf)?,
+        };
         self.monitor.advance(length as u64);
         Ok(())
     }

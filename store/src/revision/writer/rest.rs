@@ -3,13 +3,17 @@
 //! Every byte that is given out was verified. A chunk that is damaged is marked, and the revisions that use it
 //! are distrusted, before the error is returned: whoever then puts the whole chunk from the source writes it anew.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use super::{ChunkWriter, RevisionWriter};
+use super::{ChunkWriter, Put, RevisionWriter};
 use crate::CHUNK_SIZE;
+use crate::chunk::container::Header;
+use crate::chunk::frame::Kind;
 use crate::chunk::layout::chunk_len;
-use crate::chunk::store::{self, Scratch};
-use crate::chunk::{CHUNK_LEN, ChunkId};
+use crate::chunk::layout::frame_len;
+use crate::chunk::store::{self, FrameScratch};
+use crate::chunk::{CHUNK_LEN, ChunkId, FRAME_LEN};
 use crate::damage;
 use crate::error::{Error, Result};
 use crate::monitor::Silent;
@@ -28,7 +32,7 @@ impl RevisionWriter {
         let at = (number % crate::revision::map::PAGE_ENTRIES) as usize * 32;
         let Some(id) = crate::revision::map::entry(&page[at..at + 32]) else { return Ok(()) };
         let mut data = vec![0; chunk_len(base.size_bytes(), number)];
-        self.read_chunk(&id, &mut data, &mut Scratch::new())?;
+        self.read_chunk(&id, &mut data, &mut Kept::default())?;
         // What lies behind the end of the smaller image is not part of it.
         data.truncate((end % CHUNK_SIZE) as usize);
         data.resize(chunk_len(self.size_bytes(), number), 0);
@@ -36,7 +40,7 @@ impl RevisionWriter {
     }
 
     /// Fills `buf` with a chunk of this length, verified.
-    fn read_chunk(&self, id: &ChunkId, buf: &mut [u8], scratch: &mut Scratch) -> Result<()> {
+    fn read_chunk(&self, id: &ChunkId, buf: &mut [u8], kept: &mut Kept) -> Result<()> {
         debug_assert!(buf.len() <= CHUNK_LEN);
         let read = store::open(&self.backend, id).and_then(|chunk| {
             if chunk.plain_len() != buf.len() {
@@ -44,10 +48,10 @@ impl RevisionWriter {
                     format!("it holds {} bytes where the image has {}", chunk.plain_len(), buf.len());
                 return Err(Error::ChunkCorrupt { id: *id, reason });
             }
-            match scratch.read_into(&chunk, buf).into_iter().next() {
-                Some((_, error)) => Err(error),
-                None => Ok(()),
-            }
+            let scratch = kept.scratch.get_or_insert_with(FrameScratch::new);
+            chunk.read_keeping(scratch, buf, &mut kept.stored)?;
+            kept.header = Some(chunk.header().clone());
+            Ok(())
         });
         if let Err(error) = &read
             && error.is_damage()
@@ -59,18 +63,80 @@ impl RevisionWriter {
     }
 }
 
+/// A chunk as it is recorded: what of it does not change is not compressed and hashed again, but taken over, after it
+/// was read and verified.
+#[derive(Default)]
+pub(super) struct Kept {
+    scratch: Option<FrameScratch>,
+    /// The bytes of its file.
+    stored: Vec<u8>,
+    /// What its file says of its frames.
+    header: Option<Header>,
+    /// Its place.
+    number: u64,
+    /// Bit n: frame n of the chunk that is being put is frame n of this one.
+    pub(super) unchanged: u64,
+}
+
+impl std::fmt::Debug for Kept {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Kept")
+    }
+}
+
+impl Kept {
+    /// Returns a frame as it is stored, if the chunk that is being put has the same one.
+    pub(super) fn frame(&self, number: usize) -> Option<(Kind, &[u8])> {
+        let frame = self.header.as_ref()?.frames.get(number).filter(|_| self.unchanged >> number & 1 != 0)?;
+        let start = frame.offset as usize;
+        Some((frame.kind, &self.stored[start..start + frame.stored_len as usize]))
+    }
+}
+
 impl ChunkWriter<'_> {
     /// Fills `buf` with what is recorded at place `number`: the base's bytes as long as nothing was put there.
     pub fn recorded(&mut self, number: u64, buf: &mut [u8]) -> Result<()> {
         let writer = self.writer;
         assert_eq!(buf.len(), chunk_len(writer.size_bytes(), number), "chunk {number} has another length");
+        self.kept.header = None;
+        self.kept.number = number;
         match writer.map.get(number)? {
-            Some(id) => writer.read_chunk(&id, buf, &mut self.scratch),
+            Some(id) => writer.read_chunk(&id, buf, &mut self.kept),
             None => {
                 buf.fill(0);
                 Ok(())
             }
         }
+    }
+
+    /// Puts a chunk that differs from what [`ChunkWriter::recorded`] gave for this place only in the given parts of it.
+    pub fn put_changed(&mut self, number: u64, data: &[u8], changed: &[Range<usize>]) -> Result<Put> {
+        let is_same = |header: &&Header| header.plain_len == data.len() && header.frames.len() > 1;
+        let Some(header) =
+            self.kept.header.take().filter(|header| self.kept.number == number && is_same(&header))
+        else {
+            return self.put(number, data);
+        };
+        let mut unchanged = 0;
+        for frame in 0..header.frames.len() {
+            let start = frame * FRAME_LEN;
+            let bytes = start..start + frame_len(data.len(), frame);
+            let is_touched = changed.iter().any(|part| part.start < bytes.end && bytes.start < part.end);
+            unchanged |= u64::from(!is_touched) << frame;
+        }
+        let known = |frame: usize| {
+            let found = &header.frames[frame];
+            (unchanged >> frame & 1 != 0).then_some((found.value, found.kind == Kind::Zero))
+        };
+        let id = self.digest.update_but(data, known);
+        self.kept.unchanged = unchanged;
+        self.kept.header = Some(header);
+        let put = match id {
+            Some(id) => self.put_hashed(number, id, data),
+            None => self.hole(number),
+        };
+        self.kept.header = None;
+        put
     }
 }
 
@@ -104,6 +170,42 @@ mod tests {
     }
 
     #[test]
+    fn a_chunk_put_by_its_changes_is_the_same_as_one_put_whole() {
+        let (_dir, job) = new_job("web01");
+        for (seed, length) in [(1, 4 << 20), (2, (4 << 20) - 3), (3, 70_000), (4, 65_536), (5, 200_000)] {
+            let mut data = image(seed, length);
+            data[length / 2..length / 2 + 20_000].fill(0);
+            let base = write_revision(&job, &data, None);
+            for changed in
+                [vec![0..1], vec![length - 1..length], vec![65_535..65_537, length / 3..length / 3 + 9]]
+            {
+                let changed: Vec<_> =
+                    changed.into_iter().filter(|part: &Range<usize>| part.end <= length).collect();
+                for byte in [0, 7] {
+                    let guard = job.lock_for_backup().unwrap();
+                    let writer = job.new_revision(&guard, new_revision(&data, Some(base.clone()))).unwrap();
+                    let mut putter = writer.chunk_writer().unwrap();
+                    let mut buf = vec![0; length];
+                    putter.recorded(0, &mut buf).unwrap();
+                    assert!(buf == data);
+                    changed.iter().for_each(|part| buf[part.clone()].fill(byte));
+                    putter.put_changed(0, &buf, &changed).unwrap();
+                    assert_eq!(writer.map.get(0).unwrap(), Some(ChunkId::of(&buf)), "{length} {changed:?}");
+                    let mut back = vec![1; length];
+                    putter.recorded(0, &mut back).unwrap();
+                    assert!(back == buf, "{length} {changed:?}");
+                    // Twice in a row, from what was put; then all zeros.
+                    putter.put_changed(0, &data, &changed).unwrap();
+                    assert_eq!(writer.map.get(0).unwrap(), Some(ChunkId::of(&data)));
+                    putter.recorded(0, &mut back).unwrap();
+                    back.fill(0);
+                    assert_eq!(putter.put_changed(0, &back, &[0..length]).unwrap(), Put::Hole);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn damage_of_the_base_is_recorded_and_healed_by_putting() {
         let (_dir, job) = new_job("web01");
         let data = image(5, 1 << 22);
@@ -113,7 +215,7 @@ mod tests {
         let mut bytes = std::fs::read(&path).unwrap();
         let at = bytes.len() - 5;
         bytes[at] ^= 1;
-        std::fs::remove_file(&path).unwrap();
+        crate::disk::remove(&path).unwrap();
         std::fs::write(&path, bytes).unwrap();
         let guard = job.lock_for_backup().unwrap();
         let new = new_revision(&data, Some(base.clone()));
