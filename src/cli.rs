@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    backup, check, completion, config, distrust, expire, find, forget, index, init, mount, purge, restore,
-    status, tags, undelete, unmount, verify,
+    backup, check, completion, config, distrust, doctor, expire, find, forget, index, init, mount, purge,
+    restore, status, tags, undelete, unmount, verify,
 };
 use crate::failure::EXIT_USAGE;
 use crate::output::nagios;
@@ -85,6 +85,8 @@ pub(crate) enum Command {
     Check(check::Arguments),
     /// Look after the main configuration
     Config(config::Arguments),
+    /// Say what this machine has that backy needs
+    Doctor(doctor::Arguments),
     /// Print a completion script for a shell
     Completion(completion::Arguments),
 }
@@ -110,6 +112,7 @@ impl Command {
             Self::Index(_) => "index",
             Self::Check(_) => "check",
             Self::Config(_) => "config",
+            Self::Doctor(_) => "doctor",
             Self::Completion(_) => "completion",
         }
     }
@@ -123,6 +126,7 @@ impl Command {
                 | Self::Unmount(_)
                 | Self::Check(_)
                 | Self::Config(_)
+                | Self::Doctor(_)
                 | Self::Completion(_)
         )
     }

@@ -5,6 +5,7 @@ pub(crate) mod check;
 pub(crate) mod completion;
 pub(crate) mod config;
 pub(crate) mod distrust;
+pub(crate) mod doctor;
 pub(crate) mod expire;
 pub(crate) mod find;
 pub(crate) mod forget;
@@ -80,6 +81,7 @@ fn dispatch(context: &Context, command: Command) -> Result {
         Command::Index(arguments) => index::run(context, &arguments),
         Command::Check(arguments) => check::run(context, &arguments),
         Command::Config(arguments) => config::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(context, &arguments),
         Command::Completion(arguments) => completion::run(&arguments),
     }
 }

@@ -13,6 +13,7 @@ mod command;
 mod copying;
 pub mod diff;
 mod error;
+mod examine;
 mod hooks;
 mod library;
 mod snapshot;
@@ -28,6 +29,7 @@ use backy_librbd::{Access, Cluster};
 use backy_store::{Monitor, RevisionId, Silent};
 
 pub use self::error::RbdError;
+pub use self::examine::examine;
 use self::hooks::Hooks;
 use self::snapshot::RbdSnapshot;
 pub use self::target::{RbdTarget, open_target};
