@@ -28,7 +28,12 @@ type Fact = (&'static str, std::result::Result<String, String>);
 /// Prints the facts.
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     let mut facts: Vec<Fact> = vec![("store", store(context)), ("fuse", fuse())];
-    facts.extend(rbd::examine(&ceph_environment()));
+    let ceph = rbd::examine(&ceph_environment());
+    #[cfg(feature = "rados")]
+    let rados = rados(ceph.iter().any(|(name, fact)| *name == "cluster" && fact.is_ok()));
+    facts.extend(ceph);
+    #[cfg(feature = "rados")]
+    facts.push(("rados", rados));
     if arguments.json {
         let entries: Vec<_> = facts.iter().map(entry).collect();
         json::print(&json!({ "facts": entries }))?;
@@ -69,5 +74,27 @@ fn fuse() -> std::result::Result<String, String> {
     match OpenOptions::new().read(true).write(true).open(device) {
         Ok(_) => Ok(format!("{device} can be opened")),
         Err(error) => Err(format!("{device}: {error}; images cannot be mounted")),
+    }
+}
+
+/// What the cluster of `CEPH_CONF` says of itself, if it is known to answer.
+#[cfg(feature = "rados")]
+fn rados(answers: bool) -> std::result::Result<String, String> {
+    use crate::output::size::human_bytes;
+
+    if !answers {
+        return Err("not asked, for the cluster does not answer".to_owned());
+    }
+    let conf = std::env::var_os("CEPH_CONF").unwrap_or_else(|| "/etc/ceph/ceph.conf".into());
+    let arguments = std::env::var("CEPH_ARGS").unwrap_or_default();
+    let user = rbd::user_of(&arguments).unwrap_or_else(|| "admin".to_owned());
+    match backy_store::cluster_facts(&user, std::path::Path::new(&conf)) {
+        Ok(facts) => Ok(format!(
+            "cluster {}, {} of {} used",
+            facts.fsid,
+            human_bytes(facts.used_bytes),
+            human_bytes(facts.size_bytes)
+        )),
+        Err(error) => Err(format!("{:#}", anyhow::Error::from(error))),
     }
 }

@@ -26,6 +26,8 @@ pub(crate) mod threads;
 pub mod timestamp;
 pub mod verify;
 
+#[cfg(feature = "rados")]
+pub use backend::rados::{ClusterFacts, cluster_facts};
 pub use chunk::cache::FrameCache;
 pub use chunk::frame::DEFAULT_LEVEL;
 pub use chunk::{CHUNK_SIZE, ChunkCheck, ChunkId, FRAME_SIZE};

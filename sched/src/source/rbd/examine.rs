@@ -25,6 +25,11 @@ pub fn examine(environment: &Environment) -> Vec<(&'static str, Result<String, S
     vec![("rbd", program(environment)), ("librbd", library), ("cluster", cluster)]
 }
 
+/// Returns the user that the text of `CEPH_ARGS` names.
+pub fn user_of(arguments: &str) -> Option<String> {
+    Access::default().or_arguments(arguments).user
+}
+
 fn program(environment: &Environment) -> Result<String, String> {
     let program = Program { path: environment.rbd(), arguments: Vec::new(), limit: LIMIT };
     let done = program.run(&[OsStr::new("--version")], VERSION_BYTES_MAX, &Silent);

@@ -83,11 +83,6 @@ impl Copy<'_> {
         let bytes = numbers.start * CHUNK_SIZE..(numbers.end * CHUNK_SIZE).min(size);
         let mut changes = Changes::default();
         for candidate in cut(candidates, &bytes) {
-            // From nothing, objects are all there is: what is not written in them reads as zeros at no cost.
-            if self.from.is_none() && self.snapshot.info.has_fast_diff {
-                add(&mut changes.data, candidate);
-                continue;
-            }
             self.list(&candidate, false, &mut |range, has_data| {
                 add(if has_data { &mut changes.data } else { &mut changes.zeros }, range);
             })?;

@@ -29,7 +29,7 @@ use backy_librbd::{Access, Cluster};
 use backy_store::{Monitor, RevisionId, Silent};
 
 pub use self::error::RbdError;
-pub use self::examine::examine;
+pub use self::examine::{examine, user_of};
 use self::hooks::Hooks;
 use self::snapshot::RbdSnapshot;
 pub use self::target::{RbdTarget, open_target};
