@@ -5,7 +5,7 @@
 //! snapshot's name before it is made (`store/src/snapshots.rs`), so that only names of this job are ever removed,
 //! and all of them are, however a run ended.
 //!
-//! Snapshots are handled with the `rbd` program ([`tool`]). Data come through librbd where it can be loaded
+//! Snapshots are handled with the `rbd` program (`tool`). Data come through librbd where it can be loaded
 //! (`library`): it lists changes and reads from many threads, and reads single places for verification. Where it
 //! cannot, the stream of `rbd export-diff` is taken (`stream`), and there is no second reading.
 

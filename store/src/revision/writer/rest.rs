@@ -170,6 +170,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "lists of one range are what is meant")]
     fn a_chunk_put_by_its_changes_is_the_same_as_one_put_whole() {
         let (_dir, job) = new_job("web01");
         for (seed, length) in [(1, 4 << 20), (2, (4 << 20) - 3), (3, 70_000), (4, 65_536), (5, 200_000)] {
