@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    backup, check, client, completion, config, distrust, expire, find, forget, index, init, mount, peers,
-    purge, restore, scheduler, status, tags, undelete, unmount, verify,
+    backup, check, client, completion, config, distrust, doctor, expire, find, forget, index, init, mount,
+    peers, purge, restore, scheduler, status, tags, undelete, unmount, verify,
 };
 use crate::failure::EXIT_USAGE;
 use crate::output::nagios;
@@ -93,6 +93,8 @@ pub(crate) enum Command {
     Client(client::Arguments),
     /// Look after the main configuration
     Config(config::Arguments),
+    /// Say what this machine has that backy needs
+    Doctor(doctor::Arguments),
     /// Print a completion script for a shell
     Completion(completion::Arguments),
 }
@@ -122,6 +124,7 @@ impl Command {
             Self::Scheduler(_) => "scheduler",
             Self::Client(_) => "client",
             Self::Config(_) => "config",
+            Self::Doctor(_) => "doctor",
             Self::Completion(_) => "completion",
         }
     }
@@ -137,6 +140,7 @@ impl Command {
                 | Self::Scheduler(_)
                 | Self::Client(_)
                 | Self::Config(_)
+                | Self::Doctor(_)
                 | Self::Completion(_)
         )
     }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use backy_fuse::Error as MountError;
 use backy_sched::Error as SchedError;
+use backy_sched::source::rbd::RbdError;
 use backy_store::{Error as StoreError, JobName};
 
 use crate::logging;
@@ -174,6 +175,13 @@ fn sched_hint(error: &SchedError) -> Option<String> {
             if known.is_empty() { "no tags".to_owned() } else { known.join(", ") }
         )),
         SchedError::BaseDirChanged { .. } => Some("restart the service".to_owned()),
+        SchedError::Rbd(error) => rbd_hint(error),
+        SchedError::SourceUnreadable { .. } => Some("install librbd".to_owned()),
+        SchedError::ChangesUntrue { .. } => Some(
+            "the revisions that rest on such lists are distrusted now, and the next backup reads the whole image; the \
+             quarantine has both sides"
+                .to_owned(),
+        ),
         SchedError::ConfigInvalid { path, .. } => Some(format!("correct {}", quote(&path.to_string_lossy()))),
         SchedError::ServiceUnreachable { .. } => Some(
             "see whether the service runs there, and whether `api.addrs`, `api.port` and the URL agree; `/healthz` needs no token"
@@ -196,6 +204,32 @@ fn sched_hint(error: &SchedError) -> Option<String> {
         ),
         _ => None,
     }
+}
+
+fn rbd_hint(error: &RbdError) -> Option<String> {
+    Some(match error {
+        RbdError::Missing { image, .. } => {
+            let pool = image.rsplit_once('/').map_or(image.as_str(), |(pool, _)| pool);
+            format!("`rbd ls {}` lists the images; was it renamed or removed?", quote(pool))
+        }
+        RbdError::ProgramUnusable { .. } => {
+            "install the package ceph-common, or set BACKY_RBD to the program".to_owned()
+        }
+        RbdError::CommandFailed { .. } | RbdError::Library { .. } => {
+            "try the same as this user with `rbd`: CEPH_CONF, CEPH_ARGS, and `user` and `conf` of the source say which \
+             cluster and who asks"
+                .to_owned()
+        }
+        RbdError::TimeOut { .. } => {
+            "look at `ceph -s`; `timeout` of the source sets how long to wait".to_owned()
+        }
+        RbdError::Hook { hook, .. } => {
+            format!("run the command of `{hook}` by hand, and look whether a file system is still frozen")
+        }
+        RbdError::Exists { .. } => "choose another name, or replace it with `--force`".to_owned(),
+        RbdError::Unfit { .. } => "restore under another name, then rename the images".to_owned(),
+        _ => return None,
+    })
 }
 
 fn store_hint(error: &StoreError) -> Option<String> {

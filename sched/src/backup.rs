@@ -22,8 +22,9 @@ use backy_store::{
 
 use crate::compare::{self, CompareStats, Difference, Selection};
 use crate::config::{JobConfig, VerifyMode};
+use crate::error::Error;
 use crate::error::Result;
-use crate::source::{self, CopyStats, Snapshot, Source};
+use crate::source::{self, CopyMode, CopyStats, Snapshot, Source, rbd::Environment};
 
 /// Longest time that a sample is compared for.
 const SAMPLE_SECS_MAX: f64 = 300.0;
@@ -39,6 +40,8 @@ pub struct BackupRequest {
     pub threads: usize,
     /// The clock.
     pub clock: fn() -> Timestamp,
+    /// What the environment says about Ceph.
+    pub environment: Environment,
 }
 
 /// What came of it.
@@ -71,15 +74,16 @@ pub fn run(
         tracing::warn!(job = %job.name(), count = unfinished_removed, "clean-incomplete");
     }
     let history = job.revisions()?.revisions;
-    let mut source = source::open(&config.source)?;
+    let mut source = source::open(&config.source, &request.environment);
+    source.check_ready(monitor)?;
     let backup = Backup { job, config, request, monitor, guard: &guard, history: &history };
 
-    let made = backup.make(&mut *source);
-    let keep = match &made {
-        Ok((revision, _)) => Some(revision.id.clone()),
-        Err(_) => choose_base(&history).map(|base| base.id.clone()),
-    };
-    if let Err(error) = source.release_except(keep.as_slice()) {
+    let id = RevisionId::random()?;
+    let noted = backup.note_snapshot(&*source, &id)?;
+    let made = backup.make(&mut *source, id);
+    if source.makes_snapshots()
+        && let Err(error) = backup.release(&mut *source, noted, made.is_ok())
+    {
         tracing::warn!(job = %job.name(), error = %error, "snapshot-not-released");
     }
     let (revision, stats) = made?;
@@ -113,25 +117,55 @@ struct Backup<'a> {
 }
 
 impl Backup<'_> {
+    /// Notes the snapshot that is going to be made, so that it is known whatever happens. Returns all that are noted.
+    fn note_snapshot(&self, source: &dyn Source, id: &RevisionId) -> Result<BTreeSet<RevisionId>> {
+        if !source.makes_snapshots() {
+            return Ok(BTreeSet::new());
+        }
+        let mut noted = self.job.noted_snapshots()?;
+        noted.insert(id.clone());
+        self.job.note_snapshots(self.guard, &noted)?;
+        Ok(noted)
+    }
+
+    /// Releases every snapshot of this job but that of the newest revision that can be relied on. Those that are noted
+    /// come from this job's runs, finished or not; revisions in the history may be older than the note. After a
+    /// failure what is not seen stays noted: a program that was killed may still come to make it.
+    fn release(&self, source: &mut dyn Source, noted: BTreeSet<RevisionId>, is_made: bool) -> Result<()> {
+        // Listed again: the run may have added a revision or distrusted some.
+        let history = self.job.revisions()?.revisions;
+        let keep = choose_base(&history).map(|base| &base.id);
+        let mut own: BTreeSet<RevisionId> = noted.clone();
+        own.extend(history.iter().filter(|revision| revision.is_local()).map(|revision| revision.id.clone()));
+        own.extend(self.job.forgotten()?.into_iter().map(|forgotten| forgotten.revision.id));
+        let there = source.release(&own, keep)?;
+        let still = if is_made { there } else { noted.union(&there).cloned().collect() };
+        if still != noted {
+            self.job.note_snapshots(self.guard, &still)?;
+        }
+        Ok(())
+    }
+
     /// From snapshot to commit.
-    fn make(&self, source: &mut dyn Source) -> Result<(Revision, WriteStats)> {
-        let id = RevisionId::random()?;
+    fn make(&self, source: &mut dyn Source, id: RevisionId) -> Result<(Revision, WriteStats)> {
         let name = source.describe();
         let started = (self.request.clock)();
-        let snapshot = source.snapshot(&id)?;
+        let snapshot = source.snapshot(&id, self.monitor)?;
         let (writer, base) = self.begin(id, started, snapshot.size_bytes())?;
         tracing::info!(job = %self.job.name(), revision = %writer.id(), tags = ?self.request.tags, "created-revision");
 
         let copied = self.copy(&*snapshot, base.as_ref(), &writer)?;
-        let compared = self.compare(&*snapshot, &name, &writer)?;
+        let compared = self
+            .compare(&*snapshot, &name, &writer)
+            .map_err(|error| self.blame(error, base.as_ref(), copied.mode))?;
         snapshot.check_unchanged()?;
         if self.monitor.cancelled() {
             return Err(backy_store::Error::Cancelled.into());
         }
         let mut facts = snapshot.facts();
-        let mode = if base.is_some() { "incremental" } else { "full" };
-        facts.insert("mode".to_owned(), mode.into());
-        facts.insert("verify".to_owned(), self.config.verify.as_str().into());
+        facts.insert("mode".to_owned(), copied.mode.as_str().into());
+        let verify = if snapshot.can_read_at() { self.config.verify } else { VerifyMode::Off };
+        facts.insert("verify".to_owned(), verify.as_str().into());
         facts.insert("verified_bytes".to_owned(), compared.bytes.into());
         self.commit(writer, started, copied, facts)
     }
@@ -143,7 +177,7 @@ impl Backup<'_> {
         id: RevisionId,
         started: Timestamp,
         size: u64,
-    ) -> Result<(RevisionWriter, Option<RevisionId>)> {
+    ) -> Result<(RevisionWriter, Option<Revision>)> {
         let base = choose_base(self.history);
         let has_distrusted = self.history.iter().any(|revision| is_distrusted(&revision));
         let mut new = NewRevision {
@@ -163,7 +197,7 @@ impl Backup<'_> {
             }
             // Forgotten and purged since it was listed.
             (Err(backy_store::Error::RevisionUnknown { .. }), Some(_)) => {}
-            (begun, base) => return Ok((begun?, base.map(|base| base.id.clone()))),
+            (begun, base) => return Ok((begun?, base.cloned())),
         }
         new.base = None;
         Ok((self.job.new_revision(self.guard, new)?, None))
@@ -185,15 +219,19 @@ impl Backup<'_> {
     fn copy(
         &self,
         snapshot: &dyn Snapshot,
-        base: Option<&RevisionId>,
+        base: Option<&Revision>,
         to: &RevisionWriter,
     ) -> Result<CopyStats> {
         self.monitor.begin("backing up", Some(snapshot.size_bytes()));
         let copied = snapshot.copy_changes(base, to, self.request.threads, self.monitor);
         self.monitor.end();
         let copied = copied?;
-        let event = if base.is_some() { "backup-sparse" } else { "backup-full" };
-        tracing::info!(job = %self.job.name(), revision = %to.id(), bytes_read = copied.bytes_read, "{event}");
+        let (event, mode) = match copied.mode {
+            CopyMode::Full => ("backup-full", copied.mode.as_str()),
+            CopyMode::Compared | CopyMode::Incremental => ("backup-sparse", copied.mode.as_str()),
+        };
+        let bytes_read = copied.bytes_read;
+        tracing::info!(job = %self.job.name(), revision = %to.id(), mode, bytes_read, "{event}");
         Ok(copied)
     }
 
@@ -204,6 +242,10 @@ impl Backup<'_> {
         name: &str,
         recorded: &RevisionWriter,
     ) -> Result<CompareStats> {
+        if self.config.verify != VerifyMode::Off && !snapshot.can_read_at() {
+            tracing::warn!(job = %self.job.name(), reason = "without librbd single places cannot be read", "verification-impossible");
+            return Ok(CompareStats::default());
+        }
         let clock = self.request.clock;
         let begun = clock();
         let is_over = move || clock().secs_since(begun) > SAMPLE_SECS_MAX;
@@ -228,6 +270,43 @@ impl Backup<'_> {
             Err(error) => tracing::error!(%job, %error, "verification-failed"),
         }
         compared
+    }
+
+    /// A difference after an incremental run says that a list of changes left something out, now or in an earlier run:
+    /// every revision that rests on such lists is distrusted, so the next backup reads everything.
+    fn blame(&self, error: Error, base: Option<&Revision>, mode: CopyMode) -> Error {
+        let (Error::SourceChanged { name, offset }, Some(base), CopyMode::Incremental) = (&error, base, mode)
+        else {
+            return error;
+        };
+        let distrusted = self.distrust_chain(base);
+        match distrusted {
+            Ok(count) => tracing::error!(job = %self.job.name(), count, "chain-distrusted"),
+            Err(error) => tracing::error!(job = %self.job.name(), %error, "chain-not-distrusted"),
+        }
+        Error::ChangesUntrue { name: name.clone(), offset: *offset, base: base.id.to_string() }
+    }
+
+    /// Distrusts `last` and what it was made from, back to the revision for which all was read.
+    fn distrust_chain(&self, last: &Revision) -> Result<usize> {
+        let guard = self.job.lock_manifests()?;
+        let mut next = Some(last);
+        let mut count = 0;
+        while let Some(revision) = next {
+            if revision.trust != Trust::Distrusted {
+                self.job.set_trust(&guard, &revision.id, Trust::Distrusted)?;
+                count += 1;
+            }
+            let rests_on = (revision.source.get("mode") == Some(&CopyMode::Incremental.as_str().into()))
+                .then_some(revision.parent.as_deref())
+                .flatten();
+            // Only ever to older ones, so that this ends whatever manifests say.
+            next = rests_on.and_then(|parent| {
+                let at = self.history.iter().position(|other| other.id == revision.id)?;
+                self.history[..at].iter().rfind(|older| older.id.as_str() == parent)
+            });
+        }
+        Ok(count)
     }
 
     /// Keeps both sides of a difference. That this fails must not hide the difference itself.

@@ -181,10 +181,10 @@ mod tests {
         file.set_len(9 * C + 100).unwrap();
         file.write_all_at(b"two", 2 * C + 5).unwrap();
         file.write_all_at(b"nine", 9 * C).unwrap();
-        let snapshot = FileSource::new(path).snapshot(&RevisionId::from_bits(1)).unwrap();
+        let snapshot = FileSource::new(path).snapshot(&RevisionId::from_bits(1), &Silent).unwrap();
         let sink = MemorySink::new(snapshot.size_bytes());
         let stats = snapshot.copy_changes(None, &sink, 2, &Silent).unwrap();
-        assert!(matches!(stats, CopyStats { bytes_read: 1.. }));
+        assert!(matches!(stats, CopyStats { bytes_read: 1.., .. }));
         Case { dir, snapshot, sink }
     }
 

@@ -21,7 +21,7 @@ pub use self::problem::{Mark, Problem};
 use self::reader::Reader;
 use crate::error::{Error, Result};
 use crate::policy::{Schedule, interval};
-use crate::source::{FileConfig, SourceConfig};
+use crate::source::{FileConfig, RbdConfig, ReadWith, SourceConfig};
 
 /// Largest configuration file.
 const SIZE_BYTES_MAX: u64 = 1 << 20;
@@ -186,6 +186,17 @@ fn source_mapping(source: &SourceConfig) -> Mapping {
             put("full-always", rbd.full_always.then_some(Value::from(true)));
             put("vm", rbd.vm.clone().map(Value::from));
             put("consul_acl_token", rbd.consul_acl_token.as_ref().map(|token| token.expose().into()));
+            put("consul", rbd.consul.clone().map(Value::from));
+            put("user", rbd.user.clone().map(Value::from));
+            put("conf", rbd.conf.as_ref().map(|conf| conf.display().to_string().into()));
+            put("read-with", (rbd.read_with != ReadWith::Auto).then(|| rbd.read_with.as_str().into()));
+            let limit = |secs: u64, usual| {
+                (secs != usual).then(|| interval::format(i64::try_from(secs).unwrap_or(i64::MAX)).into())
+            };
+            put("timeout", limit(rbd.timeout_secs, RbdConfig::TIMEOUT_SECS));
+            put("pre-snapshot", rbd.pre_snapshot.clone().map(Value::from));
+            put("post-snapshot", rbd.post_snapshot.clone().map(Value::from));
+            put("hook-timeout", limit(rbd.hook_timeout_secs, RbdConfig::HOOK_TIMEOUT_SECS));
             put("backend", rbd.backend.clone().map(Value::from));
         }
     }

@@ -116,11 +116,27 @@ pub enum Error {
         /// Those that the schedule has.
         known: Vec<String>,
     },
-    /// The type of source is known, but this program cannot read it.
-    #[error("source type {source_type} is not supported yet")]
-    SourceUnsupported {
-        /// The type.
-        source_type: String,
+    /// Ceph, or a program that speaks to it, failed.
+    #[error(transparent)]
+    Rbd(#[from] crate::source::rbd::RbdError),
+    /// Single places of the source cannot be read.
+    #[error("single places of {name} cannot be read without librbd")]
+    SourceUnreadable {
+        /// The source.
+        name: String,
+    },
+    /// A list of changes left something out.
+    #[error(
+        "the list of changes of {name} is not to be trusted: byte {offset} is not as in the revision {base}, from \
+         which it was said to be unchanged"
+    )]
+    ChangesUntrue {
+        /// The source.
+        name: String,
+        /// First byte of the chunk that differs.
+        offset: u64,
+        /// The revision before.
+        base: String,
     },
     /// There is nothing at the source's path, or not any more.
     #[error("the source {name} does not exist")]

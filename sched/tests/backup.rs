@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use backy_sched::backup::{self, BackupReport, BackupRequest};
+use backy_sched::source::rbd::Environment;
 use backy_sched::{Error, JobConfig, Result, VerifyMode, expire};
 use backy_store::{
     CHUNK_SIZE, Finding, FrameCache, Job, JobName, Monitor, Repository, Revision, Silent, Tag, Timestamp,
@@ -65,7 +66,8 @@ impl Case {
         monitor: &dyn Monitor,
     ) -> Result<BackupReport> {
         let tags = Tag::parse_list(tags).unwrap();
-        let request = BackupRequest { tags, force_tags: false, threads: 2, clock };
+        let request =
+            BackupRequest { tags, force_tags: false, threads: 2, clock, environment: Environment::default() };
         backup::run(&self.job, &self.config, &request, monitor)
     }
 
@@ -136,7 +138,7 @@ fn a_first_and_a_second_backup() {
     let second = case.backup(next_day);
     assert!(case.image(&second.revision) == std::fs::read(case.disk()).unwrap());
     assert!(case.image(&first) == before);
-    assert_eq!(second.revision.source["mode"], "incremental");
+    assert_eq!(second.revision.source["mode"], "compared");
     assert_eq!(second.revision.parent.as_deref(), Some(first.id.as_str()));
     assert_eq!((second.stats.unchanged_bytes, second.stats.new_bytes), (2 * C, C));
     assert_eq!(case.revisions().len(), 2);
@@ -158,7 +160,13 @@ fn tags_are_checked_before_anything_happens() {
     let error = case.backup_with("daily,hourly", noon, &Silent).unwrap_err();
     assert!(matches!(error, Error::TagsUnknown { tags, .. } if tags == ["hourly"]));
     let tags: BTreeSet<Tag> = Tag::parse_list("hourly").unwrap();
-    let request = BackupRequest { tags, force_tags: true, threads: 1, clock: noon };
+    let request = BackupRequest {
+        tags,
+        force_tags: true,
+        threads: 1,
+        clock: noon,
+        environment: Environment::default(),
+    };
     backup::run(&case.job, &case.config, &request, &Silent).unwrap();
 }
 

@@ -37,6 +37,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
         force_tags: arguments.force,
         threads: thread_count(arguments.threads),
         clock: Timestamp::now,
+        environment: super::ceph_environment(),
     };
     let progress = Progress::start();
     let report = backy_sched::backup::run(&job, &config, &request, &progress)

@@ -6,6 +6,7 @@ pub(crate) mod client;
 pub(crate) mod completion;
 pub(crate) mod config;
 pub(crate) mod distrust;
+pub(crate) mod doctor;
 pub(crate) mod expire;
 pub(crate) mod find;
 pub(crate) mod forget;
@@ -29,6 +30,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use backy_sched::JobConfig;
+use backy_sched::source::rbd::Environment;
 use backy_store::{Job, Listing, Location, Repository, Revision, Zone};
 use clap::CommandFactory as _;
 
@@ -88,6 +90,7 @@ fn dispatch(context: &Context, command: Command) -> Result {
         Command::Scheduler(arguments) => scheduler::run(context, &arguments),
         Command::Client(arguments) => client::run(context, &arguments),
         Command::Config(arguments) => config::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(context, &arguments),
         Command::Completion(arguments) => completion::run(&arguments),
     }
 }
@@ -160,6 +163,17 @@ pub(crate) fn listing(job: &Job) -> anyhow::Result<Listing> {
 pub(crate) fn load_config(job: &Job) -> anyhow::Result<JobConfig> {
     JobConfig::load(&job.config_path())
         .with_context(|| format!("cannot read the configuration of job {}", job.name()))
+}
+
+/// What the environment says about Ceph and Consul.
+pub(crate) fn ceph_environment() -> Environment {
+    let text = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    Environment {
+        rbd: std::env::var_os("BACKY_RBD").filter(|program| !program.is_empty()),
+        ceph_args: text("CEPH_ARGS"),
+        cluster: text("CEPH_CLUSTER"),
+        consul: text("CONSUL_HTTP_ADDR"),
+    }
 }
 
 /// Says on standard error that a specification selected no revision; that is no failure.

@@ -1,28 +1,35 @@
-//! `backy restore [-r SPEC] TARGET`: copies an image out. With `-` standard output carries the image, so
+//! `backy restore [-r SPEC] TARGET`, `backy restore --to rbd:POOL/IMAGE`: copies an image out. With `-` standard output carries the image, so
 //! every word about it goes to standard error.
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _};
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use backy_sched::JobConfig;
+use backy_sched::source::SourceConfig;
+use backy_sched::source::rbd::{self, RbdTarget};
 use backy_store::restore::{RestoreOptions, RestoreReport, Target};
 use backy_store::revision::select;
 use backy_store::{Job, Revision, Trust};
 use clap::Args;
 
-use super::{Context, revisions, thread_count, threads_parser};
+use super::{Context, ceph_environment, revisions, thread_count, threads_parser};
 use crate::failure::{Outcome, Result, refused, usage};
 use crate::output::progress::Progress;
 use crate::output::size::human_bytes;
 use crate::output::terminal;
 
-/// Copies a revision's image to a file, a block device or standard output, checking every byte.
+/// Copies a revision's image to a file, a block device, standard output or a new RBD image, checking every byte.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
     /// A new or existing file, a block device, or `-` for standard output
-    target: PathBuf,
+    #[arg(required_unless_present = "to", conflicts_with = "to")]
+    target: Option<PathBuf>,
+    /// A new image in a Ceph cluster
+    #[arg(long, value_name = "rbd:POOL/IMAGE")]
+    to: Option<String>,
     /// The revision [default: the latest that is complete]
     #[arg(short, long, value_name = "SPEC", allow_hyphen_values = true)]
     revision: Option<String>,
@@ -39,7 +46,7 @@ pub(crate) struct Arguments {
 
 /// Restores one revision.
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
-    let target = target(&arguments.target)?;
+    let place = place(arguments)?;
     let job = context.job()?;
     let revision = choose(context, &job, arguments.revision.as_deref())?;
     if revision.trust == Trust::Distrusted {
@@ -51,6 +58,11 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
         threads: thread_count(arguments.threads),
     };
     let progress = Progress::start();
+    let target = match place {
+        Place::Target(target) => target,
+        Place::Rbd(target) => open_rbd(&job, &revision, target, &progress)
+            .with_context(|| format!("cannot restore revision {} of job {}", revision.id, job.name()))?,
+    };
     let report = backy_store::restore::restore(&job, &revision, target, &options, &progress)
         .with_context(|| format!("cannot restore revision {} of job {}", revision.id, job.name()))?;
     drop(progress);
@@ -58,7 +70,44 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     Ok(Outcome::bad_if(!report.lost.is_empty()))
 }
 
-fn target(path: &std::path::Path) -> anyhow::Result<Target> {
+/// Where to restore to, as far as it can be told before the revision is known.
+enum Place {
+    Target(Target<'static>),
+    Rbd(Box<RbdTarget>),
+}
+
+fn place(arguments: &Arguments) -> anyhow::Result<Place> {
+    let Some(to) = &arguments.to else {
+        let path = arguments.target.as_deref().unwrap_or(Path::new("-"));
+        return target(path).map(Place::Target);
+    };
+    let Some(name) = to.strip_prefix("rbd:") else {
+        return Err(usage(format!("cannot restore to {to:?}"), "`--to` takes rbd:POOL/IMAGE"));
+    };
+    Ok(Place::Rbd(Box::new(RbdTarget::parse(name, arguments.force)?)))
+}
+
+/// Makes the new image. A job whose source is an RBD image says how to reach the cluster.
+fn open_rbd<'m>(
+    job: &Job,
+    revision: &Revision,
+    mut target: Box<RbdTarget>,
+    monitor: &'m Progress,
+) -> anyhow::Result<Target<'m>> {
+    if let Ok(JobConfig { source: SourceConfig::Rbd(source), .. }) = JobConfig::load(&job.config_path()) {
+        target.config.user = source.user;
+        target.config.conf = source.conf;
+        target.config.read_with = source.read_with;
+        target.config.timeout_secs = source.timeout_secs;
+    }
+    let Some(size) = revision.image_size else {
+        return Err(refused(format!("the size of revision {} is not known", revision.id), ""));
+    };
+    let opened = rbd::open_target(&target, &ceph_environment(), size, monitor)?;
+    Ok(Target::Image(opened))
+}
+
+fn target(path: &Path) -> anyhow::Result<Target<'static>> {
     if path.as_os_str() != "-" {
         return Ok(Target::Path(path.to_owned()));
     }

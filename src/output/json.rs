@@ -47,6 +47,8 @@ pub(crate) struct RevisionEntry<'r> {
     backend_type: &'r BackendType,
     /// The revision before, for information.
     parent: Option<&'r str>,
+    /// `full`, `compared` or `incremental`.
+    mode: Option<&'r str>,
 }
 
 impl<'r> From<&'r Revision> for RevisionEntry<'r> {
@@ -66,6 +68,7 @@ impl<'r> From<&'r Revision> for RevisionEntry<'r> {
             server: &revision.server,
             backend_type: &revision.backend_type,
             parent: revision.parent.as_deref().filter(|parent| !parent.is_empty()),
+            mode: revision.source.get("mode").and_then(serde_json::Value::as_str),
         }
     }
 }
@@ -97,7 +100,7 @@ mod tests {
         };
         let expected = "{\"id\":\"2222222222222222222222\",\"timestamp\":\"2024-03-01T12:00:00Z\",\
             \"complete\":true,\"image_size\":8,\"data_bytes\":null,\"bytes_written\":7,\"stored_bytes\":null,\"duration\":1.5,\
-            \"tags\":[\"a\",\"b\"],\"orig_tags\":[],\"trust\":\"trusted\",\"server\":\"\",\"backend_type\":\"framed\",\"parent\":null}";
+            \"tags\":[\"a\",\"b\"],\"orig_tags\":[],\"trust\":\"trusted\",\"server\":\"\",\"backend_type\":\"framed\",\"parent\":null,\"mode\":null}";
         assert_eq!(serde_json::to_string(&RevisionEntry::from(&revision)).unwrap(), expected);
     }
 }

@@ -19,6 +19,7 @@ pub mod repository;
 pub mod restore;
 pub mod revision;
 pub(crate) mod session;
+mod snapshots;
 pub mod sweep;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -26,6 +27,8 @@ pub(crate) mod threads;
 pub mod timestamp;
 pub mod verify;
 
+#[cfg(feature = "rados")]
+pub use backend::rados::{ClusterFacts, cluster_facts};
 pub use chunk::cache::FrameCache;
 pub use chunk::frame::DEFAULT_LEVEL;
 pub use chunk::{CHUNK_SIZE, ChunkCheck, ChunkId, FRAME_SIZE};

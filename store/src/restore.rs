@@ -6,7 +6,7 @@
 mod stream;
 mod target;
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,11 +24,22 @@ use crate::revision::{Revision, reader};
 use target::TargetFile;
 
 /// Where to.
-pub enum Target {
+pub enum Target<'t> {
     /// A new or existing file, or a block device.
     Path(PathBuf),
     /// Standard output or another stream.
     Stream(Box<dyn Write + Send>),
+    /// A place that somebody else knows how to write to. It must read as zeros everywhere.
+    Image(Box<dyn ImageTarget + 't>),
+}
+
+/// A new image that reads as zeros where nothing was written. Dropping it before `finish` gives it up.
+pub trait ImageTarget: Sync {
+    /// Writes bytes; many threads may do so at once, each to a place of its own.
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Makes everything durable and the image visible.
+    fn finish(self: Box<Self>) -> io::Result<()>;
 }
 
 /// How to restore.
@@ -57,7 +68,7 @@ pub struct RestoreReport {
 pub fn restore(
     job: &Job,
     revision: &Revision,
-    target: Target,
+    target: Target<'_>,
     options: &RestoreOptions,
     monitor: &dyn Monitor,
 ) -> Result<RestoreReport> {
@@ -81,6 +92,7 @@ pub fn restore(
             target.finish()
         }),
         Target::Stream(out) => stream::copy(&run, out),
+        Target::Image(target) => run.copy_to_image(target),
     };
     monitor.end();
     // Damage is recorded whatever became of the restore.
@@ -141,8 +153,33 @@ impl Run<'_> {
         }
     }
 
-    /// Takes the chunks of the map page by page over all threads.
+    /// Writes what is not zero.
+    fn copy_to_image(&self, target: Box<dyn ImageTarget + '_>) -> Result<()> {
+        let failed = |error| Error::io("write to", "the new image", error);
+        let write = |offset: u64, data: &[u8]| {
+            let mut written = 0;
+            for (run, _) in target::runs(data).filter(|(_, is_zero)| !is_zero) {
+                target.write(offset + run.start as u64, &data[run.clone()]).map_err(failed)?;
+                written += run.len() as u64;
+            }
+            Ok(written)
+        };
+        self.copy_with(&|_, _| Ok(()), &write)?;
+        target.finish().map_err(failed)
+    }
+
     fn copy_to(&self, target: &TargetFile) -> Result<()> {
+        self.copy_with(&|offset, length| target.zero(offset, length), &|offset, data| {
+            target.write(offset, data)
+        })
+    }
+
+    /// Takes the chunks of the map page by page over all threads. `write` returns how many bytes were not zero.
+    fn copy_with(
+        &self,
+        zero: &(dyn Fn(u64, u64) -> Result<()> + Sync),
+        write: &(dyn Fn(u64, &[u8]) -> Result<u64> + Sync),
+    ) -> Result<()> {
         for page in 0..self.map.page_count() {
             let ids = self.page(page)?;
             let next = AtomicU64::new(0);
@@ -155,10 +192,11 @@ impl Run<'_> {
                     let mut step = || -> Result<()> {
                         self.check_stop()?;
                         match self.piece(number, *id, &mut scratch)? {
-                            Piece::Hole => target
-                                .zero(number * CHUNK_SIZE, chunk_len(self.map.size_bytes(), number) as u64),
+                            Piece::Hole => {
+                                zero(number * CHUNK_SIZE, chunk_len(self.map.size_bytes(), number) as u64)
+                            }
                             Piece::Data(data) => {
-                                let written = target.write(number * CHUNK_SIZE, data)?;
+                                let written = write(number * CHUNK_SIZE, data)?;
                                 self.written.fetch_add(written, Ordering::Relaxed);
                                 Ok(())
                             }

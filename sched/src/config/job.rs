@@ -10,11 +10,29 @@ use super::problem::clip;
 use super::reader::{Fields, Reader, hint};
 use super::{JobConfig, LEVEL_MAX, TYPES, VerifyMode};
 use crate::policy::{Rule, Schedule, interval};
-use crate::source::{FileConfig, RbdConfig, Secret, SourceConfig};
+use crate::source::{FileConfig, RbdConfig, ReadWith, Secret, SourceConfig};
 
 const JOB_KEYS: [&str; 5] = ["source", "schedule", "verify", "compression-level", "path"];
 const FILE_KEYS: [&str; 4] = ["type", "filename", "cow", "backend"];
-const RBD_KEYS: [&str; 7] = ["type", "pool", "image", "full-always", "vm", "consul_acl_token", "backend"];
+const RBD_KEYS: [&str; 15] = [
+    "type",
+    "pool",
+    "image",
+    "full-always",
+    "vm",
+    "consul_acl_token",
+    "consul",
+    "user",
+    "conf",
+    "read-with",
+    "timeout",
+    "pre-snapshot",
+    "post-snapshot",
+    "hook-timeout",
+    "backend",
+];
+/// Longest time limit of a source: a day.
+const TIMEOUT_SECS_MAX: i64 = 86_400;
 const RULE_KEYS: [&str; 2] = ["interval", "keep"];
 
 impl Reader {
@@ -74,23 +92,84 @@ impl Reader {
             let filename = PathBuf::from(self.required(&fields, "filename")?);
             return Some(SourceConfig::File(FileConfig { filename, cow, backend }));
         }
+        self.rbd(&fields, source_type, backend).map(|rbd| SourceConfig::Rbd(Box::new(rbd)))
+    }
+
+    fn rbd(
+        &mut self,
+        fields: &Fields<'_>,
+        source_type: String,
+        backend: Option<String>,
+    ) -> Option<RbdConfig> {
         let vm = match source_type.as_str() {
-            "flyingcircus" => self.required(&fields, "vm"),
-            _ => self.text(&fields, "vm"),
+            "flyingcircus" => self.required(fields, "vm"),
+            _ => self.text(fields, "vm"),
         };
-        let pool = self.required(&fields, "pool");
-        let image = self.required(&fields, "image");
-        let full_always = self.flag(&fields, "full-always").unwrap_or(false);
-        let consul_acl_token = self.text(&fields, "consul_acl_token").map(Secret::new);
-        Some(SourceConfig::Rbd(RbdConfig {
+        let pool = self.rbd_name(fields, "pool");
+        let image = self.rbd_name(fields, "image");
+        let full_always = self.flag(fields, "full-always").unwrap_or(false);
+        let consul_acl_token = self.text(fields, "consul_acl_token").map(Secret::new);
+        let consul = self.text(fields, "consul");
+        let user = self.text(fields, "user");
+        let conf = self.text(fields, "conf").map(PathBuf::from);
+        let read_with = self.read_with(fields);
+        let timeout_secs = self.time_limit(fields, "timeout", RbdConfig::TIMEOUT_SECS);
+        let hook_timeout_secs = self.time_limit(fields, "hook-timeout", RbdConfig::HOOK_TIMEOUT_SECS);
+        let (pre_snapshot, post_snapshot) =
+            (self.text(fields, "pre-snapshot"), self.text(fields, "post-snapshot"));
+        Some(RbdConfig {
             source_type,
             pool: pool?,
             image: image?,
             full_always,
             vm,
             consul_acl_token,
+            consul,
+            user,
+            conf,
+            read_with: read_with?,
+            timeout_secs: timeout_secs?,
+            pre_snapshot,
+            post_snapshot,
+            hook_timeout_secs: hook_timeout_secs?,
             backend,
-        }))
+        })
+    }
+
+    /// A name that `rbd` cannot take for an option, a snapshot or another pool. A pool may have a namespace.
+    fn rbd_name(&mut self, fields: &Fields<'_>, key: &'static str) -> Option<String> {
+        let name = self.required(fields, key)?;
+        let slashes = name.matches('/').count();
+        let has_room = slashes <= usize::from(key == "pool") && name.split('/').all(|part| !part.is_empty());
+        if name.starts_with('-') || name.contains('@') || name.contains(char::is_control) || !has_room {
+            let message = format!("it cannot be the name of {key} at Ceph");
+            self.problem(&fields.path_to(key), &message);
+            return None;
+        }
+        Some(name)
+    }
+
+    fn read_with(&mut self, fields: &Fields<'_>) -> Option<ReadWith> {
+        let Some(value) = fields.get("read-with") else { return Some(ReadWith::Auto) };
+        let word = value.as_str().unwrap_or_default();
+        let found = ReadWith::ALL.into_iter().find(|way| way.as_str() == word);
+        if found.is_none() {
+            self.problem(&fields.path_to("read-with"), "it must be auto, librbd or rbd");
+        }
+        found
+    }
+
+    /// A time limit, written as an interval; `None` where it is wrong.
+    fn time_limit(&mut self, fields: &Fields<'_>, key: &'static str, usual: u64) -> Option<u64> {
+        if fields.get(key).is_none() {
+            return Some(usual);
+        }
+        let text = self.text(fields, key)?;
+        let secs = interval::parse(&text).ok().filter(|secs| (1..=TIMEOUT_SECS_MAX).contains(secs));
+        if secs.is_none() {
+            self.problem(&fields.path_to(key), "it must be a time from 1s to 1d, as in 5m");
+        }
+        secs.and_then(|secs| u64::try_from(secs).ok())
     }
 
     /// Reads a mapping of tags to their rules.

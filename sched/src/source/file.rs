@@ -16,10 +16,10 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use backy_store::{ChunkCheck, Monitor, RevisionId, Timestamp};
+use backy_store::{ChunkCheck, Monitor, Revision, RevisionId, Timestamp};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use super::{ChunkPutter, CopyStats, ImageSink, Snapshot, Source};
+use super::{ChunkPutter, CopyMode, CopyStats, ImageSink, Snapshot, Source};
 use crate::chunks;
 use crate::error::{Error, Result};
 use crate::source::extents::{self, Seeker};
@@ -42,13 +42,8 @@ impl Source for FileSource {
         self.path.display().to_string()
     }
 
-    fn snapshot(&mut self, _id: &RevisionId) -> Result<Box<dyn Snapshot>> {
+    fn snapshot(&mut self, _id: &RevisionId, _monitor: &dyn Monitor) -> Result<Box<dyn Snapshot>> {
         Ok(Box::new(FileSnapshot::open(&self.path)?))
-    }
-
-    /// A file keeps nothing of its revisions.
-    fn release_except(&mut self, _keep: &[RevisionId]) -> Result<()> {
-        Ok(())
     }
 }
 
@@ -199,7 +194,7 @@ impl Snapshot for FileSnapshot {
     /// Reads everything that is not a hole: a file does not tell what changed since the base.
     fn copy_changes(
         &self,
-        base: Option<&RevisionId>,
+        base: Option<&Revision>,
         to: &dyn ImageSink,
         threads: usize,
         monitor: &dyn Monitor,
@@ -220,7 +215,8 @@ impl Snapshot for FileSnapshot {
             Ok(())
         };
         chunks::for_each(chunks::count(self.size_bytes), threads, monitor, start, step)?;
-        Ok(CopyStats { bytes_read: bytes_read.into_inner() })
+        let mode = if base.is_some() { CopyMode::Compared } else { CopyMode::Full };
+        Ok(CopyStats { bytes_read: bytes_read.into_inner(), mode })
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {

@@ -9,24 +9,27 @@
 //! A new kind of source is one file here, a variant of [`SourceConfig`], an arm in [`open`] and its keys in
 //! `config`.
 
+mod consul;
 mod extents;
 pub mod file;
+pub mod rbd;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 
-use backy_store::{ChunkCheck, ChunkWriter, Monitor, Put, RevisionId, RevisionWriter};
+use backy_store::{ChunkCheck, ChunkWriter, Monitor, Put, Revision, RevisionId, RevisionWriter};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// What a job's configuration says about its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceConfig {
     /// An image file or a block device.
     File(FileConfig),
-    /// An RBD image, with or without a snapshot asked for through Consul. Read by no code yet.
-    Rbd(RbdConfig),
+    /// An RBD image, with or without a snapshot asked for through Consul.
+    Rbd(Box<RbdConfig>),
 }
 
 /// Settings of the type `file`.
@@ -41,11 +44,11 @@ pub struct FileConfig {
 }
 
 /// Settings of the types `ceph`, `ceph-rbd`, `rbd` and `flyingcircus`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RbdConfig {
     /// The type as it is written in the configuration.
     pub source_type: String,
-    /// The pool.
+    /// The pool, with its namespace after a slash if it has one.
     pub pool: String,
     /// The image in it.
     pub image: String,
@@ -55,8 +58,83 @@ pub struct RbdConfig {
     pub vm: Option<String>,
     /// The key to Consul.
     pub consul_acl_token: Option<Secret>,
+    /// Where Consul is.
+    pub consul: Option<String>,
+    /// The user at the cluster, without `client.`.
+    pub user: Option<String>,
+    /// The cluster's configuration file.
+    pub conf: Option<PathBuf>,
+    /// How data are read.
+    pub read_with: ReadWith,
+    /// How long Ceph may not answer.
+    pub timeout_secs: u64,
+    /// A shell command before the snapshot.
+    pub pre_snapshot: Option<String>,
+    /// A shell command after it, run in any case.
+    pub post_snapshot: Option<String>,
+    /// How long each of both may take.
+    pub hook_timeout_secs: u64,
     /// A setting of the original, kept and without effect.
     pub backend: Option<String>,
+}
+
+impl Default for RbdConfig {
+    fn default() -> Self {
+        Self {
+            source_type: "rbd".to_owned(),
+            pool: String::new(),
+            image: String::new(),
+            full_always: false,
+            vm: None,
+            consul_acl_token: None,
+            consul: None,
+            user: None,
+            conf: None,
+            read_with: ReadWith::Auto,
+            timeout_secs: Self::TIMEOUT_SECS,
+            pre_snapshot: None,
+            post_snapshot: None,
+            hook_timeout_secs: Self::HOOK_TIMEOUT_SECS,
+            backend: None,
+        }
+    }
+}
+
+impl RbdConfig {
+    /// Where nothing else is said.
+    pub const TIMEOUT_SECS: u64 = 300;
+    /// Where nothing else is said: a frozen file system is felt at once.
+    pub const HOOK_TIMEOUT_SECS: u64 = 30;
+
+    /// Whether snapshots are asked for through Consul.
+    pub fn asks_consul(&self) -> bool {
+        self.vm.is_some() && (self.source_type == "flyingcircus" || self.consul_acl_token.is_some())
+    }
+}
+
+/// How the data of an RBD image are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadWith {
+    /// With librbd where it can be loaded, otherwise with the `rbd` program.
+    #[default]
+    Auto,
+    /// With librbd or not at all.
+    Librbd,
+    /// With the `rbd` program.
+    Rbd,
+}
+
+impl ReadWith {
+    pub(crate) const ALL: [Self; 3] = [Self::Auto, Self::Librbd, Self::Rbd];
+
+    /// Returns the word in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Librbd => "librbd",
+            Self::Rbd => "rbd",
+        }
+    }
 }
 
 /// A text that must not show up in logs and messages.
@@ -96,11 +174,27 @@ pub trait Source: Send {
     /// Returns the source's name for people: its path, or pool and image.
     fn describe(&self) -> String;
 
-    /// Fixes the source's state under the id of the revision that is to be made of it.
-    fn snapshot(&mut self, id: &RevisionId) -> Result<Box<dyn Snapshot>>;
+    /// Whether it makes snapshots, which have to be noted before and released after.
+    fn makes_snapshots(&self) -> bool {
+        false
+    }
 
-    /// Drops what the source itself keeps of every revision but those in `keep`.
-    fn release_except(&mut self, keep: &[RevisionId]) -> Result<()>;
+    /// Fails when the source is away, before anything is done to it.
+    fn check_ready(&self, _monitor: &dyn Monitor) -> Result<()> {
+        Ok(())
+    }
+
+    /// Fixes the source's state under the id of the revision that is to be made of it.
+    fn snapshot(&mut self, id: &RevisionId, monitor: &dyn Monitor) -> Result<Box<dyn Snapshot>>;
+
+    /// Drops the snapshots of the revisions `own` but that of `keep`; returns those that are still there.
+    fn release(
+        &mut self,
+        _own: &BTreeSet<RevisionId>,
+        _keep: Option<&RevisionId>,
+    ) -> Result<BTreeSet<RevisionId>> {
+        Ok(BTreeSet::new())
+    }
 }
 
 /// One state of a disk. Reads the same bytes however often it is read, or notices in `check_unchanged`.
@@ -113,11 +207,16 @@ pub trait Snapshot: Sync {
     /// advances `monitor` by every byte of the image, read or not.
     fn copy_changes(
         &self,
-        base: Option<&RevisionId>,
+        base: Option<&Revision>,
         to: &dyn ImageSink,
         threads: usize,
         monitor: &dyn Monitor,
     ) -> Result<CopyStats>;
+
+    /// Whether [`Snapshot::read_at`] can be used.
+    fn can_read_at(&self) -> bool {
+        true
+    }
 
     /// Fills `buf` from `offset`; all of it lies inside the image. Many threads may read at once.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
@@ -137,6 +236,31 @@ pub trait Snapshot: Sync {
 pub struct CopyStats {
     /// Bytes read from the source, without those it knew to be holes.
     pub bytes_read: u64,
+    /// How it was done.
+    pub mode: CopyMode,
+}
+
+/// What a revision was made from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CopyMode {
+    /// All of the source, with nothing to start from.
+    #[default]
+    Full,
+    /// All of the source; what agrees with the base was not stored again.
+    Compared,
+    /// What the source said has changed since the base.
+    Incremental,
+}
+
+impl CopyMode {
+    /// Returns the word in manifests and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Compared => "compared",
+            Self::Incremental => "incremental",
+        }
+    }
 }
 
 /// Where chunks are recorded, and what was recorded can be compared. The store's `RevisionWriter`, or a
@@ -150,6 +274,10 @@ pub trait ImageSink: Sync {
 
     /// A comparison with what is recorded at place `number`.
     fn check(&self, number: u64) -> Result<ChunkCheck>;
+
+    /// Records the chunk in which the smaller of base and new image ends, if they differ: call it before the first
+    /// [`ChunkPutter::recorded`].
+    fn carry_end(&self) -> Result<()>;
 }
 
 /// Records chunks from one thread.
@@ -159,6 +287,12 @@ pub trait ChunkPutter {
 
     /// Records that the whole chunk at place `number` is zero.
     fn hole(&mut self, number: u64) -> Result<Put>;
+
+    /// Fills `buf` with what is recorded at place `number`, verified: the base's bytes where nothing was put yet.
+    fn recorded(&mut self, number: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Records a chunk that differs from what [`ChunkPutter::recorded`] just gave for this place only in these parts.
+    fn put_changed(&mut self, number: u64, data: &[u8], changed: &[Range<usize>]) -> Result<Put>;
 
     /// Keeps what the base has at place `number`, which was compared and agrees; `false` when it must be put after all.
     fn keep(&mut self, number: u64) -> Result<bool>;
@@ -176,6 +310,10 @@ impl ImageSink for RevisionWriter {
     fn check(&self, number: u64) -> Result<ChunkCheck> {
         Ok(self.check(number)?)
     }
+
+    fn carry_end(&self) -> Result<()> {
+        Ok(self.carry_end()?)
+    }
 }
 
 impl ChunkPutter for ChunkWriter<'_> {
@@ -187,17 +325,31 @@ impl ChunkPutter for ChunkWriter<'_> {
         Ok(self.hole(number)?)
     }
 
+    fn recorded(&mut self, number: u64, buf: &mut [u8]) -> Result<()> {
+        Ok(self.recorded(number, buf)?)
+    }
+
+    fn put_changed(&mut self, number: u64, data: &[u8], changed: &[Range<usize>]) -> Result<Put> {
+        Ok(self.put_changed(number, data, changed)?)
+    }
+
     fn keep(&mut self, number: u64) -> Result<bool> {
         Ok(self.keep(number)?)
     }
 }
 
 /// Makes a source of its configuration. Nothing is opened before its first snapshot.
-pub fn open(config: &SourceConfig) -> Result<Box<dyn Source>> {
+pub fn open(config: &SourceConfig, environment: &rbd::Environment) -> Box<dyn Source> {
     match config {
-        SourceConfig::File(file) => Ok(Box::new(file::FileSource::new(file.filename.clone()))),
-        SourceConfig::Rbd(rbd) => Err(Error::SourceUnsupported { source_type: rbd.source_type.clone() }),
+        SourceConfig::File(file) => Box::new(file::FileSource::new(file.filename.clone())),
+        SourceConfig::Rbd(rbd) => Box::new(rbd::RbdSource::new(rbd, environment)),
     }
+}
+
+/// Returns an error and its causes on one line, for the log.
+fn causes(error: &dyn std::error::Error) -> String {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]
@@ -208,16 +360,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn types_without_code_are_refused_by_name() {
-        let rbd = RbdConfig { source_type: "ceph-rbd".to_owned(), ..RbdConfig::default() };
-        let error = open(&SourceConfig::Rbd(rbd)).err().unwrap();
-        assert_eq!(error.to_string(), "source type ceph-rbd is not supported yet");
-    }
-
-    #[test]
     fn secrets_do_not_show() {
         let token = Some(Secret::new("5b1c2d3e".to_owned()));
         let rbd = RbdConfig { consul_acl_token: token, ..RbdConfig::default() };
-        assert!(!format!("{:?}", SourceConfig::Rbd(rbd)).contains("5b1c"));
+        assert!(!format!("{:?}", SourceConfig::Rbd(Box::new(rbd))).contains("5b1c"));
     }
 }

@@ -1,6 +1,7 @@
 //! A sink that remembers whole images, and a monitor that can be told to stop; for the tests of this crate.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -58,6 +59,9 @@ impl ImageSink for MemorySink {
         let chunk = chunks.get(&number).and_then(Option::as_deref);
         Ok(ChunkCheck::expecting(chunk.map(ChunkId::of)))
     }
+    fn carry_end(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 struct MemoryPutter<'a>(&'a MemorySink);
@@ -72,6 +76,17 @@ impl ChunkPutter for MemoryPutter<'_> {
     fn hole(&mut self, number: u64) -> Result<Put> {
         assert!(self.0.chunks.lock().unwrap().insert(number, None).is_none(), "chunk {number} came twice");
         Ok(Put::Hole)
+    }
+    fn recorded(&mut self, number: u64, buf: &mut [u8]) -> Result<()> {
+        match self.0.chunks.lock().unwrap().get(&number) {
+            Some(Some(chunk)) => buf.copy_from_slice(chunk),
+            _ => buf.fill(0),
+        }
+        Ok(())
+    }
+    fn put_changed(&mut self, number: u64, data: &[u8], _changed: &[Range<usize>]) -> Result<Put> {
+        self.0.chunks.lock().unwrap().remove(&number);
+        self.put(number, data)
     }
     fn keep(&mut self, number: u64) -> Result<bool> {
         Ok(self.0.chunks.lock().unwrap().contains_key(&number))

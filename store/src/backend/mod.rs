@@ -4,6 +4,8 @@
 //! [`Backend::barrier`] promises durability. S3 and RADOS are further implementations of this trait.
 
 pub(crate) mod local;
+#[cfg(feature = "rados")]
+pub(crate) mod rados;
 
 use std::fmt::Debug;
 use std::io;

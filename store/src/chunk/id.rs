@@ -192,11 +192,25 @@ pub(crate) struct Digest {
 impl Digest {
     /// Hashes a chunk; returns `None` when all its bytes are zero.
     pub(crate) fn update(&mut self, data: &[u8]) -> Option<ChunkId> {
+        self.update_but(data, |_| None)
+    }
+
+    /// As [`Digest::update`], without hashing the frames whose value `known` tells, and whether they are kept as zeros.
+    pub(crate) fn update_but(
+        &mut self,
+        data: &[u8],
+        known: impl Fn(usize) -> Option<(FrameValue, bool)>,
+    ) -> Option<ChunkId> {
         assert!(!data.is_empty() && data.len() <= CHUNK_LEN, "a chunk has 1 byte to 4 MiB");
         self.values.clear();
         self.zero_frames = 0;
         let frames = data.len().div_ceil(FRAME_LEN);
         for (number, frame) in data.chunks(FRAME_LEN).enumerate() {
+            if let Some((value, zero)) = known(number) {
+                self.zero_frames |= u64::from(zero) << number;
+                self.values.push(value);
+                continue;
+            }
             let zero = is_zero(frame);
             self.zero_frames |= u64::from(zero) << number;
             self.values.push(match (zero, frames) {

@@ -50,6 +50,32 @@ impl OpenChunk {
         self.header.plain_len
     }
 
+    /// What the chunk's file says of its frames, proven against the id.
+    pub(crate) fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Reads and verifies all of the chunk into `out`, which has its length, and leaves the file's bytes in `stored`.
+    pub(crate) fn read_keeping(
+        &self,
+        decoder: &mut FrameScratch,
+        out: &mut [u8],
+        stored: &mut Vec<u8>,
+    ) -> Result<()> {
+        // The header proves this to be at most a chunk and its table.
+        stored.resize(usize::try_from(self.header.file_len).unwrap_or(0), 0);
+        let length = self.file.read_at(stored, 0).map_err(|error| read_error(&self.id, &error))?;
+        if length != stored.len() {
+            return Err(self.corrupt(0, "its file became shorter"));
+        }
+        for (number, out) in out.chunks_mut(FRAME_LEN).enumerate() {
+            let frame = &self.header.frames[number];
+            let bytes = &stored[frame.offset as usize..(frame.offset + frame.stored_len) as usize];
+            self.decode(number, bytes, &mut decoder.decoder, out)?;
+        }
+        Ok(())
+    }
+
     /// Reads, decodes and verifies frame `number` into `out`, which has its length.
     pub(crate) fn read_frame(&self, number: usize, scratch: &mut FrameScratch, out: &mut [u8]) -> Result<()> {
         let frame = self.header.frames[number];

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -101,22 +102,14 @@ impl TargetFile {
     /// Writes the bytes at `offset`, zeros as holes; returns how many were written.
     pub(super) fn write(&self, offset: u64, data: &[u8]) -> Result<u64> {
         let mut written = 0;
-        let mut start = 0;
-        while start < data.len() {
-            // Runs of frames that are all zero or all not.
-            let zero = is_zero(frame_at(data, start));
-            let mut end = start;
-            while end < data.len() && is_zero(frame_at(data, end)) == zero {
-                end += frame_at(data, end).len();
-            }
-            let at = offset + start as u64;
-            if zero {
-                self.zero(at, (end - start) as u64)?;
+        for (run, is_zero) in runs(data) {
+            let at = offset + run.start as u64;
+            if is_zero {
+                self.zero(at, run.len() as u64)?;
             } else {
-                disk::write_at(&self.file, &data[start..end], at, &self.path)?;
-                written += (end - start) as u64;
+                disk::write_at(&self.file, &data[run.clone()], at, &self.path)?;
+                written += run.len() as u64;
             }
-            start = end;
         }
         Ok(written)
     }
@@ -189,6 +182,24 @@ impl Drop for TargetFile {
             tracing::warn!(%error, "cannot remove an unfinished file");
         }
     }
+}
+
+/// Returns runs of frames that are all zero or all not, in order.
+pub(super) fn runs(data: &[u8]) -> impl Iterator<Item = (Range<usize>, bool)> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        if start >= data.len() {
+            return None;
+        }
+        let zero = is_zero(frame_at(data, start));
+        let mut end = start;
+        while end < data.len() && is_zero(frame_at(data, end)) == zero {
+            end += frame_at(data, end).len();
+        }
+        let run = start..end;
+        start = end;
+        Some((run, zero))
+    })
 }
 
 fn frame_at(data: &[u8], start: usize) -> &[u8] {

@@ -9,11 +9,13 @@
 //! and no run died or failed before it was durable; while the job has distrusted revisions, it is read
 //! completely first ([`Reuse::Full`]).
 
+mod rest;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::map::MapWriter;
+use super::map::{ChunkMap, MapWriter};
 use super::{BackendType, Revision, RevisionId, Stats, Trust};
 use crate::backend::Backend;
 use crate::backend::local::LocalBackend;
@@ -117,9 +119,11 @@ pub struct RevisionWriter {
     session: Session,
     suspects: Suspects,
     counters: Counters,
+    /// Damage was met during the run: from then on every chunk is read completely before it is used again.
+    met_damage: AtomicBool,
     healed: Mutex<Vec<ChunkId>>,
-    /// Keeps the base's chunks alive.
-    _base: Option<Session>,
+    /// The base's map, and what keeps its chunks alive (nothing on a read-only file system).
+    base: Option<(Option<Session>, ChunkMap)>,
     finished: bool,
 }
 
@@ -132,12 +136,23 @@ impl RevisionWriter {
         let backend = job.repository().backend()?;
         let base = new.base.as_ref().map(|base| super::reader::pin(&job, base)).transpose()?;
         let map = MapWriter::create(&disk::temporary_in(job.dir())?, new.image_size_bytes)?;
-        let (pin, base) = base.map_or((None, None), |(pin, map)| (pin, Some(map)));
         let counters = Counters::default();
         let healed = Mutex::new(Vec::new());
-        let writer =
-            Self { job, new, map, backend, session, suspects, counters, healed, _base: pin, finished: false };
-        if let Some(base) = &base {
+        let met_damage = AtomicBool::new(false);
+        let writer = Self {
+            job,
+            new,
+            map,
+            backend,
+            session,
+            suspects,
+            counters,
+            met_damage,
+            healed,
+            base,
+            finished: false,
+        };
+        if let Some((_, base)) = &writer.base {
             writer.map.copy_from(base, &mut |entries| {
                 // Chunks of the base count as found here: the barrier must cover their names as well.
                 entries
@@ -175,6 +190,7 @@ impl RevisionWriter {
             digest: Digest::default(),
             file: Vec::new(),
             scratch: Scratch::new(),
+            kept: rest::Kept::default(),
         })
     }
 
@@ -273,6 +289,8 @@ pub struct ChunkWriter<'w> {
     digest: Digest,
     file: Vec<u8>,
     scratch: Scratch,
+    /// The chunk that was read last as it is recorded.
+    kept: rest::Kept,
 }
 
 /// What is to be done with a chunk that the store may have.
@@ -285,9 +303,21 @@ enum Existing {
 impl ChunkWriter<'_> {
     /// Puts the whole chunk at place `number`, counting from 0: 4 MiB, or the rest of the image for the last one.
     pub fn put(&mut self, number: u64, data: &[u8]) -> Result<Put> {
+        assert_eq!(
+            data.len(),
+            chunk_len(self.writer.size_bytes(), number),
+            "chunk {number} has the wrong length"
+        );
+        self.kept.unchanged = 0;
+        match self.digest.update(data) {
+            Some(id) => self.put_hashed(number, id, data),
+            None => self.hole(number),
+        }
+    }
+
+    /// Puts a chunk whose hash was just taken.
+    fn put_hashed(&mut self, number: u64, id: ChunkId, data: &[u8]) -> Result<Put> {
         let writer = self.writer;
-        assert_eq!(data.len(), chunk_len(writer.size_bytes(), number), "chunk {number} has the wrong length");
-        let Some(id) = self.digest.update(data) else { return self.hole(number) };
         let before = writer.map.get(number)?;
         if before != Some(id) {
             let _shard = writer.backend.lock_shard(id.shard(), false)?;
@@ -343,7 +373,8 @@ impl ChunkWriter<'_> {
     fn existing(&mut self, id: &ChunkId, plain_len: usize) -> Result<Existing> {
         let writer = self.writer;
         let marked = writer.suspects.failed.contains(id) || writer.job.repository().damage_mark(id).exists();
-        let full = writer.new.reuse == Reuse::Full || writer.suspects.unproven.contains(id);
+        let met_damage = writer.met_damage.load(Ordering::Relaxed);
+        let full = writer.new.reuse == Reuse::Full || met_damage || writer.suspects.unproven.contains(id);
         let checked = store::open(&writer.backend, id).and_then(|chunk| {
             if full && !marked {
                 self.scratch.read(&chunk)?;
@@ -388,12 +419,18 @@ impl ChunkWriter<'_> {
         let count = self.digest.values.len();
         let mut end = header;
         for (number, frame) in data.chunks(FRAME_LEN).enumerate() {
-            if self.digest.zero_frames >> number & 1 == 0 {
+            if self.digest.zero_frames >> number & 1 != 0 {
+                continue;
+            }
+            if let Some((kind, stored)) = self.kept.frame(number) {
+                self.file[end..end + stored.len()].copy_from_slice(stored);
+                frames[number] = (kind, stored.len());
+            } else {
                 let encoded = self.encoder.encode(frame, &mut self.file[end..]);
                 frames[number] =
                     encoded.map_err(|error| Error::io("compress", format!("chunk {id}"), error))?;
-                end += frames[number].1;
             }
+            end += frames[number].1;
         }
         write_header(&mut self.file[..header], data.len(), &frames[..count], &self.digest.values);
         Ok(end)

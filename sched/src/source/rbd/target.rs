@@ -1,0 +1,239 @@
+//! The place `rbd:POOL/IMAGE` of `backy restore --to`: a new image, written where the revision has data and nowhere else.
+//!
+//! Through librbd all threads write at once; without it they feed one `rbd import-diff`. The image is written under
+//! another name and renamed when it is whole, so nobody can take a half restored disk for a good one; what could not be
+//! finished is removed again. With `force` an image without snapshots gives up its name at that moment.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use backy_librbd::{Cluster, Image};
+use backy_store::restore::ImageTarget;
+use backy_store::{Monitor, Silent};
+
+use super::Environment;
+use super::command::Running;
+use super::diff::DiffWriter;
+use super::error::RbdError;
+use super::tool::RbdTool;
+use crate::error::{Error, Result};
+use crate::source::{RbdConfig, ReadWith};
+
+/// Where to restore to.
+#[derive(Clone, Debug)]
+pub struct RbdTarget {
+    /// Pool, image, and how to reach the cluster.
+    pub config: RbdConfig,
+    /// Whether an existing image is replaced.
+    pub force: bool,
+}
+
+impl RbdTarget {
+    /// Reads `POOL/IMAGE` or `POOL/NAMESPACE/IMAGE`.
+    pub fn parse(name: &str, force: bool) -> Result<Self> {
+        let parts: Vec<&str> = name.split('/').collect();
+        let is_name =
+            |part: &&str| !part.is_empty() && !part.starts_with('-') && !part.contains(['@', '\0', ' ']);
+        if !(2..=3).contains(&parts.len()) || !parts.iter().all(is_name) {
+            return Err(RbdError::Name { name: name.to_owned() }.into());
+        }
+        let (image, pool) = parts.split_last().expect("there are two parts at least");
+        let config = RbdConfig { pool: pool.join("/"), image: (*image).to_owned(), ..RbdConfig::default() };
+        Ok(Self { config, force })
+    }
+}
+
+/// Makes the image and opens it for an image of `size_bytes`.
+pub fn open_target<'m>(
+    target: &RbdTarget,
+    environment: &Environment,
+    size_bytes: u64,
+    monitor: &'m dyn Monitor,
+) -> Result<Box<dyn ImageTarget + 'm>> {
+    let config = &target.config;
+    let limit = Duration::from_secs(config.timeout_secs);
+    let access = environment.access(config);
+    let tool = RbdTool::new(environment.rbd(), &access, limit, &config.pool, &config.image);
+    let replaces = match tool.info(None, monitor) {
+        Err(Error::Rbd(RbdError::Missing { .. })) => false,
+        Err(error) => return Err(error),
+        Ok(_) if !target.force => return Err(RbdError::Exists { image: tool.spec(None) }.into()),
+        Ok(_) => true,
+    };
+    if replaces {
+        check_replaceable(&tool, monitor)?;
+    }
+    let image = format!("{}.unfinished-{}", config.image, backy_store::RevisionId::random()?);
+    let unfinished = tool.of_image(image);
+    unfinished.create_image(size_bytes, monitor)?;
+    let made = Made { tool: unfinished, wanted: tool, replaces, is_done: false };
+    let access = access.or_arguments(environment.ceph_args.as_deref().unwrap_or_default());
+    if config.read_with != ReadWith::Rbd && backy_librbd::available().is_ok() {
+        let opened = Cluster::connect(&access, limit)
+            .and_then(|cluster| cluster.open_writable(&config.pool, &made.tool.image));
+        match opened {
+            Ok(image) => return Ok(Box::new(LibraryTarget { image: Some(image), made })),
+            Err(error) if config.read_with == ReadWith::Librbd => {
+                return Err(
+                    RbdError::Library { doing: "open", image: made.tool.spec(None), source: error }.into()
+                );
+            }
+            Err(error) => tracing::warn!(error = %crate::source::causes(&error), "librbd-unusable"),
+        }
+    }
+    let writer = start_import(&made.tool, size_bytes, monitor)?;
+    Ok(Box::new(ProgramTarget { writer: Mutex::new(Some(writer)), made }))
+}
+
+/// Fails when something hangs on the image that is in the way.
+fn check_replaceable(tool: &RbdTool, monitor: &dyn Monitor) -> Result<()> {
+    let snapshots = tool.snapshots(monitor)?;
+    if let Some(first) = snapshots.first() {
+        let problem = format!("it has {} snapshots, one of them {}", snapshots.len(), first.name);
+        return Err(RbdError::Unfit { image: tool.spec(None), problem }.into());
+    }
+    Ok(())
+}
+
+fn start_import<'m>(
+    tool: &RbdTool,
+    size_bytes: u64,
+    monitor: &'m dyn Monitor,
+) -> Result<DiffWriter<Giving<'m>>> {
+    let mut running = tool.start_import(monitor)?;
+    running.prepare_to_give()?;
+    let command = running.command.clone();
+    DiffWriter::new(Giving(running), size_bytes).map_err(|error| given(&command, error))
+}
+
+fn given(command: &str, error: io::Error) -> Error {
+    error
+        .downcast::<Error>()
+        .unwrap_or_else(|source| RbdError::Pipe { command: command.to_owned(), source }.into())
+}
+
+/// A running program as a writer.
+struct Giving<'m>(Running<'m>);
+
+impl io::Write for Giving<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.0.give(data).map(|()| data.len()).map_err(io::Error::other)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The image that was made here under another name; removed again unless it was finished.
+struct Made {
+    tool: RbdTool,
+    wanted: RbdTool,
+    replaces: bool,
+    is_done: bool,
+}
+
+impl Made {
+    /// Gives the image its name. It must not be open.
+    fn publish(&mut self) -> io::Result<()> {
+        let publish = || {
+            if self.replaces {
+                self.wanted.remove_image(&Silent)?;
+            }
+            self.tool.rename_image(&self.wanted, &Silent)
+        };
+        publish().map_err(io::Error::other)?;
+        self.is_done = true;
+        Ok(())
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if !self.is_done
+            && let Err(error) = self.tool.remove_image(&Silent)
+        {
+            tracing::warn!(image = %self.tool.spec(None), %error, "unfinished-image-not-removed");
+        }
+    }
+}
+
+struct LibraryTarget {
+    /// `None` once it was closed: an image is removed only when nobody has it open.
+    image: Option<Image>,
+    made: Made,
+}
+
+impl LibraryTarget {
+    fn on_image(
+        &self,
+        act: impl FnOnce(&Image) -> std::result::Result<(), backy_librbd::CephError>,
+    ) -> io::Result<()> {
+        let image = self.image.as_ref().expect("it is open until it is dropped");
+        act(image).map_err(io::Error::other)
+    }
+}
+
+impl ImageTarget for LibraryTarget {
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.on_image(|image| image.write_at(offset, data))
+    }
+
+    fn finish(mut self: Box<Self>) -> io::Result<()> {
+        self.on_image(Image::flush)?;
+        drop(self.image.take());
+        self.made.publish()
+    }
+}
+
+impl Drop for LibraryTarget {
+    fn drop(&mut self) {
+        // Before `made` is dropped.
+        drop(self.image.take());
+    }
+}
+
+struct ProgramTarget<'m> {
+    writer: Mutex<Option<DiffWriter<Giving<'m>>>>,
+    made: Made,
+}
+
+impl ImageTarget for ProgramTarget<'_> {
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *writer {
+            Some(writer) => writer.data(offset, data),
+            None => Err(io::Error::from(io::ErrorKind::BrokenPipe)),
+        }
+    }
+
+    fn finish(mut self: Box<Self>) -> io::Result<()> {
+        let writer = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(writer) = writer else { return Err(io::Error::from(io::ErrorKind::BrokenPipe)) };
+        let Giving(running) = writer.finish()?;
+        running.finish().and_then(super::command::Finished::success).map_err(io::Error::other)?;
+        self.made.publish()
+    }
+}
+
+impl Drop for ProgramTarget<'_> {
+    fn drop(&mut self) {
+        // The program must not have the image open when `made` removes it.
+        drop(self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_pool_and_image() {
+        let target = RbdTarget::parse("rbd/new", false).unwrap();
+        assert_eq!((target.config.pool.as_str(), target.config.image.as_str()), ("rbd", "new"));
+        assert_eq!(RbdTarget::parse("a/b/c", true).unwrap().config.pool, "a/b");
+        for name in ["", "rbd", "/x", "rbd/", "rbd/x@y", "-p/x", "a/b/c/d", "rbd/x y"] {
+            assert!(RbdTarget::parse(name, false).is_err(), "{name:?}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! `backy doctor`: what this machine has that backy needs, thing by thing. Changes nothing.
+
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+
+use backy_sched::source::rbd;
+use backy_store::Repository;
+use clap::Args;
+use serde_json::json;
+
+use super::{Context, ceph_environment};
+use crate::failure::{Outcome, Result};
+use crate::output::json;
+use crate::output::terminal;
+use crate::output::text::count;
+
+/// Says what backy finds here: the store, mounts, and what backups of RBD images need.
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// One thing: `Ok` with a fact, or `Err` with why it cannot be used.
+type Fact = (&'static str, std::result::Result<String, String>);
+
+/// Prints the facts.
+pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
+    let mut facts: Vec<Fact> = vec![("store", store(context)), ("fuse", fuse())];
+    let ceph = rbd::examine(&ceph_environment());
+    #[cfg(feature = "rados")]
+    let rados = rados(ceph.iter().any(|(name, fact)| *name == "cluster" && fact.is_ok()));
+    facts.extend(ceph);
+    #[cfg(feature = "rados")]
+    facts.push(("rados", rados));
+    if arguments.json {
+        let entries: Vec<_> = facts.iter().map(entry).collect();
+        json::print(&json!({ "facts": entries }))?;
+        return Ok(Outcome::Done);
+    }
+    let mut text = String::new();
+    for (name, fact) in &facts {
+        let (state, said) = match fact {
+            Ok(said) => ("ok", said),
+            Err(said) => ("no", said),
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{name:8} {state}  {said}");
+    }
+    terminal::print(text)?;
+    Ok(Outcome::Done)
+}
+
+fn entry((name, fact): &Fact) -> serde_json::Value {
+    let (is_usable, text) = match fact {
+        Ok(text) => (true, text),
+        Err(text) => (false, text),
+    };
+    json!({ "name": name, "usable": is_usable, "text": text })
+}
+
+fn store(context: &Context) -> std::result::Result<String, String> {
+    let found = || -> anyhow::Result<String> {
+        let location = Repository::discover(&context.dir()?)?;
+        let jobs = location.repository.jobs()?.len();
+        Ok(format!("{}, {}", location.repository.root().display(), count(jobs, "job", "jobs")))
+    };
+    found().map_err(|error| format!("{error:#}"))
+}
+
+fn fuse() -> std::result::Result<String, String> {
+    let device = "/dev/fuse";
+    match OpenOptions::new().read(true).write(true).open(device) {
+        Ok(_) => Ok(format!("{device} can be opened")),
+        Err(error) => Err(format!("{device}: {error}; images cannot be mounted")),
+    }
+}
+
+/// What the cluster of `CEPH_CONF` says of itself, if it is known to answer.
+#[cfg(feature = "rados")]
+fn rados(answers: bool) -> std::result::Result<String, String> {
+    use crate::output::size::human_bytes;
+
+    if !answers {
+        return Err("not asked, for the cluster does not answer".to_owned());
+    }
+    let conf = std::env::var_os("CEPH_CONF").unwrap_or_else(|| "/etc/ceph/ceph.conf".into());
+    let arguments = std::env::var("CEPH_ARGS").unwrap_or_default();
+    let user = rbd::user_of(&arguments).unwrap_or_else(|| "admin".to_owned());
+    match backy_store::cluster_facts(&user, std::path::Path::new(&conf)) {
+        Ok(facts) => Ok(format!(
+            "cluster {}, {} of {} used",
+            facts.fsid,
+            human_bytes(facts.used_bytes),
+            human_bytes(facts.size_bytes)
+        )),
+        Err(error) => Err(format!("{:#}", anyhow::Error::from(error))),
+    }
+}

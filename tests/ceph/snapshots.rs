@@ -1,0 +1,210 @@
+//! Which snapshots there are after a run, and what becomes of a run when they are not as they should be.
+
+use std::fs;
+
+use backy_testkit::Image;
+
+use crate::cluster;
+use crate::cluster::Change::Write;
+use crate::cluster::{Disk, noise};
+use crate::scene::{Scene, WAYS};
+
+const C: u64 = 4 << 20;
+
+fn write(disk: &Disk, seed: u64) {
+    disk.change(4 * C, &[Write(seed * 100_000, noise(seed, 50_000))]);
+}
+
+#[test]
+fn a_lost_or_foreign_snapshot_means_comparing_and_nothing_is_stored_twice() {
+    let cluster = cluster!();
+    for way in WAYS {
+        let (disk, mut scene) = Scene::of(&cluster, 4 * C, way);
+        disk.change(4 * C, &[Write(0, noise(9, 9 << 20))]);
+        let first = scene.backup_in(&disk, "full");
+        disk.remove_snapshot(&format!("backy-{first}"));
+        let second = scene.backup_in(&disk, "compared");
+        assert_eq!(scene.revision(&second)["stored_bytes"], 0, "unchanged data are not stored again");
+        // Made again by hand, after a change: the same name, another snapshot.
+        disk.remove_snapshot(&format!("backy-{second}"));
+        write(&disk, 1);
+        disk.make_snapshot(&format!("backy-{second}"));
+        scene.backup_in(&disk, "compared");
+        write(&disk, 2);
+        scene.backup_in(&disk, "incremental");
+        assert!(scene.log().contains("the snapshot of the revision before is gone"), "the log says why");
+        scene.must_restore_all();
+    }
+}
+
+#[test]
+fn a_new_image_of_the_same_name_a_renamed_one_and_one_rolled_back() {
+    let cluster = cluster!();
+    for way in WAYS {
+        let (disk, mut scene) = Scene::of(&cluster, 4 * C, way);
+        write(&disk, 1);
+        let first = scene.backup_in(&disk, "full");
+        write(&disk, 2);
+        disk.make_snapshot("mine");
+        write(&disk, 3);
+        scene.backup_in(&disk, "incremental");
+        disk.change(4 * C, &[Write(300_000, noise(77, 3 << 20))]);
+        cluster.rbd(&["snap", "rollback", "--no-progress", &disk.at("mine")]);
+        scene.backup(&disk);
+        disk.remove_snapshot("mine");
+        // Renamed: away under the old name, found with its snapshots under the new one.
+        let other = format!("{}-new", disk.name);
+        cluster.rbd(&["rename", &disk.spec(), &format!("rbd/{other}")]);
+        scene.must_fail(None, "does not exist");
+        scene.configure(&other, &format!("read-with: {way}"));
+        let renamed = Disk { cluster: cluster.clone(), name: other };
+        write(&renamed, 4);
+        scene.backup_in(&renamed, "incremental");
+        // Made anew, with a snapshot of the expected name.
+        let last = scene.backup(&renamed);
+        renamed.remove();
+        cluster.rbd(&["create", "--size", "16M", &renamed.spec()]);
+        write(&renamed, 5);
+        renamed.make_snapshot(&format!("backy-{last}"));
+        scene.backup_in(&renamed, "compared");
+        assert_ne!(first, last);
+        scene.must_restore_all();
+    }
+}
+
+#[test]
+fn a_distrusted_revision_is_no_base() {
+    let cluster = cluster!();
+    let (disk, mut scene) = Scene::of(&cluster, 4 * C, "auto");
+    write(&disk, 1);
+    scene.backup_in(&disk, "full");
+    write(&disk, 2);
+    let second = scene.backup_in(&disk, "incremental");
+    scene.world.ok(&["distrust", "-r", &second]);
+    scene.backup_in(&disk, "compared");
+    scene.world.ok(&["distrust", "-r", "all"]);
+    scene.backup_in(&disk, "full");
+    scene.must_restore_all();
+}
+
+#[test]
+fn full_always_keeps_no_snapshot() {
+    let cluster = cluster!();
+    let disk = cluster.image(4 * C, &[]);
+    let mut scene = Scene::new(&disk, "full-always: true");
+    for seed in 1..3 {
+        write(&disk, seed);
+        let id = scene.world.ok(&["backup", "daily"]).line();
+        assert!(disk.snapshots().is_empty());
+        assert_eq!(scene.revision(&id)["mode"], "full");
+        disk.make_snapshot("now");
+        scene.expected.insert(id, disk.export("now"));
+        disk.remove_snapshot("now");
+    }
+    scene.must_restore_all();
+}
+
+#[test]
+fn protected_snapshots_go_and_those_of_others_stay() {
+    let cluster = cluster!();
+    let (disk, mut scene) = Scene::of(&cluster, 4 * C, "auto");
+    for name in ["before-upgrade", "backy-before-upgrade", "backy-MPSxF8qWSzaZzDJyRZCYhK"] {
+        disk.make_snapshot(name);
+    }
+    write(&disk, 1);
+    let first = format!("backy-{}", scene.world.ok(&["backup", "daily"]).line());
+    cluster.rbd(&["snap", "protect", &disk.at(&first)]);
+    let second = format!("backy-{}", scene.world.ok(&["backup", "daily"]).line());
+    assert!(!disk.snapshots().contains(&first), "protected, without children");
+    // A clone of it makes it stay, and no more than that.
+    cluster.rbd(&["snap", "protect", &disk.at(&second)]);
+    let child = cluster.image(C, &[]);
+    child.remove();
+    cluster.rbd(&["clone", &disk.at(&second), &child.spec()]);
+    let third = format!("backy-{}", scene.world.ok(&["backup", "daily"]).says("snapshot-not-removed").line());
+    assert!(disk.snapshots().contains(&second) && disk.snapshots().contains(&third));
+    drop(child);
+    let fourth = format!("backy-{}", scene.world.ok(&["backup", "daily"]).line());
+    let mut expected = vec![
+        fourth,
+        "backy-MPSxF8qWSzaZzDJyRZCYhK".into(),
+        "backy-before-upgrade".into(),
+        "before-upgrade".into(),
+    ];
+    expected.sort();
+    assert_eq!(disk.snapshots(), expected);
+    // Another store with the same image: each keeps to its own.
+    let mut other = Scene::new(&disk, "");
+    let theirs = format!("backy-{}", other.world.ok(&["backup", "daily"]).line());
+    scene.world.ok(&["backup", "daily"]);
+    assert!(disk.snapshots().contains(&theirs));
+    other.expected.clear();
+    scene.expected.clear();
+}
+
+#[test]
+fn the_snapshot_of_a_forgotten_revision_goes_with_the_next_run() {
+    let cluster = cluster!();
+    let (disk, mut scene) = Scene::of(&cluster, 4 * C, "auto");
+    write(&disk, 1);
+    scene.backup_in(&disk, "full");
+    let second = scene.backup_in(&disk, "incremental");
+    scene.world.ok(&["forget", "-r", &second]);
+    scene.expected.remove(&second);
+    scene.backup_in(&disk, "compared");
+    scene.must_restore_all();
+}
+
+#[test]
+fn damage_of_the_base_is_noticed_and_not_carried_on() {
+    let cluster = cluster!();
+    for way in WAYS {
+        let (disk, mut scene) = Scene::of(&cluster, 4 * C, way);
+        disk.change(4 * C, &[Write(0, noise(3, 6 << 20))]);
+        let first = scene.backup_in(&disk, "full");
+        for path in scene.world.chunks() {
+            let mut bytes = fs::read(&path).unwrap();
+            let at = bytes.len() - 100;
+            bytes[at] ^= 1;
+            fs::remove_file(&path).unwrap();
+            fs::write(&path, bytes).unwrap();
+        }
+        disk.change(4 * C, &[Write(500, noise(4, 500))]);
+        // The first chunk is completed from the base, and found damaged. The second one nobody would have looked at,
+        // but now everything is.
+        let second = scene.backup_in(&disk, "compared");
+        assert_eq!(scene.revision(&second)["trust"], "trusted");
+        scene.world.ok(&["verify", "-r", &second]);
+        assert_eq!(scene.revision(&first)["trust"], "distrusted", "the source has not its bytes any more");
+        scene.expected.remove(&first);
+        scene.world.must_restore(&second, &Image(scene.expected[&second].clone()), "after damage");
+    }
+}
+
+/// An object is written behind the back of RBD, without keeping what snapshots have of it: they change, and no list of
+/// changes knows.
+#[test]
+fn an_untrue_list_of_changes_is_found_and_ends_the_chain() {
+    let cluster = cluster!();
+    let disk = cluster.image(C, &[]);
+    disk.change(C, &[Write(0, noise(1, C as usize))]);
+    let mut scene = Scene::new(&disk, "");
+    let first = scene.backup_in(&disk, "full");
+    let second = scene.backup_in(&disk, "incremental");
+    let info: serde_json::Value =
+        serde_json::from_slice(&cluster.rbd(&["info", &disk.spec(), "--format", "json"])).unwrap();
+    let object = format!("{}.{:016x}", info["block_name_prefix"].as_str().unwrap(), 0);
+    let put = cluster.run("rados", &["-p", "rbd", "put", &object, "-"], &noise(2, C as usize));
+    assert!(put.status.success());
+    let run = scene.must_fail(Some(&disk), "the list of changes");
+    assert!(run.stderr.contains("the next backup reads the whole image"), "{run}");
+    let reports = fs::read_dir(scene.world.job().join("quarantine")).unwrap();
+    assert_eq!(reports.filter(|entry| entry.as_ref().unwrap().path().extension().is_some()).count(), 1);
+    for id in [&first, &second] {
+        assert_eq!(scene.revision(id)["trust"], "distrusted");
+    }
+    // What these held is in nobody's snapshot any more, but in the store.
+    scene.backup_in(&disk, "full");
+    scene.backup_in(&disk, "incremental");
+    scene.must_restore_all();
+}
