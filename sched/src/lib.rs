@@ -34,6 +34,7 @@ pub mod config;
 pub mod error;
 pub mod expire;
 pub mod histories;
+mod http;
 mod nearest;
 pub mod policy;
 pub mod service;

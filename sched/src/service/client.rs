@@ -6,18 +6,17 @@
 
 mod backups;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use ureq::http::Response;
-use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use super::config::PeerConfig;
 use super::control::{JobEntry, StatusEntry};
 use crate::error::{Error, Result};
+use crate::http;
 use crate::policy::health::Report;
 
 pub use backups::{RemoteList, RemoteRevision, RemoteStats, Reply};
@@ -76,21 +75,7 @@ impl Client {
     }
 
     fn with_patience(peer: PeerConfig, task_id: Option<&str>, patience: Patience) -> Self {
-        let tls = TlsConfig::builder()
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .root_certs(RootCerts::PlatformVerifier)
-            .build();
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .proxy(None)
-            .timeout_connect(Some(patience.connect))
-            .timeout_global(Some(patience.total))
-            .user_agent(concat!("backy/", env!("CARGO_PKG_VERSION")))
-            .tls_config(tls)
-            .build()
-            .new_agent();
+        let agent = http::agent(patience.connect, patience.total);
         // What HTTP does not take in a header is not worth a failure.
         let harmless = |id: &&str| id.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
         let task_id = task_id.filter(harmless).map(str::to_owned);

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use ureq::Agent;
 
 use super::Secret;
+use crate::http;
 
 /// Where requests are.
 const PREFIX: &str = "snapshot/";
@@ -45,13 +46,10 @@ pub(crate) struct Consul {
 impl Consul {
     /// Takes the server's address, with or without `http://`.
     pub(crate) fn new(address: &str, token: Option<Secret>) -> Self {
-        let config = Agent::config_builder()
-            .timeout_global(Some(Duration::from_secs(CALL_SECS_MAX)))
-            .http_status_as_error(false)
-            .build();
+        let patience = Duration::from_secs(CALL_SECS_MAX);
         let address = address.trim_end_matches('/');
         let base = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-        Self { agent: config.into(), base, token }
+        Self { agent: http::agent(patience, patience), base, token }
     }
 
     /// Puts a request for a snapshot of a virtual machine.
