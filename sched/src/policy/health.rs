@@ -295,7 +295,8 @@ pub fn judge(jobs: &[JobFacts], service_runs: Option<bool>, now: Timestamp) -> R
     Report { jobs: jobs.len(), revisions, problems }
 }
 
-fn counted(number: usize, thing: &str) -> String {
+/// Returns a number with a thing, in the plural where it is one.
+pub(crate) fn counted(number: usize, thing: &str) -> String {
     format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 

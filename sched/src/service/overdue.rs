@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use backy_store::{JobName, Timestamp};
 
 use super::core::Core;
+use crate::policy::health::counted;
 
 /// How often jobs that are overdue are logged again.
 const TELL_AGAIN_SECS: f64 = 3600.0;
@@ -38,7 +39,7 @@ pub(super) fn look_over(core: &mut Core, now: Timestamp) {
 /// One line on what the service does.
 pub(super) fn summary(core: &Core, now: Timestamp) -> String {
     let ([fast, slow], [fast_queue, slow_queue]) = (core.scheduler.running(), core.scheduler.queued());
-    let mut parts = vec![format!("{} jobs", core.config.jobs.len())];
+    let mut parts = vec![counted(core.config.jobs.len(), "job")];
     let mut add = |count: usize, what: &str| {
         if count > 0 {
             parts.push(format!("{count} {what}"));
