@@ -15,6 +15,7 @@ mod cluster;
 mod crash;
 mod restore;
 mod scene;
+mod service;
 mod snapshots;
 
 use cluster::Cluster;
