@@ -57,6 +57,40 @@ fn sources_on_ceph_are_understood() {
 }
 
 #[test]
+fn every_setting_of_an_rbd_image_is_read_and_written() {
+    let text = "\
+source:
+  type: rbd
+  pool: images/customer
+  image: web01.root
+  user: backy
+  conf: /etc/ceph/far.conf
+  consul: http://consul:8500
+  read-with: librbd
+  timeout: 2m
+  pre-snapshot: ssh web01 fsfreeze --freeze /srv
+  post-snapshot: ssh web01 fsfreeze --unfreeze /srv
+  hook-timeout: \"10\"
+";
+    let config = JobConfig::parse(text).unwrap();
+    let SourceConfig::Rbd(rbd) = &config.source else { panic!() };
+    assert_eq!((rbd.timeout_secs, rbd.hook_timeout_secs, rbd.read_with), (120, 10, ReadWith::Librbd));
+    assert_eq!(JobConfig::parse(&config.to_yaml()).unwrap(), config);
+    for (from, to, expected) in [
+        ("image: web01.root", "image: web01@now", "it cannot be the name of image at Ceph"),
+        ("image: web01.root", "image: a/b", "it cannot be the name of image"),
+        ("pool: images/customer", "pool: -x", "it cannot be the name of pool"),
+        ("pool: images/customer", "pool: a/b/c", "it cannot be the name of pool"),
+        ("timeout: 2m", "timeout: 2y", "it must be a time from 1s to 1d"),
+        ("read-with: librbd", "read-with: dd", "it must be auto, librbd or rbd"),
+        ("pre-snapshot: ssh", "pre-snapshot: [] #", "it must be a text"),
+    ] {
+        let problems = problems(&text.replace(from, to));
+        assert!(problems.len() == 1 && problems[0].contains(expected), "{problems:?}");
+    }
+}
+
+#[test]
 fn all_problems_are_told_at_once_with_line_and_nearest_key() {
     let text = "\
 sorce: {}

@@ -40,6 +40,8 @@ use crate::error::{Error, Result};
 
 /// What the names of our snapshots begin with; a revision's id follows.
 pub(crate) const SNAPSHOT_PREFIX: &str = "backy-";
+/// How long Ceph may do nothing when snapshots are removed, at most.
+const RELEASE_LIMIT_MAX: Duration = Duration::from_secs(60);
 /// Consul where nothing says otherwise.
 const CONSUL_ADDRESS: &str = "127.0.0.1:8500";
 
@@ -248,7 +250,9 @@ impl Source for RbdSource {
     ) -> Result<BTreeSet<RevisionId>> {
         let keep = keep.filter(|_| !self.config.full_always);
         let mut there = BTreeSet::new();
-        let snapshots = self.tool.snapshots(&Silent)?;
+        // Nobody can stop this part: it must not take long if the cluster hangs.
+        let tool = self.tool.with_limit(RELEASE_LIMIT_MAX);
+        let snapshots = tool.snapshots(&Silent)?;
         for id in own {
             let name = snapshot_name(id);
             let Some(snapshot) = snapshots.iter().find(|snapshot| snapshot.name == name) else { continue };
@@ -256,7 +260,7 @@ impl Source for RbdSource {
                 there.insert(id.clone());
                 continue;
             }
-            match self.tool.remove_snapshot(snapshot, &Silent) {
+            match tool.remove_snapshot(snapshot, &Silent) {
                 Ok(()) => tracing::info!(image = %self.describe(), snapshot = %name, "snapshot-removed"),
                 Err(error) => {
                     tracing::warn!(image = %self.describe(), snapshot = %name, %error, "snapshot-not-removed");

@@ -68,6 +68,12 @@ impl RbdTool {
         Self { image, ..self.clone() }
     }
 
+    /// Returns the same with a time limit of at most `limit`.
+    pub(super) fn with_limit(&self, limit: Duration) -> Self {
+        let program = Program { limit: limit.min(self.program.limit), ..self.program.clone() };
+        Self { program, ..self.clone() }
+    }
+
     /// Returns `POOL/IMAGE` or `POOL/IMAGE@SNAPSHOT`.
     pub(super) fn spec(&self, snapshot: Option<&str>) -> String {
         match snapshot {
