@@ -70,9 +70,11 @@ impl Round {
             self.log_failure("prepare", &in_full(&error));
             return failed;
         }
-        match self.back_up().await {
-            Ended::Done => {}
-            ended => return Report { ended, leaves_garbage: ended == Ended::Failed, ..failed },
+        if !self.start.tags.is_empty() {
+            match self.back_up().await {
+                Ended::Done => {}
+                ended => return Report { ended, leaves_garbage: ended == Ended::Failed, ..failed },
+            }
         }
         if self.has_peers {
             self.step("pull", vec!["pull".into(), "-c".into(), self.config_path.clone().into()]).await;

@@ -41,7 +41,8 @@ pub enum Action {
 pub struct Start {
     /// The job.
     pub job: JobName,
-    /// The tags of the revision to be made.
+    /// The tags of the revision to be made. None: the backup of a round that failed was good, only the rest of it is
+    /// to be done again.
     pub tags: BTreeSet<Tag>,
     /// Whose worker it is.
     pub pool: Pool,
@@ -107,6 +108,8 @@ pub struct Entry {
     asked_for: Option<Timestamp>,
     /// The neighbour that is followed, also while it is asked again.
     follows: Option<String>,
+    /// When its last round began.
+    begun: Timestamp,
     failures: u32,
 }
 
@@ -212,8 +215,13 @@ impl Scheduler {
             if entry.schedule != *schedule {
                 entry.schedule = schedule.clone();
                 entry.spread_secs = spread_secs;
-                if matches!(entry.state, State::Waiting(_) | State::Following(..) | State::Idle) {
-                    self.decide(job);
+                // A tag that the schedule has lost would fail every backup that is given it.
+                let is_known = |tag: &Tag| schedule.rules.contains_key(tag);
+                match &mut entry.state {
+                    State::Waiting(_) | State::Following(..) | State::Idle => self.decide(job),
+                    State::BackingOff(next) | State::Asking(next) => next.tags.retain(is_known),
+                    State::Queued(_, tags) => tags.retain(is_known),
+                    State::Unknown | State::Running(..) => {}
                 }
             }
             return;
@@ -231,6 +239,7 @@ impl Scheduler {
             state,
             asked_for: None,
             follows: None,
+            begun: self.now,
             failures: 0,
         };
         self.jobs.insert(job.clone(), entry);
@@ -267,12 +276,13 @@ impl Scheduler {
                 queue.retain(|queued| queued != job);
                 queue.push_front(job.clone());
             }
-            State::Unknown | State::Idle => self.enqueue(job, BTreeSet::new(), true),
-            State::Waiting(next)
-            | State::BackingOff(next)
-            | State::Asking(next)
-            | State::Following(next, _) => {
-                let tags = next.tags.clone();
+            _ => {
+                let mut tags = entry.next().map(|next| next.tags.clone()).unwrap_or_default();
+                if tags.is_empty() {
+                    // Nothing is missed: it is the next run that comes early.
+                    let next = next_run::ideal(&entry.schedule, entry.spread_secs, self.now);
+                    tags = next.map(|(_, tags)| tags).unwrap_or_default();
+                }
                 self.enqueue(job, tags, true);
             }
         }
@@ -297,6 +307,10 @@ impl Scheduler {
             }
             Ended::Busy => BUSY_SECS,
         };
+        // Neither what the schedule has lost meanwhile, nor what the round did make before it failed.
+        let has =
+            |tag: &Tag| entry.history.newest_by_tag.get(tag).is_some_and(|newest| *newest >= entry.begun);
+        tags.retain(|tag| entry.schedule.rules.contains_key(tag) && !has(tag));
         tags.extend(next_run::missed(&entry.schedule, entry.spread_secs, &entry.history, now));
         let at = now.plus_secs(wait_secs);
         self.enter(job, State::BackingOff(NextRun { at, tags, catches_up: true, decided_at: now }));
@@ -439,15 +453,7 @@ impl Scheduler {
         let mut tags = std::mem::take(tags);
         // What has been missed while it waited goes along, so that no second run is needed for it.
         tags.extend(next_run::missed(&entry.schedule, entry.spread_secs, &entry.history, now));
-        if tags.is_empty() {
-            // Asked for before its time, without anything missed: it is the next run that comes early.
-            let next = next_run::ideal(&entry.schedule, entry.spread_secs, now);
-            tags = next.map(|(_, tags)| tags).unwrap_or_default();
-        }
-        if tags.is_empty() {
-            entry.state = State::Idle;
-            return None;
-        }
+        entry.begun = now;
         entry.state = State::Running(pool, tags.clone());
         self.running.insert(job.clone(), pool);
         Some(Action::Start(Start { job: job.clone(), tags, pool }))

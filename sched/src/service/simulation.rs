@@ -25,6 +25,11 @@ pub trait World {
     /// A round that began at `begun` by the wall clock has ended.
     fn end(&mut self, start: &Start, begun: Timestamp, ended: Ended, wall: Timestamp);
 
+    /// The neighbours are asked about a job. There are none unless a world says so.
+    fn ask(&mut self, _job: &JobName) -> Neighbours {
+        Neighbours::OursToDo
+    }
+
     /// The revisions of a job in short.
     fn history(&self, job: &JobName, wall: Timestamp) -> History;
 }
@@ -34,6 +39,8 @@ pub trait World {
 pub struct Simulation<W> {
     /// The world.
     pub world: W,
+    /// Whether jobs that are configured from now on have neighbours.
+    pub has_neighbours: bool,
     scheduler: Scheduler,
     began: Timestamp,
     real_secs: i64,
@@ -82,7 +89,16 @@ impl<W: World> Simulation<W> {
     /// Begins at the wall time `began` with so many workers in each pool.
     pub fn new(workers: usize, began: Timestamp, world: W) -> Self {
         let scheduler = Scheduler::new(workers, began);
-        Self { world, scheduler, began, real_secs: 0, skew_secs: 0, rounds: BinaryHeap::new(), number: 0 }
+        Self {
+            world,
+            has_neighbours: false,
+            scheduler,
+            began,
+            real_secs: 0,
+            skew_secs: 0,
+            rounds: BinaryHeap::new(),
+            number: 0,
+        }
     }
 
     /// The scheduler as it is now.
@@ -102,7 +118,7 @@ impl<W: World> Simulation<W> {
 
     /// Adds a job, or gives it another schedule.
     pub fn configure(&mut self, job: &JobName, schedule: &Schedule) {
-        self.scheduler.configure(job, schedule, false);
+        self.scheduler.configure(job, schedule, self.has_neighbours);
         let history = self.world.history(job, self.wall());
         self.scheduler.tell(job, history);
     }
@@ -174,7 +190,7 @@ impl<W: World> Simulation<W> {
                 match action {
                     Action::Start(start) => self.begin(start, wall),
                     Action::Look(job) => self.scheduler.tell(&job, self.world.history(&job, wall)),
-                    Action::Ask(job, _) => self.scheduler.answered(&job, Neighbours::OursToDo),
+                    Action::Ask(job, _) => self.scheduler.answered(&job, self.world.ask(&job)),
                 }
             }
         }

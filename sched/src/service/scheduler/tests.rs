@@ -127,6 +127,59 @@ fn a_new_schedule_counts_from_now_on() {
     assert!(matches!(scheduler.jobs()[&name("a")].state(), State::Running(..)));
 }
 
+/// A job that fails was given another schedule: with the tag that it has lost it would have failed for ever.
+#[test]
+fn a_tag_that_the_schedule_loses_is_not_asked_for_again() {
+    let both = schedule(&[("old", "1d", 7), ("new", "1d", 7)]);
+    let new = schedule(&[("new", "1d", 7)]);
+    let a = name("a");
+    let mut scheduler = scheduler(1, &["a"], &both, &[revision(1, -9 * DAY, "old,new")]);
+    let tags_of = |actions: &[Action]| match actions {
+        [Action::Start(start)] => start.tags.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(tags_of(&scheduler.advance(at(0))), tags("old,new"));
+    // It is lost while the round runs,
+    scheduler.configure(&a, &new, false);
+    scheduler.ended(&a, Ended::Failed);
+    assert_eq!(scheduler.jobs()[&a].next().unwrap().tags, tags("new"));
+    // while the job waits after a failure,
+    scheduler.configure(&a, &both, false);
+    assert_eq!(tags_of(&scheduler.advance(at(HOUR))), tags("old,new"));
+    scheduler.ended(&a, Ended::Failed);
+    scheduler.configure(&a, &new, false);
+    assert_eq!(scheduler.jobs()[&a].next().unwrap().tags, tags("new"));
+    // and while it waits for a worker.
+    scheduler.configure(&a, &both, false);
+    scheduler.set_workers(0);
+    assert_eq!(scheduler.advance(at(2 * HOUR)), []);
+    scheduler.configure(&a, &new, false);
+    scheduler.set_workers(1);
+    assert_eq!(tags_of(&scheduler.advance(at(2 * HOUR))), tags("new"));
+}
+
+/// While `expire` fails, every retry would make another backup.
+#[test]
+fn a_round_that_failed_after_its_backup_is_repeated_without_it() {
+    let rules = Schedule::usual();
+    let a = name("a");
+    let mut scheduler = scheduler(1, &["a"], &rules, &[revision(1, -9 * DAY, "daily")]);
+    assert_eq!(starts(&scheduler.advance(at(0))), ["a"]);
+    scheduler.tell(&a, History::of(&[revision(2, 1, "daily,weekly,monthly")], at(5)));
+    scheduler.ended(&a, Ended::Failed);
+    let actions = scheduler.advance(at(HOUR));
+    let [Action::Start(start)] = &actions[..] else { panic!("{actions:?}") };
+    assert!(start.tags.is_empty(), "{start:?}");
+    scheduler.ended(&a, Ended::Failed);
+    // Who asks for a run wants a backup.
+    scheduler.request(&a);
+    let actions = scheduler.advance(at(HOUR));
+    let [Action::Start(start)] = &actions[..] else { panic!("{actions:?}") };
+    assert!(!start.tags.is_empty());
+    scheduler.ended(&a, Ended::Done);
+    assert!(matches!(scheduler.jobs()[&a].state(), State::Waiting(_)));
+}
+
 #[test]
 fn neighbours_are_asked_before_a_run_but_not_before_one_that_was_asked_for() {
     let mut scheduler = Scheduler::new(1, at(0));
@@ -200,6 +253,7 @@ struct Jobs {
     secs: i64,
     is_away: bool,
     fails: Box<dyn FnMut() -> Option<Ended>>,
+    answers: Box<dyn FnMut() -> Neighbours>,
     number: u128,
 }
 
@@ -215,7 +269,17 @@ struct Ran {
 impl Jobs {
     fn new(rules: Schedule) -> Self {
         let fails = Box::new(|| None);
-        Self { rules, revisions: HashMap::new(), ran: vec![], secs: 60, is_away: false, fails, number: 0 }
+        let answers = Box::new(|| Neighbours::OursToDo);
+        Self {
+            answers,
+            rules,
+            revisions: HashMap::new(),
+            ran: vec![],
+            secs: 60,
+            is_away: false,
+            fails,
+            number: 0,
+        }
     }
 }
 
@@ -248,6 +312,10 @@ impl World for Jobs {
                 revision
             })
             .collect();
+    }
+
+    fn ask(&mut self, _job: &JobName) -> Neighbours {
+        (self.answers)()
     }
 
     fn history(&self, job: &JobName, wall: Timestamp) -> History {
@@ -365,14 +433,25 @@ fn whatever_befalls_it_every_job_runs_in_time_again_afterwards() {
             3 => Some(Ended::Busy),
             _ => None,
         });
+        let mut gossip = Dice(seed + 1000);
+        world.answers = Box::new(move || match gossip.below(6) {
+            0 => Neighbours::Done,
+            1..=3 => Neighbours::Wait { peer: "backup2".to_owned(), secs: 300 },
+            _ => Neighbours::OursToDo,
+        });
         world.secs = 900;
         let mut simulation = Simulation::new(2, at(0), world);
+        simulation.has_neighbours = seed % 2 == 0;
         jobs.iter().for_each(|job| simulation.configure(job, &rules));
         while simulation.real_secs() < 60 * DAY {
             let until = simulation.real_secs() + dice.below(8 * HOUR as u64) as i64;
             simulation.run_until(until);
             let job = &jobs[dice.below(jobs.len() as u64) as usize];
-            match dice.below(6) {
+            match dice.below(7) {
+                6 => {
+                    let other = schedule(&[("often", "6h", 4), ("weekly", "1w", 7)]);
+                    simulation.configure(job, &other);
+                }
                 0 => simulation.restart(
                     2,
                     dice.below(2 * DAY as u64) as i64,
@@ -389,6 +468,7 @@ fn whatever_befalls_it_every_job_runs_in_time_again_afterwards() {
         }
         simulation.set_skew(0);
         simulation.world.fails = Box::new(|| None);
+        simulation.world.answers = Box::new(|| Neighbours::OursToDo);
         let calm = simulation.real_secs();
         simulation.run_until(calm + 30 * DAY);
         for job in &jobs {
