@@ -17,7 +17,7 @@ pub fn gather(
     now: Timestamp,
 ) -> Vec<JobFacts> {
     let _hold = repository.hold_index();
-    let mut histories = Histories::load(repository);
+    let histories = Histories::load(repository);
     let jobs = config.jobs.iter();
     let facts = jobs.map(|(name, job)| {
         let look = histories.look(repository, name, now);

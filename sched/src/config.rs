@@ -10,8 +10,9 @@ mod job;
 pub(crate) mod problem;
 pub(crate) mod reader;
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use backy_store::DEFAULT_LEVEL;
@@ -150,7 +151,12 @@ pub(crate) fn read_text(path: &Path, bytes_max: u64) -> Result<String> {
         problems: vec![Problem::of_file(message)],
     };
     let mut text = Vec::new();
-    let file = File::open(path).map_err(unreadable)?;
+    // A pipe or a device would keep us waiting for ever.
+    let file =
+        OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path).map_err(unreadable)?;
+    if !file.metadata().map_err(unreadable)?.is_file() {
+        return Err(unreadable(io::Error::other("it is not a regular file")));
+    }
     file.take(bytes_max + 1).read_to_end(&mut text).map_err(unreadable)?;
     if text.len() as u64 > bytes_max {
         return Err(invalid(format!("it is larger than {} MiB", bytes_max >> 20)));

@@ -199,6 +199,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The disk of a job does not answer.
+    #[error("the disk has not answered for {secs} s")]
+    StoreSilent {
+        /// For how long it was waited.
+        secs: u64,
+    },
     /// The service is about to end.
     #[error("the service is ending")]
     ServiceEnding,

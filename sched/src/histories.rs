@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use backy_store::{
@@ -32,6 +32,11 @@ pub struct Look {
 }
 
 impl Look {
+    /// At a job that cannot be looked at.
+    pub fn failed(why: String, now: Timestamp) -> Self {
+        Self { failure: Some(why), ..Self::at_nothing(now) }
+    }
+
     /// At a job without a directory.
     pub fn at_nothing(now: Timestamp) -> Self {
         Self {
@@ -44,10 +49,16 @@ impl Look {
     }
 }
 
-/// Histories that were taken, by job.
+/// The form of the memos. To be changed with what is in a history, or with what that means.
+const MEMO_VERSION: &str = "1 ";
+
+/// Histories that were taken, by job. Many threads may look at once; nothing is locked while one reads from the disk.
 #[derive(Debug, Default)]
-pub struct Histories {
-    known: HashMap<JobName, (Generation, Arc<History>)>,
+pub struct Histories(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    histories: HashMap<JobName, (Generation, Arc<History>)>,
     unsaved: Vec<JobName>,
 }
 
@@ -56,29 +67,32 @@ impl Histories {
     pub fn load(repository: &Repository) -> Self {
         let remembered = repository.memos().into_iter().filter_map(|(job, memo)| {
             // A memo of another version is as good as none.
-            let history: History = serde_json::from_str(&memo.text).ok()?;
+            let history: History = serde_json::from_str(memo.text.strip_prefix(MEMO_VERSION)?).ok()?;
             Some((job, (memo.generation, Arc::new(history))))
         });
-        Self { known: remembered.collect(), unsaved: Vec::new() }
+        Self(Mutex::new(Known { histories: remembered.collect(), unsaved: Vec::new() }))
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks at one job: a few system calls, and a listing of its revisions if its directory has changed.
-    pub fn look(&mut self, repository: &Repository, name: &JobName, now: Timestamp) -> Look {
+    pub fn look(&self, repository: &Repository, name: &JobName, now: Timestamp) -> Look {
         let looked = match repository.job(name) {
             Ok(job) => self.look_at(&job, now),
             Err(StoreError::JobUnknown { .. }) => Ok(Look::at_nothing(now)),
             Err(error) => Err(error),
         };
-        looked.unwrap_or_else(|error| Look { failure: Some(in_full(&error)), ..Look::at_nothing(now) })
+        looked.unwrap_or_else(|error| Look::failed(in_full(&error), now))
     }
 
-    fn look_at(&mut self, job: &Job, now: Timestamp) -> backy_store::Result<Look> {
+    fn look_at(&self, job: &Job, now: Timestamp) -> backy_store::Result<Look> {
         // Taken before the revisions are listed: what changes in between makes the history stale at once.
         let generation = job.generation()?;
-        let (history, unreadable) = match self.known.get(job.name()) {
-            Some((known, history)) if *known == generation && history.is_current(now) => {
-                (Arc::clone(history), 0)
-            }
+        let known = self.known().histories.get(job.name()).cloned();
+        let (history, unreadable) = match known {
+            Some((known, history)) if known == generation && history.is_current(now) => (history, 0),
             _ => self.take(job, generation, now)?,
         };
         let quarantine_reports = damage::quarantine_reports(job)?;
@@ -87,7 +101,7 @@ impl Histories {
     }
 
     fn take(
-        &mut self,
+        &self,
         job: &Job,
         generation: Generation,
         now: Timestamp,
@@ -96,20 +110,31 @@ impl Histories {
         let history = Arc::new(History::of(revisions.iter().map(AsRef::as_ref), now));
         // A manifest can be repaired in its place, which the directory does not show.
         if damaged.is_empty() && generation.is_settled(now) {
-            self.known.insert(job.name().clone(), (generation, Arc::clone(&history)));
-            self.unsaved.push(job.name().clone());
+            let mut known = self.known();
+            known.histories.insert(job.name().clone(), (generation, Arc::clone(&history)));
+            known.unsaved.push(job.name().clone());
         } else {
-            self.known.remove(job.name());
+            self.known().histories.remove(job.name());
         }
         Ok((history, damaged.len()))
     }
 
     /// Lets the index remember what was taken since it was asked to last.
-    pub fn save(&mut self, repository: &Repository) {
-        let memos = std::mem::take(&mut self.unsaved).into_iter().filter_map(|job| {
-            let (generation, history) = self.known.get(&job)?;
-            let text = serde_json::to_string(&**history).ok()?;
-            Some((job, Memo { generation: *generation, text }))
+    pub fn save(&self, repository: &Repository) {
+        let unsaved: Vec<(JobName, Generation, Arc<History>)> = {
+            let mut known = self.known();
+            let names = std::mem::take(&mut known.unsaved).into_iter();
+            let entry = |job: JobName| {
+                known
+                    .histories
+                    .get(&job)
+                    .map(|(generation, history)| (job.clone(), *generation, Arc::clone(history)))
+            };
+            names.filter_map(entry).collect()
+        };
+        let memos = unsaved.into_iter().filter_map(|(job, generation, history)| {
+            let text = serde_json::to_string(&*history).ok()?;
+            Some((job, Memo { generation, text: format!("{MEMO_VERSION}{text}") }))
         });
         let memos: Vec<(JobName, Memo)> = memos.collect();
         repository.keep_memos(&memos);
@@ -163,21 +188,24 @@ mod tests {
         add(&repository, "aaa");
         age(&repository, 3600);
         let now = Timestamp::now();
-        let mut histories = Histories::load(&repository);
+        let histories = Histories::load(&repository);
         let look = histories.look(&repository, &name, now);
         assert_eq!((look.history.revisions, look.history.local, look.unreadable), (1, 0, 0), "{look:?}");
         histories.save(&repository);
         // A later process believes the memo: it does not even notice a file of the same directory state.
         let later = Timestamp::now();
-        let mut histories = Histories::load(&repository);
+        let histories = Histories::load(&repository);
         assert_eq!(histories.look(&repository, &name, later).history, look.history);
-        assert!(histories.unsaved.is_empty());
+        assert!(histories.known().unsaved.is_empty());
         add(&repository, "bbb");
         assert_eq!(histories.look(&repository, &name, later).history.revisions, 2);
-        assert!(histories.unsaved.is_empty(), "a directory that has just changed may change again unseen");
+        assert!(
+            histories.known().unsaved.is_empty(),
+            "a directory that has just changed may change again unseen"
+        );
         age(&repository, 60);
         histories.look(&repository, &name, Timestamp::now());
-        assert_eq!(histories.unsaved.len(), 1);
+        assert_eq!(histories.known().unsaved.len(), 1);
     }
 
     #[test]
@@ -186,10 +214,10 @@ mod tests {
         add(&repository, "aaa");
         std::fs::write(repository.root().join("web01/bbb.rev"), "{").unwrap();
         age(&repository, 3600);
-        let mut histories = Histories::load(&repository);
+        let histories = Histories::load(&repository);
         let look = histories.look(&repository, &name, Timestamp::now());
         assert_eq!((look.history.revisions, look.unreadable), (1, 1));
-        assert!(histories.known.is_empty());
+        assert!(histories.known().histories.is_empty());
         let missing = JobName::parse("web02").unwrap();
         let look = histories.look(&repository, &missing, Timestamp::now());
         assert_eq!((look.since, look.failure, look.history.all), (None, None, 0));

@@ -9,10 +9,7 @@ use crate::output::text::count;
 
 /// Pulls from all peers.
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
-    let work = |job: &_, config: &backy_sched::ServiceConfig| {
-        peers::pull(job, &config.peers, Some(context.task_id()))
-    };
-    run_with(context, arguments, work, line)
+    run_with(context, arguments, |job, peers| peers::pull(job, peers, Some(context.task_id())), line)
 }
 
 fn line(peer: &PeerReport) -> String {

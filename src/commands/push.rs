@@ -10,8 +10,8 @@ use crate::output::text::count;
 
 /// Pushes to all peers.
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
-    let work = |job: &_, config: &backy_sched::ServiceConfig| {
-        let report = peers::push(job, &config.peers, Some(context.task_id()))?;
+    let work = |job: &_, peers: &_| {
+        let report = peers::push(job, peers, Some(context.task_id()))?;
         if report.peers.is_empty() {
             terminal::note("no tags were changed that a peer does not know of");
         }

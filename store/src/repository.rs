@@ -211,15 +211,22 @@ impl Repository {
         self.root().join("damaged").join(id.to_string())
     }
 
+    /// The names in the base directory that a job may have, sorted; not all of them need be jobs. One listing.
+    pub fn job_names(&self) -> Result<Vec<JobName>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(self.root()).context("list", self.root())? {
+            let name = entry.context("list", self.root())?.file_name();
+            names.extend(name.to_str().and_then(|name| JobName::parse(name).ok()));
+        }
+        names.sort();
+        Ok(names)
+    }
+
     /// All jobs of the base directory, those with a store of their own too, sorted by name. O(jobs).
     pub fn jobs(&self) -> Result<Vec<Job>> {
         let mut jobs: Vec<Job> = self.own_job()?.into_iter().collect();
-        for entry in std::fs::read_dir(self.root()).context("list", self.root())? {
-            let entry = entry.context("list", self.root())?;
-            let Some(name) = entry.file_name().to_str().and_then(|name| JobName::parse(name).ok()) else {
-                continue;
-            };
-            match self.job_at(&name, &entry.path()) {
+        for name in self.job_names()? {
+            match self.job_at(&name, &self.root().join(name.as_str())) {
                 Ok(job) => jobs.extend(job),
                 // One job that cannot be opened does not hide the others.
                 Err(error) => tracing::warn!(job = %name, %error, "leaving out a job that cannot be opened"),

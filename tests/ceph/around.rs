@@ -42,7 +42,7 @@ fn what_is_frozen_is_thawed_even_when_backy_is_killed() {
     let cluster = cluster!();
     let disk = cluster.image(C, &[]);
     let source =
-        "pre-snapshot: touch frozen; sleep 1000\npost-snapshot: rm frozen; touch thawed\nhook-timeout: 1h";
+        "pre-snapshot: touch frozen; sleep 15\npost-snapshot: rm frozen; touch thawed\nhook-timeout: 1h";
     let mut scene = Scene::new(&disk, source);
     let mut command = scene.world.command(&["backup", "daily"]);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();

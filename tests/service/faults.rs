@@ -26,7 +26,9 @@ fn a_child_that_hangs_crashes_or_lies_fails_its_round_and_nothing_else() {
         ("echo ../../etc/passwd", "made no revision"),
         ("yes | head -c 3000000; yes >&2 & sleep 1; kill $!; exit 5", "status 5"),
     ] {
-        let mut server = Server::new().with_stall_limit("1s");
+        // A second is short for a healthy child on a slow machine.
+        let limit = if what.contains("sleep 600") { "5s" } else { "30m" };
+        let mut server = Server::new().with_stall_limit(limit);
         write_image(&server.world, "image1", 1);
         server.configure(&[("bad", "image1", "quick"), ("good", "image1", "quick")]);
         let program = odd_program(&server, what);
@@ -148,4 +150,57 @@ fn kills_of_the_service_and_of_children_leave_nothing_stuck() {
     }
     Run::of(&mut server.world.bare(&["-b", "srv", "purge", "--now"])).expect(0);
     assert!(server.world.leftovers().is_empty(), "{:?}", server.world.leftovers());
+}
+
+/// A mount that was stopped. Dropping it kills it: then it ends for everybody, whoever else sees it.
+struct HungMount(std::process::Child, std::path::PathBuf);
+
+impl Drop for HungMount {
+    fn drop(&mut self) {
+        drop((self.0.kill(), self.0.wait()));
+        drop(std::process::Command::new("umount").arg("-l").arg(&self.1).status());
+    }
+}
+
+/// One job's directory lies on a file system that has stopped answering: the other jobs go on, and after some seconds
+/// the API does, too. Once, every round that ended waited for the hung one, and kept its worker.
+#[test]
+fn a_directory_that_hangs_holds_up_its_own_job_only() {
+    if !std::path::Path::new("/dev/fuse").exists() || !nix::unistd::geteuid().is_root() {
+        println!("skipped: a file system that hangs needs /dev/fuse and root");
+        return;
+    }
+    let mut server = Server::new();
+    write_image(&server.world, "image1", 1);
+    server.configure(&[
+        ("hung", "image1", "default"),
+        ("vm1", "image1", "quick"),
+        ("vm2", "image1", "quick"),
+    ]);
+    server.start();
+    until("backups", || !server.revisions("vm1").is_empty() && !server.revisions("vm2").is_empty());
+    let dir = server.world.store().join("hung");
+    let point = server.world.path("mnt");
+    fs::create_dir(&point).expect("a directory");
+    let mut command = server.world.bare(&["-b", "srv", "mount", "mnt"]);
+    let mount = HungMount(command.spawn().expect("the binary can be started"), point.clone());
+    until("it is mounted", || point.join("web01").exists());
+    std::os::unix::fs::symlink(&point, &dir).expect("a link");
+    kill(Pid::from_raw(mount.0.id().cast_signed()), Signal::SIGSTOP).expect("it runs");
+
+    // Somebody looks, and hangs.
+    let mut command = server.world.bare(&["client", "-c", "backy.conf", "jobs"]);
+    let mut looker = command.stdout(std::process::Stdio::null()).spawn().expect("the binary can be started");
+    let before = [server.revisions("vm1"), server.revisions("vm2")];
+    for (job, before) in ["vm1", "vm2"].into_iter().zip(before) {
+        until("others go on", || server.revisions(job).iter().filter(|id| !before.contains(id)).count() >= 2);
+    }
+    until("the service answers again", || server.client(&["jobs"]).code() == 0);
+    let told = "hung: cannot be looked at: its directory does not answer";
+    until("the check tells of it", || server.client(&["check"]).text().contains(told));
+
+    drop(mount);
+    drop(looker.wait());
+    until("it is well again", || server.check().code() == 0);
+    assert_eq!(server.stop(), Some(0));
 }

@@ -103,3 +103,20 @@ fn a_service_that_cannot_run_says_why() {
         .expect(1)
         .says("-b has no effect");
 }
+
+/// A configuration that cannot be read to its end must not keep the service from its work, nor from ending.
+#[test]
+fn a_configuration_that_hangs_hangs_alone() {
+    let mut server = Server::new();
+    write_image(&server.world, "image1", 1);
+    server.configure(&[("vm1", "image1", "quick")]);
+    server.start();
+    until("a backup", || !server.revisions("vm1").is_empty());
+    fs::rename(server.conf(), server.world.path("good.conf")).expect("move it away");
+    nix::unistd::mkfifo(&server.conf(), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    server.signal(Signal::SIGHUP);
+    until("it is refused", || server.log().contains("not a regular file"));
+    let before = server.revisions("vm1");
+    until("the jobs go on", || server.revisions("vm1").last() != before.last());
+    assert_eq!(server.stop(), Some(0));
+}

@@ -21,6 +21,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// Most that is kept of what a child prints; of standard error the end.
 const STDERR_BYTES_MAX: usize = 8 << 10;
+/// How long the start of a child may take.
+const START: Duration = Duration::from_secs(60);
 /// How long a killed child may take to die; in the kernel it may hang for ever.
 const DEATH: Duration = Duration::from_secs(10);
 /// How long somebody else may hold the ends of a dead child's pipes.
@@ -116,7 +118,7 @@ impl Outcome {
 }
 
 /// Runs a child to its end. It is asked to end when `stop` turns true, when it does nothing for `stalled`, or after
-/// `longest`; after `grace` it is killed with all its own children.
+/// `longest`; after `grace` it is killed with its process group.
 pub(super) async fn run(
     order: Order,
     limits: &Limits,
@@ -126,17 +128,20 @@ pub(super) async fn run(
     let mut command = Command::new(&order.program);
     command.args(&order.arguments).process_group(0);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = match command.spawn() {
+    let mut child = match spawn(command).await {
         Ok(child) => child,
         Err(error) => {
             return Outcome { end: End::NotStarted(error), stdout: Vec::new(), stderr: String::new() };
         }
     };
     let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
-    if let Some(mut stdin) = child.stdin.take() {
-        // A child that does not want its input is no failure.
-        tokio::spawn(async move { drop(stdin.write_all(&order.input).await) });
-    }
+    let stdin = child.stdin.take();
+    let stdin = tokio::spawn(async move {
+        if let Some(mut stdin) = stdin {
+            // A child that does not want its input is no failure.
+            let _ = stdin.write_all(&order.input).await;
+        }
+    });
     let stdout = tokio::spawn(read_head(child.stdout.take(), order.stdout_bytes_max));
     let stderr = tokio::spawn(read_tail(child.stderr.take()));
     let end = tokio::select! {
@@ -151,9 +156,22 @@ pub(super) async fn run(
     let (stdout_abort, stderr_abort) = (stdout.abort_handle(), stderr.abort_handle());
     let stdout = timeout(PIPES, stdout).await.ok().and_then(Result::ok).unwrap_or_default();
     let stderr = timeout(PIPES, stderr).await.ok().and_then(Result::ok).unwrap_or_default();
+    stdin.abort();
     stdout_abort.abort();
     stderr_abort.abort();
     Outcome { end, stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() }
+}
+
+/// Starts a child, in a thread: that returns only when the program's file has been read, and its disk may hang.
+async fn spawn(mut command: Command) -> io::Result<Child> {
+    // A child that comes too late is killed.
+    command.kill_on_drop(true);
+    let started = tokio::task::spawn_blocking(move || command.spawn());
+    match timeout(START, started).await {
+        Ok(Ok(started)) => started,
+        Ok(Err(error)) => Err(io::Error::other(error)),
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "its disk does not answer")),
+    }
 }
 
 fn exited(status: io::Result<ExitStatus>) -> End {

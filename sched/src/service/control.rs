@@ -16,8 +16,9 @@ pub trait Control: Send + Sync + 'static {
     /// Tokens and the names of those who have them, as the configuration in force says.
     fn tokens(&self) -> Arc<Vec<(Secret, String)>>;
 
-    /// The state of every configured job, by name, then of every dead directory, by name.
-    fn status(&self) -> Vec<StatusEntry>;
+    /// The state of every configured job with a wanted name, by name, then of such dead directories, by name. No other
+    /// is looked at.
+    fn status(&self, wanted: &dyn Fn(&str) -> bool) -> Vec<StatusEntry>;
 
     /// What is configured for every job, by name.
     fn jobs(&self) -> Vec<JobEntry>;
@@ -30,8 +31,8 @@ pub trait Control: Send + Sync + 'static {
         health::judge(&self.facts(now), Some(true), now)
     }
 
-    /// Lets a job run as soon as a worker is free; `false` when no such job is configured. A job that runs or waits
-    /// for a worker already is left alone.
+    /// Lets a job run as soon as a worker is free; `false` when no such job is configured. A job that runs is
+    /// left alone, one that waits for a worker comes next.
     fn run(&self, job: &JobName) -> bool;
 
     /// Reads the configuration again, wholly or not at all. Returns when it is in force or refused.
@@ -46,7 +47,7 @@ pub trait Control: Send + Sync + 'static {
     /// The store, opened anew: it may have been unmounted.
     fn repository(&self) -> Result<Repository>;
 
-    /// Lets the next purge come soon.
+    /// Lets the next purge come soon, once a day; else with the daily one. A purge reads all maps of the store.
     fn request_purge(&self);
 
     /// Figures of the service itself.

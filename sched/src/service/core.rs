@@ -1,12 +1,16 @@
 //! What the service knows: the configuration in force, the scheduler, what the last looks at the jobs showed, and what
 //! runs. Shared by the main loop, the rounds and the API.
 //!
-//! Two locks, taken in this order: the histories (held while job directories are looked at), and the core (held for
-//! moments, never during input or output).
+//! The core is locked for moments, and never during input or output: a disk that hangs, the log's too, must stop neither
+//! the loop nor the API. Whoever looks at job directories holds no lock. A job whose directory does not answer keeps one
+//! thread, and the others go round it.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use backy_store::{JobName, Repository, Timestamp};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -21,6 +25,9 @@ use crate::histories::{Histories, Look};
 use crate::policy::health::JobFacts;
 use crate::policy::sla::{self, Sla};
 use crate::source::Secret;
+
+/// How long a look at a job may take before others say that its directory does not answer.
+const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is wanted of the main loop.
 #[derive(Debug)]
@@ -44,7 +51,11 @@ pub(super) struct Fixed {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) fixed: Fixed,
-    histories: Mutex<Histories>,
+    histories: Histories,
+    /// Jobs that are being looked at, and since when.
+    looking: Mutex<HashMap<JobName, Instant>>,
+    /// Numbers the looks, so that what an earlier one saw does not replace what a later one did.
+    number: AtomicU64,
     core: Mutex<Core>,
     /// Wakes the main loop: something was told to the scheduler.
     pub(super) wake: Notify,
@@ -61,8 +72,8 @@ pub(super) struct Core {
     /// When its file was written: a job without a directory has been there since then at the latest.
     pub(super) written_at: Option<Timestamp>,
     pub(super) scheduler: Scheduler,
-    /// What the last look at a job showed beside its history.
-    pub(super) looks: HashMap<JobName, Look>,
+    /// What the last look at a job showed beside its history, and the number of that look.
+    looks: HashMap<JobName, (u64, Look)>,
     /// Rounds under way, and how to stop them.
     pub(super) rounds: BTreeMap<JobName, watch::Sender<bool>>,
     /// When distrusted revisions of a job were last verified.
@@ -73,6 +84,8 @@ pub(super) struct Core {
     pub(super) purge_asked: bool,
     /// Whether one runs.
     pub(super) purging: bool,
+    /// When one that was asked for began last.
+    pub(super) asked_purge_at: Option<Timestamp>,
     /// Jobs whose being overdue has been logged.
     pub(super) told_overdue: BTreeSet<JobName>,
     /// When all of them were logged last.
@@ -102,6 +115,7 @@ impl Shared {
             garbage: true,
             purge_asked: false,
             purging: false,
+            asked_purge_at: None,
             told_at: None,
             told_overdue: BTreeSet::new(),
             vitals: Vitals { started_at: Some(now), seen_at: Some(now), ..Vitals::default() },
@@ -109,17 +123,24 @@ impl Shared {
             stopping: false,
         };
         core.configure_jobs();
-        let (histories, core) = (Mutex::new(histories), Mutex::new(core));
-        (Arc::new(Self { fixed, histories, core, wake: Notify::new(), wanted }), orders)
+        let (looking, core) = (Mutex::default(), Mutex::new(core));
+        (
+            Arc::new(Self {
+                fixed,
+                histories,
+                looking,
+                number: AtomicU64::new(1),
+                core,
+                wake: Notify::new(),
+                wanted,
+            }),
+            orders,
+        )
     }
 
     /// A thread that panicked has left the core as it was between two statements; the others go on with that.
     pub(super) fn core(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn histories(&self) -> MutexGuard<'_, Histories> {
-        self.histories.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The store, opened anew: it may have been unmounted.
@@ -129,31 +150,60 @@ impl Shared {
 
     /// Looks at jobs on disk and takes to heart what is seen. Blocks.
     pub(super) fn look(&self, jobs: &[JobName], now: Timestamp) {
+        let number = self.number.fetch_add(1, Ordering::SeqCst);
         let store = self.open_store();
         let _hold = store.as_ref().ok().filter(|_| jobs.len() > 1).map(Repository::hold_index);
-        let mut histories = self.histories();
-        for some in jobs.chunks(256) {
-            let looks = some.iter().map(|job| match &store {
-                Ok(store) => (job, histories.look(store, job, now)),
-                Err(error) => {
-                    let failure = Some(crate::error::in_full(error));
-                    (job, Look { failure, ..Look::at_nothing(now) })
-                }
-            });
-            let looks: Vec<(&JobName, Look)> = looks.collect();
+        for some in jobs.chunks(64) {
+            let looks: Vec<(&JobName, Look)> = some
+                .iter()
+                .filter_map(|job| match &store {
+                    Ok(store) => Some((job, self.look_at(store, job, now)?)),
+                    Err(error) => Some((job, Look::failed(crate::error::in_full(error), now))),
+                })
+                .collect();
             let mut core = self.core();
-            looks.into_iter().for_each(|(job, look)| core.take_in(job, look));
+            looks.into_iter().for_each(|(job, look)| core.take_in(job, look, number));
         }
         if let Ok(store) = &store {
-            histories.save(store);
+            self.histories.save(store);
         }
-        drop(histories);
         self.wake.notify_one();
+    }
+
+    /// As [`Shared::look`], for one job whose state has just changed: a look that began before does not do.
+    pub(super) fn look_anew(&self, job: &JobName) {
+        let begun = Instant::now();
+        while self.looking().contains_key(job) && begun.elapsed() < LOOK_PATIENCE {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.look(std::slice::from_ref(job), Timestamp::now());
+    }
+
+    /// Looks at one job. Nothing is new while another thread does the same, unless that has been waiting for too long.
+    fn look_at(&self, store: &Repository, job: &JobName, now: Timestamp) -> Option<Look> {
+        match self.looking().entry(job.clone()) {
+            Entry::Occupied(since) if since.get().elapsed() < LOOK_PATIENCE => return None,
+            Entry::Occupied(_) => return Some(Look::failed("its directory does not answer".to_owned(), now)),
+            Entry::Vacant(place) => place.insert(Instant::now()),
+        };
+        let look = self.histories.look(store, job, now);
+        self.looking().remove(job);
+        Some(look)
+    }
+
+    fn looking(&self) -> MutexGuard<'_, HashMap<JobName, Instant>> {
+        self.looking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// As [`Shared::look`], for all configured jobs.
     pub(super) fn look_at_all(&self, now: Timestamp) {
-        let jobs: Vec<JobName> = self.core().config.jobs.keys().cloned().collect();
+        self.look_at_some(&|_| true, now);
+    }
+
+    /// As [`Shared::look`], for the configured jobs with wanted names.
+    pub(super) fn look_at_some(&self, wanted: &dyn Fn(&str) -> bool, now: Timestamp) {
+        let config = Arc::clone(&self.core().config);
+        let jobs: Vec<JobName> = config.jobs.keys().filter(|job| wanted(job.as_str())).cloned().collect();
         self.look(&jobs, now);
     }
 
@@ -188,21 +238,28 @@ impl Core {
 
     /// Takes in what a look at a job showed. A job that could not be looked at keeps the history it has; one that has
     /// none is taken for new, so that it waits for its time.
-    fn take_in(&mut self, job: &JobName, look: Look) {
+    fn take_in(&mut self, job: &JobName, look: Look, number: u64) {
+        if self.looks.get(job).is_some_and(|(last, _)| *last > number) {
+            return;
+        }
         let is_unknown = self.scheduler.jobs().get(job).is_some_and(|entry| *entry.state() == State::Unknown);
         if look.failure.is_none() || is_unknown {
             self.scheduler.tell(job, look.history.clone());
         }
         if self.config.jobs.contains_key(job) {
-            self.looks.insert(job.clone(), look);
+            self.looks.insert(job.clone(), (number, look));
         }
     }
 
     /// What the verdicts on a job stand on.
     pub(super) fn facts(&self, job: &JobName) -> Option<JobFacts> {
         let facts = JobFacts::new(job.clone(), &self.config.jobs.get(job)?.config.schedule);
-        let look = self.looks.get(job)?;
-        Some(check::facts(facts, look, self.written_at))
+        Some(check::facts(facts, self.look(job)?, self.written_at))
+    }
+
+    /// What the last look at a job showed beside its history.
+    pub(super) fn look(&self, job: &JobName) -> Option<&Look> {
+        self.looks.get(job).map(|(_, look)| look)
     }
 
     /// How long the newest good revision of a job has been too old; 0 when it is not, or while the job runs.

@@ -1,6 +1,6 @@
 //! Where the API asks: the service as [`Control`] shows it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use backy_store::{JobName, Repository, Tag, Timestamp};
@@ -10,7 +10,6 @@ use super::control::{Control, JobEntry, StatusEntry, Vitals};
 use super::core::{Core, Shared, Wanted};
 use super::scheduler::{Entry, State};
 use crate::error::{Error, Result};
-use crate::histories::Look;
 use crate::policy::Schedule;
 use crate::policy::health::JobFacts;
 use crate::policy::pool::Pool;
@@ -25,15 +24,15 @@ impl Control for Desk {
         Arc::clone(&self.0.core().tokens)
     }
 
-    fn status(&self) -> Vec<StatusEntry> {
+    fn status(&self, wanted: &dyn Fn(&str) -> bool) -> Vec<StatusEntry> {
         let now = Timestamp::now();
-        self.0.look_at_all(now);
-        let dead = self.dead_jobs().unwrap_or_default();
+        self.0.look_at_some(wanted, now);
+        let dead = self.dead(wanted).unwrap_or_default().into_iter();
         let core = self.0.core();
-        let jobs = core.scheduler.jobs().iter();
+        let jobs = core.scheduler.jobs().iter().filter(|(job, _)| wanted(job.as_str()));
         let mut entries: Vec<StatusEntry> =
             jobs.map(|(job, entry)| status_entry(&core, job, entry, now)).collect();
-        entries.extend(dead.into_iter().map(|job| StatusEntry {
+        entries.extend(dead.map(|job| StatusEntry {
             job: job.to_string(),
             status: "Dead".to_owned(),
             ..StatusEntry::default()
@@ -42,13 +41,19 @@ impl Control for Desk {
     }
 
     fn jobs(&self) -> Vec<JobEntry> {
-        let core = self.0.core();
-        let jobs = core.config.jobs.iter().map(|(name, job)| {
+        // Writing settings down takes its time, in which nobody must wait for the core.
+        let (config, states) = {
+            let core = self.0.core();
+            let states = core.scheduler.jobs().iter();
+            let states: BTreeMap<JobName, String> =
+                states.map(|(job, entry)| (job.clone(), status_text(entry.state()))).collect();
+            (Arc::clone(&core.config), states)
+        };
+        let jobs = config.jobs.iter().map(|(name, job)| {
             let settings = serde_yaml::from_str::<Value>(&job.config.to_yaml()).unwrap_or_default();
-            let entry = core.scheduler.jobs().get(name);
             JobEntry {
                 name: name.to_string(),
-                status: entry.map_or_else(String::new, |entry| status_text(entry.state())),
+                status: states.get(name).cloned().unwrap_or_default(),
                 source: without_secrets(settings["source"].clone()),
                 schedule: settings["schedule"].clone(),
             }
@@ -80,10 +85,7 @@ impl Control for Desk {
     }
 
     fn dead_jobs(&self) -> Result<Vec<JobName>> {
-        let jobs = self.repository()?.jobs()?;
-        let core = self.0.core();
-        let is_dead = |job: &JobName| !core.config.jobs.contains_key(job);
-        Ok(jobs.iter().map(|job| job.name().clone()).filter(is_dead).collect())
+        self.dead(&|_| true)
     }
 
     fn repository(&self) -> Result<Repository> {
@@ -109,6 +111,19 @@ impl Control for Desk {
     }
 }
 
+impl Desk {
+    /// The directories with wanted names that are jobs and are not configured, by name.
+    fn dead(&self, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<JobName>> {
+        let store = self.repository()?;
+        let config = Arc::clone(&self.0.core().config);
+        let mut names = store.job_names()?;
+        names.retain(|name| {
+            wanted(name.as_str()) && !config.jobs.contains_key(name) && store.job(name).is_ok()
+        });
+        Ok(names)
+    }
+}
+
 /// The words of the original for what a job does.
 pub(super) fn status_text(state: &State) -> String {
     let pool = |pool: &Pool| pool.as_str();
@@ -127,7 +142,6 @@ fn status_entry(core: &Core, job: &JobName, entry: &Entry, now: Timestamp) -> St
     let schedule = core.config.jobs.get(job).map(|job| &job.config.schedule);
     let tags = |tags: &BTreeSet<Tag>| by_interval(tags, schedule);
     let history = entry.history();
-    let look = core.looks.get(job);
     let overdue_secs = core.overdue_secs(job, now);
     let manual: Vec<&str> = history.manual_tags.iter().map(Tag::as_str).collect();
     let (last, next) = (history.last.as_ref(), entry.next());
@@ -142,7 +156,7 @@ fn status_entry(core: &Core, job: &JobName, entry: &Entry, now: Timestamp) -> St
         next_time: next.map(|next| next.at.to_rfc3339()),
         next_tags: next.map(|next| tags(&next.tags)),
         manual_tags: manual.join(", "),
-        quarantine_reports: look.map_or(0, |look: &Look| look.quarantine_reports),
+        quarantine_reports: core.look(job).map_or(0, |look| look.quarantine_reports),
         unsynced_revs: history.unsynced,
         local_revs: history.local,
     }
@@ -161,7 +175,7 @@ fn without_secrets(mut source: Value) -> Value {
     if let Some(settings) = source.as_object_mut() {
         settings
             .iter_mut()
-            .filter(|(key, _)| key.contains("token"))
+            .filter(|(key, _)| key.contains("token") || key.ends_with("-snapshot"))
             .for_each(|(_, value)| *value = "***".into());
     }
     source

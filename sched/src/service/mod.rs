@@ -7,10 +7,12 @@
 pub mod api;
 mod child;
 pub mod client;
+mod clock;
 pub mod config;
 pub mod control;
 mod core;
 mod desk;
+mod limits;
 mod lock;
 mod overdue;
 pub mod peers;

@@ -3,6 +3,7 @@
 //! so does a purge that leaves revisions whose hold time is not over.
 
 use std::future::Future;
+use std::time::{Duration, Instant};
 
 use backy_store::Timestamp;
 use tokio::sync::watch;
@@ -21,18 +22,26 @@ const REPORT_BYTES_MAX: usize = 1 << 20;
 pub(super) struct Purge {
     spread_secs: i64,
     at: Timestamp,
+    /// No purge before: the clock was moved, and it says how long forgotten revisions have been held.
+    not_before: Option<Instant>,
 }
 
 impl Purge {
     /// Of the store with this id.
     pub(super) fn new(store_id: &str, now: Timestamp) -> Self {
         let spread_secs = spread::spread_secs(&format!("purge {store_id}"), DAY_SECS);
-        Self { spread_secs, at: next(spread_secs, now) }
+        Self { spread_secs, at: next(spread_secs, now), not_before: None }
+    }
+
+    /// Puts the next purge off by a day.
+    pub(super) fn put_off(&mut self) {
+        self.not_before = Some(Instant::now() + Duration::from_secs(DAY_SECS.unsigned_abs()));
     }
 
     /// When it is due; `None` when there is nothing to purge, or one runs.
     pub(super) fn due(&self, core: &Core) -> Option<Timestamp> {
-        (core.garbage && !core.purging).then_some(self.at)
+        let is_put_off = self.not_before.is_some_and(|until| Instant::now() < until);
+        (core.garbage && !core.purging && !is_put_off).then_some(self.at)
     }
 
     /// Returns the purge to be run, if one is due or was asked for. It returns whether there is more to do later.
@@ -48,11 +57,20 @@ impl Purge {
             // The clock went back.
             self.at = next(self.spread_secs, now);
         }
-        let is_due = self.due(core).is_some_and(|at| at <= now) || core.purge_asked;
+        // A purge that somebody asks for comes soon, but once a day only: it reads all maps.
+        let is_asked = core.purge_asked
+            && core.asked_purge_at.is_none_or(|last| now.secs_since(last).abs() >= DAY_SECS as f64);
+        core.garbage |= core.purge_asked;
+        let is_put_off = self.not_before.is_some_and(|until| Instant::now() < until);
+        let is_due = (self.due(core).is_some_and(|at| at <= now) || is_asked) && !is_put_off;
+        core.purge_asked &= is_asked;
         if !is_due || core.purging || core.stopping {
             return None;
         }
         self.at = next(self.spread_secs, now);
+        if is_asked {
+            core.asked_purge_at = Some(now);
+        }
         (core.purge_asked, core.garbage, core.purging) = (false, false, true);
         let (limits, task, dir) = (core.limits(), new_task(), fixed.base_dir.clone());
         let log = dir.join("backy.log");

@@ -6,12 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use backy_store::Timestamp;
+use tokio::sync::oneshot;
 
 use super::api::Server;
 use super::config::ServiceConfig;
 use super::core::Shared;
 use super::desk::Desk;
-use crate::error::{Error, Result};
+use super::{overdue, supervisor};
+use crate::error::{Error, Result, in_full};
 
 /// Loads the configuration, and when its file was written.
 pub(super) fn load(path: &Path) -> Result<(ServiceConfig, Option<Timestamp>)> {
@@ -29,6 +31,73 @@ pub(super) fn start_api(shared: &Arc<Shared>) -> Result<Option<Server>> {
     }
     let desk = Arc::new(Desk(Arc::clone(shared)));
     Ok(Some(Server::start(&config.api.addrs, config.api.port, desk)?))
+}
+
+/// Whether an API is missing that could be there: the machine's addresses may come after the service has started.
+pub(super) fn wants_api(shared: &Shared, api: Option<&Server>) -> bool {
+    let config = Arc::clone(&shared.core().config);
+    match api {
+        Some(api) => !api.serves(&config.api) || api.could_listen_on_more(),
+        None => {
+            let api = &config.api;
+            !api.tokens.is_empty() && Server::try_to_listen(&api.addrs, api.port, &[]).is_ok()
+        }
+    }
+}
+
+/// Reads the configuration again if somebody wants that (a signal wants no answer), then sees to it that the API listens
+/// where the configuration in force wants it. Blocks.
+pub(super) fn settle(
+    shared: &Arc<Shared>,
+    api: Option<Server>,
+    asker: Option<Option<oneshot::Sender<Result<()>>>>,
+) -> Option<Server> {
+    if let Some(asker) = asker {
+        supervisor::reloading();
+        let reloaded = reload(shared, api.as_ref(), Timestamp::now());
+        log(&reloaded);
+        let summary = {
+            let mut core = shared.core();
+            core.vitals.reload_refused = reloaded.is_err();
+            overdue::summary(&core, Timestamp::now())
+        };
+        supervisor::ready(&summary);
+        let is_new = reloaded.is_ok();
+        if let Some(asker) = asker {
+            // Who asked may be gone.
+            let _ = asker.send(reloaded);
+        }
+        if is_new {
+            shared.look_at_all(Timestamp::now());
+        }
+    }
+    move_api(shared, api)
+}
+
+fn log(reloaded: &Result<()>) {
+    match reloaded {
+        Ok(()) => tracing::info!("configuration reloaded"),
+        Err(Error::ConfigInvalid { path, problems }) => {
+            for problem in problems {
+                tracing::error!(problem = problem.in_file(path), "configuration refused");
+            }
+        }
+        Err(error) => tracing::error!(reason = in_full(error), "configuration refused"),
+    }
+}
+
+fn move_api(shared: &Arc<Shared>, api: Option<Server>) -> Option<Server> {
+    let config = Arc::clone(&shared.core().config);
+    if api.as_ref().is_some_and(|api| api.serves(&config.api) && !api.could_listen_on_more()) {
+        return api;
+    }
+    if let Some(api) = api {
+        api.stop();
+    }
+    start_api(shared).unwrap_or_else(|error| {
+        tracing::error!(reason = in_full(&error), "the API is off");
+        None
+    })
 }
 
 /// Reads the configuration again and puts it in force. Where the API listens changes after that. Blocks.

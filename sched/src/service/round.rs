@@ -14,8 +14,10 @@ use tokio::sync::watch;
 use super::child::{self, End, Limits, Order, Outcome};
 use super::scheduler::{Ended, Start};
 use crate::config::JobConfig;
-use crate::error::{Result, in_full};
+use crate::error::{Error, Result, in_full};
 
+/// How long the service waits for a disk.
+const DISK_PATIENCE: Duration = Duration::from_secs(60);
 /// The status of a command that found the job locked.
 const STATUS_LOCKED: i32 = 3;
 /// The id of a revision and a little more.
@@ -31,11 +33,10 @@ pub(super) struct Round {
     pub(super) start: Start,
     pub(super) config: JobConfig,
     pub(super) base_dir: PathBuf,
-    /// The main configuration, for the children that talk to peers.
-    pub(super) config_path: PathBuf,
+    /// The peers in force, as they are handed to the children that talk to them; `None` without any.
+    pub(super) peers: Option<String>,
     pub(super) program: PathBuf,
     pub(super) callback: Option<PathBuf>,
-    pub(super) has_peers: bool,
     /// Whether distrusted revisions are to be verified this time.
     pub(super) verifies: bool,
     pub(super) limits: Limits,
@@ -54,6 +55,13 @@ pub(super) struct Report {
     pub(super) verified: bool,
 }
 
+impl Report {
+    /// Of a round that got nowhere.
+    pub(super) fn failed() -> Self {
+        Self { ended: Ended::Failed, leaves_garbage: true, verified: false }
+    }
+}
+
 impl Round {
     fn job(&self) -> &JobName {
         &self.start.job
@@ -65,7 +73,7 @@ impl Round {
 
     /// Runs all steps.
     pub(super) async fn run(&self) -> Report {
-        let failed = Report { ended: Ended::Failed, leaves_garbage: true, verified: false };
+        let failed = Report::failed();
         if let Err(error) = self.prepare().await {
             self.log_failure("prepare", &in_full(&error));
             return failed;
@@ -76,17 +84,10 @@ impl Round {
                 ended => return Report { ended, leaves_garbage: ended == Ended::Failed, ..failed },
             }
         }
-        if self.has_peers {
-            self.step("pull", vec!["pull".into(), "-c".into(), self.config_path.clone().into()]).await;
-        }
+        self.talk_to_peers("pull").await;
         let Some(forgot) = self.expire().await else { return failed };
-        let verified = self.verifies && self.has_distrusted().await;
-        if verified {
-            self.step("verify", vec!["verify".into()]).await;
-        }
-        if self.has_peers {
-            self.step("push", vec!["push".into(), "-c".into(), self.config_path.clone().into()]).await;
-        }
+        let verified = self.verifies && self.has_distrusted().await && self.verify().await;
+        self.talk_to_peers("push").await;
         self.call_back().await;
         Report { ended: Ended::Done, leaves_garbage: forgot, verified }
     }
@@ -96,17 +97,16 @@ impl Round {
         if let Err(error) = self.prepare().await {
             return self.log_failure("prepare", &in_full(&error));
         }
-        self.step("pull", vec!["pull".into(), "-c".into(), self.config_path.clone().into()]).await;
+        self.talk_to_peers("pull").await;
         self.call_back().await;
     }
 
     /// Sees to it that the job's directory is there and has the configuration in force.
     async fn prepare(&self) -> Result<()> {
         let (base_dir, job, config) = (self.base_dir.clone(), self.job().clone(), self.config.clone());
-        let prepared = tokio::task::spawn_blocking(move || {
-            write_config(&Repository::open(&base_dir)?, &job, &config, Timestamp::now())
-        });
-        prepared.await.unwrap_or(Err(StoreError::Cancelled.into()))
+        within_patience(move || write_config(&Repository::open(&base_dir)?, &job, &config, Timestamp::now()))
+            .await
+            .unwrap_or(Err(Error::StoreSilent { secs: DISK_PATIENCE.as_secs() }))
     }
 
     async fn back_up(&self) -> Ended {
@@ -142,10 +142,10 @@ impl Round {
         let line = String::from_utf8_lossy(&outcome.stdout).lines().next().unwrap_or_default().to_owned();
         let id = RevisionId::parse(&line).ok()?;
         let (base_dir, job, sought) = (self.base_dir.clone(), self.job().clone(), id.clone());
-        let found = tokio::task::spawn_blocking(move || {
+        let found = within_patience(move || {
             Repository::open(&base_dir)?.job(&job)?.revision(&sought).map(|revision| revision.is_clean())
         });
-        found.await.ok()?.ok()?.then_some(id)
+        found.await?.ok()?.then_some(id)
     }
 
     /// Returns whether revisions were forgotten; `None` when it failed.
@@ -163,21 +163,28 @@ impl Round {
 
     async fn has_distrusted(&self) -> bool {
         let (base_dir, job) = (self.base_dir.clone(), self.job().clone());
-        let listed = tokio::task::spawn_blocking(move || -> backy_store::Result<bool> {
+        let listed = within_patience(move || -> backy_store::Result<bool> {
             let listing = Repository::open(&base_dir)?.job(&job)?.revisions()?;
             let is_doubtful = |revision: &Revision| {
                 revision.is_local() && revision.is_clean() && revision.trust == Trust::Distrusted
             };
             Ok(listing.revisions.iter().any(is_doubtful))
         });
-        matches!(listed.await, Ok(Ok(true)))
+        matches!(listed.await, Some(Ok(true)))
     }
 
     /// Calls the program that wants to know of completed backups, with the job's name and, on standard input, what
     /// `status --yaml` prints.
     async fn call_back(&self) {
         let Some(callback) = &self.callback else { return };
+        if *self.stop.borrow() {
+            return;
+        }
         let status = self.child(vec!["status".into(), "--yaml".into()], STATUS_BYTES_MAX).await;
+        if status.code() != Some(0) {
+            // Who is called back must not take half a list for all there is.
+            return self.log_end("status", &status);
+        }
         let order = Order {
             program: callback.clone(),
             arguments: vec![self.job().as_str().into()],
@@ -193,19 +200,37 @@ impl Round {
         }
     }
 
-    /// A step whose end is only logged.
-    async fn step(&self, what: &str, arguments: Vec<OsString>) {
-        let outcome = self.child(arguments, ID_BYTES_MAX).await;
+    /// Verifies the distrusted revisions; returns whether that came to an end, good or bad.
+    async fn verify(&self) -> bool {
+        let outcome = self.child(vec!["verify".into()], ID_BYTES_MAX).await;
+        if outcome.code() != Some(0) {
+            self.log_end("verify", &outcome);
+        }
+        outcome.code().is_some()
+    }
+
+    /// Pulls or pushes, if there are peers. How that ends is only logged.
+    async fn talk_to_peers(&self, what: &str) {
+        let Some(peers) = &self.peers else { return };
+        if *self.stop.borrow() {
+            return;
+        }
+        let arguments = vec![what.into(), "--peers-from-stdin".into()];
+        let order = Order { input: peers.clone().into_bytes(), ..self.order(arguments, ID_BYTES_MAX) };
+        let outcome = child::run(order, &self.limits, None, self.stop.clone()).await;
         if outcome.code() != Some(0) {
             self.log_end(what, &outcome);
         }
     }
 
     async fn child(&self, arguments: Vec<OsString>, stdout_bytes_max: usize) -> Outcome {
+        child::run(self.order(arguments, stdout_bytes_max), &self.limits, None, self.stop.clone()).await
+    }
+
+    fn order(&self, arguments: Vec<OsString>, stdout_bytes_max: usize) -> Order {
         let dir = self.dir();
         let log = dir.join("backy.log");
-        let order = order(&self.program, &self.task, dir, log, arguments, stdout_bytes_max);
-        child::run(order, &self.limits, None, self.stop.clone()).await
+        order(&self.program, &self.task, dir, log, arguments, stdout_bytes_max)
     }
 
     /// Logs the end of a step that did not succeed. That somebody stopped it is nobody's failure.
@@ -219,6 +244,14 @@ impl Round {
     fn log_failure(&self, step: &str, reason: &str) {
         tracing::error!(job = %self.job(), task = self.task, step, reason, "step failed");
     }
+}
+
+/// Does something with files in a thread of its own; `None` when it takes too long. It goes on there until the disk
+/// answers.
+pub(super) async fn within_patience<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    tokio::time::timeout(DISK_PATIENCE, tokio::task::spawn_blocking(work)).await.ok()?.ok()
 }
 
 /// A child of our own program for a directory.

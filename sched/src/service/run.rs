@@ -4,32 +4,34 @@
 //! One thread runs the loop and the rounds, which only wait for child processes. Whatever reads or writes files has a
 //! thread of its own, and so has the API: a hanging disk stops neither the answers nor the watch over the children.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backy_store::{JobName, Repository, Timestamp};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::api::Server;
+use super::clock::Clock;
 use super::core::{Fixed, Shared, Wanted};
 use super::purge::Purge;
 use super::reload;
 use super::round::{self, Round, VERIFY_EVERY, new_task};
 use super::scheduler::{Action, Ended, Neighbours, Start};
-use super::{ServiceGuard, overdue, peers, supervisor};
-use crate::error::{Error, Result, in_full};
+use super::{ServiceGuard, limits, overdue, peers, supervisor};
+use crate::error::{Error, Result};
 use crate::histories::Histories;
 use crate::policy::next_run::NextRun;
 use crate::policy::pool::Pool;
 
 /// The longest time between two looks at the clock, so that a clock that was moved is noticed.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// How often the state of the jobs is looked over, for the log and for systemd.
-const OVERDUE_EVERY: Duration = Duration::from_secs(300);
+/// How many jobs talk to their neighbours at once.
+const ASKS_MAX: usize = 16;
 /// How long the end waits for children beyond the time that they have.
 const END_SLACK: Duration = Duration::from_secs(15);
 
@@ -60,6 +62,7 @@ async fn serve(options: Options) -> Result<()> {
     }
     let store = Repository::open(&config.base_dir)?;
     let _guard = ServiceGuard::take(&config.base_dir)?;
+    limits::raise(config.worker_limit);
     let base_dir = config.base_dir.clone();
     let fixed = Fixed { config_path: options.config_path, program: options.program, base_dir };
     let now = Timestamp::now();
@@ -71,8 +74,11 @@ async fn serve(options: Options) -> Result<()> {
     let mut service = Service {
         purge: Purge::new(store.id(), now),
         shared,
-        api,
+        api: Api::Here(api),
         orders,
+        waiting: VecDeque::new(),
+        api_doubtful: false,
+        asking: Arc::new(Semaphore::new(ASKS_MAX)),
         tasks: JoinSet::new(),
         stop: watch::channel(false).0,
     };
@@ -106,8 +112,14 @@ impl Signals {
 /// A running service.
 struct Service {
     shared: Arc<Shared>,
-    api: Option<Server>,
+    api: Api,
     orders: mpsc::UnboundedReceiver<Wanted>,
+    /// Who waits for the configuration to be read again; nobody, for a signal.
+    waiting: VecDeque<Option<oneshot::Sender<Result<()>>>>,
+    /// Whether it is time to see whether the API listens where it should.
+    api_doubtful: bool,
+    /// Bounds how many jobs ask their neighbours, or follow them, at once.
+    asking: Arc<Semaphore>,
     purge: Purge,
     /// Everything under way.
     tasks: JoinSet<()>,
@@ -115,47 +127,77 @@ struct Service {
     stop: watch::Sender<bool>,
 }
 
+/// The API, or the thread that has it while it reads the configuration again: that may hang in a disk, and must hang
+/// alone.
+enum Api {
+    Here(Option<Server>),
+    Away(JoinHandle<Option<Server>>),
+}
+
 impl Service {
     /// The main loop.
     async fn work(&mut self, signals: &mut Signals) {
         let mut alive_at = Instant::now();
-        let mut overdue_at = Instant::now() + LOOK_EVERY;
+        let mut look_over_at = Instant::now() + LOOK_EVERY;
+        let mut clock = Clock::start();
         let watchdog = supervisor::watchdog();
         loop {
             let now = Timestamp::now();
             self.shared.core().vitals.seen_at = Some(now);
+            if clock.jumped(now) {
+                self.purge.put_off();
+            }
             if let Some(every) = watchdog.filter(|_| alive_at <= Instant::now()) {
                 supervisor::alive();
                 alive_at = Instant::now() + every;
             }
-            if overdue_at <= Instant::now() {
-                overdue::look_over(&mut self.shared.core(), now);
-                supervisor::status(&overdue::summary(&self.shared.core(), now));
-                overdue_at = Instant::now() + OVERDUE_EVERY;
+            if look_over_at <= Instant::now() {
+                self.report(now);
+                self.api_doubtful = true;
+                look_over_at = Instant::now() + LOOK_EVERY;
             }
             let actions = self.shared.core().scheduler.advance(now);
-            actions.into_iter().for_each(|action| self.act(action));
+            self.act(actions);
             self.purge_if_due(now);
-            let wake_at = self.wake_at(now).min(overdue_at);
+            self.settle();
+            let wake_at = self.wake_at(now).min(look_over_at);
             let wake_at = watchdog.map_or(wake_at, |_| wake_at.min(alive_at));
             tokio::select! {
                 () = sleep_until(wake_at) => {}
                 () = self.shared.wake.notified() => {}
-                Some(_) = self.tasks.join_next() => {}
-                Some(Wanted::Reload(answer)) = self.orders.recv() => {
-                    let reloaded = self.reload().await;
-                    // Who asked may be gone.
-                    let _ = answer.send(reloaded);
-                    self.move_api().await;
+                Some(ended) = self.tasks.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a task of the service panicked");
+                    }
                 }
-                _ = signals.reload.recv() => {
-                    // The reason was logged.
-                    let _ = self.reload().await;
-                    self.move_api().await;
-                }
+                Some(Wanted::Reload(answer)) = self.orders.recv() => self.waiting.push_back(Some(answer)),
+                api = self.api.back() => self.api = Api::Here(api),
+                _ = signals.reload.recv() => self.waiting.push_back(None),
                 () = Signals::end(&mut signals.ends) => return,
             }
         }
+    }
+
+    /// Tells log and systemd how the jobs are.
+    fn report(&mut self, now: Timestamp) {
+        let (lines, summary) = {
+            let mut core = self.shared.core();
+            (overdue::look_over(&mut core, now), overdue::summary(&core, now))
+        };
+        lines.iter().for_each(overdue::Line::log);
+        supervisor::status(&summary);
+    }
+
+    /// Lets a thread read the configuration again when that is wanted, or open the API where it could not be before.
+    fn settle(&mut self) {
+        let Api::Here(api) = &mut self.api else { return };
+        let asker = self.waiting.pop_front();
+        let is_doubtful = std::mem::take(&mut self.api_doubtful);
+        if asker.is_none() && !(is_doubtful && reload::wants_api(&self.shared, api.as_ref())) {
+            return;
+        }
+        let (shared, api) = (Arc::clone(&self.shared), api.take());
+        self.api = Api::Away(spawn_blocking(move || reload::settle(&shared, api, asker)));
     }
 
     /// When the loop has to come round again.
@@ -169,12 +211,18 @@ impl Service {
         Instant::now() + wait.min(LOOK_EVERY)
     }
 
-    fn act(&mut self, action: Action) {
-        let shared = Arc::clone(&self.shared);
-        match action {
-            Action::Start(start) => self.begin(start),
-            Action::Look(job) => drop(spawn_blocking(move || shared.look(&[job], Timestamp::now()))),
-            Action::Ask(job, next) => self.ask(job, next),
+    fn act(&mut self, actions: Vec<Action>) {
+        let mut looks = Vec::new();
+        for action in actions {
+            match action {
+                Action::Start(start) => self.begin(start),
+                Action::Ask(job, next) => self.ask(job, next),
+                Action::Look(job) => looks.push(job),
+            }
+        }
+        if !looks.is_empty() {
+            let shared = Arc::clone(&self.shared);
+            drop(spawn_blocking(move || shared.look(&looks, Timestamp::now())));
         }
     }
 
@@ -192,34 +240,40 @@ impl Service {
     fn ask(&mut self, job: JobName, next: NextRun) {
         let start = Start { job: job.clone(), tags: next.tags.clone(), pool: Pool::Fast };
         let Some(round) = self.round(start, self.stop.subscribe()) else { return };
-        let shared = Arc::clone(&self.shared);
+        let (shared, asking) = (Arc::clone(&self.shared), Arc::clone(&self.asking));
         self.tasks.spawn(async move {
+            let _permit = asking.acquire_owned().await;
             let answer = ask_neighbours(&shared, &job, next, &round.task).await;
             if answer == Neighbours::Done {
                 round.follow().await;
-                let looker = (Arc::clone(&shared), job.clone());
-                drop(spawn_blocking(move || looker.0.look(&[looker.1], Timestamp::now())).await);
+                look_after(&shared, &job).await;
             }
             shared.core().scheduler.answered(&job, answer);
             shared.wake.notify_one();
         });
     }
 
-    /// Begins a round.
+    /// Begins a round. Whatever happens to it, it ends.
     fn begin(&mut self, start: Start) {
         let (stop, stopped) = watch::channel(false);
-        let Some(round) = self.round(start, stopped) else { return };
-        let job = round.start.job.clone();
+        let job = start.job.clone();
+        let Some(round) = self.round(start, stopped) else {
+            return self.shared.core().scheduler.ended(&job, Ended::Busy);
+        };
         self.shared.core().rounds.insert(job.clone(), stop);
         let shared = Arc::clone(&self.shared);
         self.tasks.spawn(async move {
-            let report = round.run().await;
-            let looker = (Arc::clone(&shared), job.clone());
-            let looked = spawn_blocking(move || looker.0.look(&[looker.1], Timestamp::now())).await;
-            if let Err(error) = looked {
-                tracing::error!(%job, %error, "the job could not be looked at");
+            let task = round.task.clone();
+            let report = tokio::spawn(async move { round.run().await }).await;
+            let mut report = report.unwrap_or_else(|error| {
+                tracing::error!(%job, task, %error, "a round panicked");
+                round::Report::failed()
+            });
+            if !look_after(&shared, &job).await {
+                tracing::error!(%job, task, "the job's directory does not answer");
+                report.ended = Ended::Failed;
             }
-            finish(&shared, &job, &round.task, report);
+            finish(&shared, &job, &task, report);
         });
     }
 
@@ -232,10 +286,9 @@ impl Service {
         Some(Round {
             config,
             base_dir: self.shared.fixed.base_dir.clone(),
-            config_path: self.shared.fixed.config_path.clone(),
             program: self.shared.fixed.program.clone(),
             callback: core.config.completed_callback.clone(),
-            has_peers: !core.config.peers.is_empty(),
+            peers: (!core.config.peers.is_empty()).then(|| peers::to_json(&core.config.peers)),
             verifies: verified_at.is_none_or(|at| now.secs_since(*at).abs() >= VERIFY_EVERY.as_secs_f64()),
             limits: core.limits(),
             task: new_task(),
@@ -257,55 +310,6 @@ impl Service {
         }
     }
 
-    /// Reads the configuration again. The answer is logged, too.
-    async fn reload(&mut self) -> Result<()> {
-        supervisor::reloading();
-        let shared = Arc::clone(&self.shared);
-        let api = self.api.take();
-        let (reloaded, api) = spawn_blocking(move || {
-            let reloaded = reload::reload(&shared, api.as_ref(), Timestamp::now());
-            (reloaded, api)
-        })
-        .await
-        .unwrap_or((Err(Error::ServiceEnding), None));
-        self.api = api;
-        self.shared.core().vitals.reload_refused = reloaded.is_err();
-        match &reloaded {
-            Ok(_) => {
-                tracing::info!("configuration reloaded");
-                self.look_over();
-            }
-            Err(Error::ConfigInvalid { path, problems }) => {
-                for problem in problems {
-                    tracing::error!(problem = problem.in_file(path), "configuration refused");
-                }
-            }
-            Err(error) => tracing::error!(reason = in_full(error), "configuration refused"),
-        }
-        supervisor::ready(&overdue::summary(&self.shared.core(), Timestamp::now()));
-        reloaded.map(drop)
-    }
-
-    /// Lets the API listen where the configuration in force wants it.
-    async fn move_api(&mut self) {
-        let (shared, api) = (Arc::clone(&self.shared), self.api.take());
-        let moved = spawn_blocking(move || {
-            let config = Arc::clone(&shared.core().config);
-            if api.as_ref().is_some_and(|api| api.serves(&config.api)) {
-                return Ok(api);
-            }
-            if let Some(api) = api {
-                api.stop();
-            }
-            reload::start_api(&shared)
-        });
-        match moved.await {
-            Ok(Ok(api)) => self.api = api,
-            Ok(Err(error)) => tracing::error!(reason = in_full(&error), "the API is off"),
-            Err(error) => tracing::error!(%error, "the API is off"),
-        }
-    }
-
     /// Ends everything within a bound.
     async fn end(mut self) {
         supervisor::stopping();
@@ -323,12 +327,31 @@ impl Service {
         if timeout(patience, all).await.is_err() {
             tracing::error!("children that do not end are left behind");
         }
-        if let Some(api) = self.api {
+        if let Api::Here(Some(api)) = self.api {
             // Answers under way get their time.
             let _ = timeout(END_SLACK, spawn_blocking(move || api.stop())).await;
         }
         tracing::info!("service ended");
     }
+}
+
+impl Api {
+    /// Waits until it is back; for ever when it is not away.
+    async fn back(&mut self) -> Option<Server> {
+        match self {
+            Self::Here(_) => std::future::pending().await,
+            Self::Away(thread) => thread.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "the API is off");
+                None
+            }),
+        }
+    }
+}
+
+/// Looks at a job whose state has changed; `false` when its directory does not answer.
+async fn look_after(shared: &Arc<Shared>, job: &JobName) -> bool {
+    let (shared, job) = (Arc::clone(shared), job.clone());
+    round::within_patience(move || shared.look_anew(&job)).await.is_some()
 }
 
 /// What the neighbours say. When that cannot be found out, the job is backed up here.
@@ -361,7 +384,7 @@ fn finish(shared: &Shared, job: &JobName, task: &str, report: round::Report) {
     }
     core.scheduler.ended(job, report.ended);
     let next = core.scheduler.jobs().get(job).and_then(|entry| entry.next()).map(|next| next.at.to_rfc3339());
-    tracing::info!(%job, task, ended = ?report.ended, next, "round over");
     drop(core);
+    tracing::info!(%job, task, ended = ?report.ended, next, "round over");
     shared.wake.notify_one();
 }

@@ -37,6 +37,8 @@ pub(super) struct Shared {
     pub(super) stop: watch::Receiver<bool>,
     pub(super) connections: Arc<Semaphore>,
     pub(super) handlers: Arc<Semaphore>,
+    /// For those that need no disk: orders are taken also when the disk hangs.
+    pub(super) quick_handlers: Arc<Semaphore>,
     pub(super) refusals: Brake,
 }
 
@@ -188,7 +190,8 @@ async fn read_body(body: Incoming, limits: &Limits) -> Result<Bytes, Answer> {
 /// what it has begun is not left half done.
 async fn handle(shared: &Arc<Shared>, route: Route, body: Bytes) -> Answer {
     let handled = async {
-        let permit = Arc::clone(&shared.handlers).acquire_owned().await;
+        let handlers = if route.needs_disk() { &shared.handlers } else { &shared.quick_handlers };
+        let permit = Arc::clone(handlers).acquire_owned().await;
         let control = Arc::clone(&shared.control);
         tokio::task::spawn_blocking(move || {
             let answer = handler::handle(&*control, route, &body);

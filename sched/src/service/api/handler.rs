@@ -56,9 +56,7 @@ fn status(control: &dyn Control, filter: &str) -> Answer {
         Ok(filter) => filter,
         Err(why) => return Answer::told(StatusCode::BAD_REQUEST, &format!("the filter {why}")),
     };
-    let mut entries = control.status();
-    entries.retain(|entry| filter.is_match(&entry.job));
-    Answer::json(StatusCode::OK, &entries)
+    Answer::json(StatusCode::OK, &control.status(&|job| filter.is_match(job)))
 }
 
 /// Compiles a regular expression. Matching is linear in the length of the name, whatever the expression.
@@ -91,7 +89,8 @@ fn jobs(control: &dyn Control) -> Vec<JobEntry> {
 
 /// Replaces the values of keys that sound like secrets.
 pub(super) fn hide_secrets(value: &mut Value) {
-    const WORDS: [&str; 4] = ["token", "secret", "password", "passphrase"];
+    // The commands around a snapshot may hold anything.
+    const WORDS: [&str; 6] = ["token", "secret", "password", "passphrase", "pre-snapshot", "post-snapshot"];
     match value {
         Value::Object(map) => {
             for (key, value) in map {

@@ -72,6 +72,9 @@ impl Default for Limits {
     }
 }
 
+/// Requests at work that need no disk.
+const QUICK_HANDLERS: usize = 2;
+
 /// A running API. Dropping it ends it as [`Server::stop`] does, without waiting.
 #[derive(Debug)]
 pub struct Server {
@@ -101,7 +104,7 @@ impl Server {
         let failed = |source| Error::ApiNotStarted { source };
         let runtime = Builder::new_current_thread()
             .enable_all()
-            .max_blocking_threads(limits.handlers)
+            .max_blocking_threads(limits.handlers + QUICK_HANDLERS)
             .thread_name("api-handler")
             .build()
             .map_err(failed)?;
@@ -123,9 +126,17 @@ impl Server {
         if new.is_empty() { Ok(()) } else { listen::bind(&new, port).map(drop) }
     }
 
-    /// Whether it listens where the configuration wants it.
+    /// Whether it was started with what the configuration wants.
     pub fn serves(&self, config: &ApiConfig) -> bool {
         !config.tokens.is_empty() && self.wanted == (config.addrs.clone(), config.port)
+    }
+
+    /// Whether it could listen on an address now that the machine did not have when it was started.
+    pub fn could_listen_on_more(&self) -> bool {
+        let (addrs, port) = &self.wanted;
+        let missing =
+            addrs.iter().map(|addr| SocketAddr::new(*addr, *port)).filter(|addr| !self.addrs.contains(addr));
+        *port != 0 && missing.into_iter().any(|addr| std::net::TcpListener::bind(addr).is_ok())
     }
 
     /// The addresses it listens on.
@@ -168,6 +179,7 @@ impl Shared {
             stop,
             connections: Arc::new(Semaphore::new(limits.connections as usize)),
             handlers: Arc::new(Semaphore::new(limits.handlers)),
+            quick_handlers: Arc::new(Semaphore::new(QUICK_HANDLERS)),
             refusals: Brake::default(),
         }
     }

@@ -27,6 +27,11 @@ pub(super) enum Route {
 }
 
 impl Route {
+    /// Whether its handler may wait for a disk.
+    pub(super) fn needs_disk(&self) -> bool {
+        !matches!(self, Self::Jobs | Self::Run(_) | Self::RunAll)
+    }
+
     /// Finds the route. Parts of a path are decoded after it was split: `%2f` is part of a name, and of no job's.
     pub(super) fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Self, Answer> {
         let badly_encoded =

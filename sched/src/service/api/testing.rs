@@ -92,10 +92,10 @@ impl Control for Fake {
         Arc::new(vec![(Secret::new(TOKEN.to_owned()), "tests".to_owned())])
     }
 
-    fn status(&self) -> Vec<StatusEntry> {
+    fn status(&self, wanted: &dyn Fn(&str) -> bool) -> Vec<StatusEntry> {
         let open = self.open.0.lock().unwrap();
         drop(self.open.1.wait_while(open, |open| !*open).unwrap());
-        self.entries.clone()
+        self.entries.iter().filter(|entry| wanted(&entry.job)).cloned().collect()
     }
 
     fn jobs(&self) -> Vec<JobEntry> {

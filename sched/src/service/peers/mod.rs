@@ -5,6 +5,7 @@
 //! Nothing a peer does or says may harm what is here: its answers are bounded in size and time, its entries are
 //! checked one by one, and notes are all that is ever written. No lock is held while a peer is waited for.
 
+mod handover;
 mod leader;
 mod pull;
 mod push;
@@ -18,6 +19,7 @@ use backy_store::{Job, Revision};
 use super::config::PeerConfig;
 use crate::error::{Error, Result, in_full};
 
+pub use handover::{from_json, to_json};
 pub use leader::ask;
 pub use pull::pull;
 pub use push::push;

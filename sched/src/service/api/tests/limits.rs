@@ -11,7 +11,12 @@ fn head(rest: &str) -> String {
 }
 
 fn assert_alive(server: &Server) {
-    assert_eq!(ask(addr(server), "GET", "/v1/status", "").0, 200);
+    // Where a request may take only a moment, a slow machine may need more than one.
+    let mut status = 503;
+    while status == 503 {
+        status = ask(addr(server), "GET", "/v1/status", "").0;
+    }
+    assert_eq!(status, 200);
 }
 
 #[test]
@@ -101,14 +106,17 @@ fn an_answer_that_takes_too_long_is_given_up() {
     let (fake, server) = Fake::new().serve_within(limits);
     fake.set_open(false);
     // The second finds no free thread.
-    for path in ["/v1/status", "/v1/jobs"] {
+    for path in ["/v1/status", "/v1/check"] {
         let (status, text) = ask(addr(&server), "GET", path, "");
         assert!(status == 503 && text.contains("takes too long"), "{status} {text}");
     }
     let health = exchange(addr(&server), b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     assert_eq!(split(&health).0, 200);
+    // What needs no disk is answered all the same.
+    while ask(addr(&server), "GET", "/v1/jobs", "").0 == 503 {}
+    assert_eq!(ask(addr(&server), "POST", "/v1/jobs/web01/run", "").0, 202);
     fake.set_open(true);
-    while ask(addr(&server), "GET", "/v1/jobs", "").0 != 200 {}
+    while ask(addr(&server), "GET", "/v1/check", "").0 != 200 {}
 }
 
 #[test]
