@@ -48,6 +48,10 @@ struct Shared {
 struct State {
     job: String,
     file: Sink,
+    /// Whether a log that cannot be opened is worth a warning, and every line another try: a service lives for months.
+    insists: bool,
+    /// Whether that warning was given.
+    warned: bool,
 }
 
 #[derive(Debug)]
@@ -94,7 +98,7 @@ impl Log {
             None => Sink::Closed,
         };
         let task = task.map_or_else(random_task, Ok)?;
-        let state = Mutex::new(State { job: String::new(), file });
+        let state = Mutex::new(State { job: String::new(), file, insists: false, warned: false });
         let shared = Arc::new(Shared { task, verbose, zone: Zone::system(), state });
         let subscriber = Registry::default().with(Lines(Arc::clone(&shared)));
         tracing::subscriber::set_global_default(subscriber).context("cannot start the log")?;
@@ -117,6 +121,12 @@ impl Log {
         self.enter_file(&dir.join("backy.log"));
     }
 
+    /// Goes on in this file for a long time: as [`Log::enter_file`], but that it cannot be opened is told, and tried again.
+    pub(crate) fn stay_in_file(&self, path: &Path) {
+        self.enter_file(path);
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).insists = true;
+    }
+
     /// Goes on in this file, unless another was asked for by name.
     pub(crate) fn enter_file(&self, path: &Path) {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,7 +146,18 @@ fn random_task() -> anyhow::Result<String> {
 impl State {
     fn write(&mut self, line: &str) {
         if let Sink::Pending(path) = &self.file {
-            self.file = LogFile::open(path).map_or(Sink::Closed, |file| Sink::Open { file, by_name: false });
+            match LogFile::open(path) {
+                Ok(file) => self.file = Sink::Open { file, by_name: false },
+                Err(_) if !self.insists => self.file = Sink::Closed,
+                Err(error) if !self.warned => {
+                    self.warned = true;
+                    terminal::warn(format_args!(
+                        "cannot open the log {}: {error}; tried again with each line",
+                        path.display()
+                    ));
+                }
+                Err(_) => {}
+            }
         }
         if let Sink::Open { file, .. } = &mut self.file {
             file.write(line);

@@ -112,9 +112,9 @@ impl Context {
         self.given_dir.is_some()
     }
 
-    /// Logs to this file, unless another was asked for by name.
+    /// Logs to this file for a long time, unless another was asked for by name.
     pub(crate) fn log_to(&self, path: &Path) {
-        self.log.enter_file(path);
+        self.log.stay_in_file(path);
     }
 
     /// Returns the directory that `-b` names, absolute; the current one without it.
