@@ -62,6 +62,7 @@ pub fn run(
     request: &BackupRequest,
     monitor: &dyn Monitor,
 ) -> Result<BackupReport> {
+    job.repository().check_ours()?;
     if !request.force_tags {
         config.schedule.check_tags(&request.tags)?;
     }

@@ -122,6 +122,10 @@ impl Context {
     /// Finds the store, and the job if the directory is one; the log goes on there.
     pub(crate) fn location(&self) -> anyhow::Result<Location> {
         let location = Repository::discover(&self.dir()?)?;
+        if location.repository.is_original() {
+            // It is only looked at: no log is begun there.
+            return Ok(location);
+        }
         match &location.job {
             Some(job) => self.log.enter_job(job.name(), job.dir()),
             None => self.log.enter_dir(location.repository.root()),

@@ -1,0 +1,121 @@
+//! What a job's directory holds of the original, and what our own commands need to know of it.
+
+use std::collections::{BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
+
+use super::cowfile;
+use super::image::OldImage;
+use super::map::OldMap;
+use crate::chunk::ChunkId;
+use crate::error::Result;
+use crate::job::Job;
+use crate::monitor::{Finding, Monitor};
+use crate::name::JobName;
+use crate::revision::{BackendType, Revision, RevisionId, Trust};
+
+impl Revision {
+    /// Whether its image lies here as the original wrote it.
+    pub fn is_old(&self) -> bool {
+        self.is_local() && matches!(self.backend_type, BackendType::Chunked | BackendType::Cowfile)
+    }
+}
+
+impl Job {
+    /// The original's map or raw image of a revision.
+    pub fn old_image_path(&self, id: &RevisionId) -> PathBuf {
+        self.dir().join(id.as_str())
+    }
+
+    /// A number that tells the original's chunks of this job from all others in a cache.
+    pub(crate) fn old_key(&self) -> u64 {
+        let seal = crate::chunk::id::seal(&[b"original", self.dir().as_os_str().as_encoded_bytes()]);
+        seal[..8].iter().fold(0, |sum, &byte| sum << 8 | u64::from(byte))
+    }
+
+    /// Fills in what manifests of the original do not say: the size of the image. What cannot be found out stays
+    /// unknown; who opens the image is told why.
+    pub(crate) fn complete(&self, mut revision: Revision) -> Revision {
+        if revision.is_old() && revision.is_clean() {
+            let path = self.old_image_path(&revision.id);
+            revision.image_size = match revision.backend_type {
+                BackendType::Chunked => OldMap::read_size(&path).ok(),
+                _ => std::fs::symlink_metadata(cowfile::path(&path))
+                    .ok()
+                    .filter(std::fs::Metadata::is_file)
+                    .map(|facts| facts.len()),
+            };
+        }
+        revision
+    }
+}
+
+/// Distrusts every revision of a job that uses one of these chunks of the original; returns those that were not
+/// distrusted before.
+pub(crate) fn record_chunks(
+    job: &Job,
+    chunks: &HashSet<ChunkId>,
+    monitor: &dyn Monitor,
+) -> Result<Vec<(JobName, RevisionId)>> {
+    if chunks.is_empty() || job.repository().is_original() {
+        return Ok(Vec::new());
+    }
+    let mut users = BTreeSet::new();
+    for revision in job.revisions()?.revisions {
+        if !revision.is_old()
+            || revision.backend_type != BackendType::Chunked
+            || revision.trust == Trust::Distrusted
+        {
+            continue;
+        }
+        match OldMap::open(&job.old_image_path(&revision.id)) {
+            Ok(map) if !map.names().any(|id| chunks.contains(&id)) => {}
+            Ok(_) => drop(users.insert(revision.id)),
+            Err(error) => {
+                let (job, problem) = (job.name().clone(), error.to_string());
+                let revision = Some(revision.id);
+                monitor.finding(&Finding {
+                    job,
+                    revision: revision.clone(),
+                    range: None,
+                    chunk: None,
+                    problem,
+                });
+                users.extend(revision);
+            }
+        }
+    }
+    Ok(job.distrust(&users)?.into_iter().map(|id| (job.name().clone(), id)).collect())
+}
+
+/// The original's map of a revision, for comparing with what a backup reads.
+#[derive(Debug)]
+pub(crate) struct Known(OldImage);
+
+impl Known {
+    /// Opens it; `None` where there is none to compare with.
+    pub(crate) fn open(job: &Job, revision: &Revision) -> Result<Option<Self>> {
+        let image = OldImage::open(job, revision)?;
+        Ok(image.is_chunked().then_some(Self(image)))
+    }
+
+    /// Whether the original's chunk at place `number` has the hash of these bytes.
+    pub(crate) fn has(&self, number: u64, data: &[u8]) -> bool {
+        let Some(id) = self.0.get(number) else { return false };
+        id.original() == Some(super::murmur::hash(data))
+    }
+}
+
+/// Whether a directory that has no store of ours is the job of an original: it has manifests, or a configuration
+/// beside chunks or locks of the original.
+pub(crate) fn is_original_job(dir: &Path) -> bool {
+    let beside = || {
+        dir.join("config").is_file()
+            && [".backup", ".purge", "chunks"].iter().any(|name| dir.join(name).exists())
+    };
+    beside()
+        || std::fs::read_dir(dir).is_ok_and(|entries| {
+            entries.flatten().any(|entry| {
+                entry.path().extension().is_some_and(|end| end == "rev") && entry.path().is_file()
+            })
+        })
+}
