@@ -22,6 +22,7 @@ pub(crate) mod status;
 pub(crate) mod tags;
 pub(crate) mod undelete;
 pub(crate) mod unmount;
+pub(crate) mod upgrade;
 pub(crate) mod verify;
 
 use std::path::{Component, Path, PathBuf};
@@ -83,6 +84,7 @@ fn dispatch(context: &Context, command: Command) -> Result {
         Command::Purge(arguments) => purge::run(context, &arguments),
         Command::Pull(arguments) => pull::run(context, &arguments),
         Command::Push(arguments) => push::run(context, &arguments),
+        Command::Upgrade(arguments) => upgrade::run(context, &arguments),
         Command::Index(arguments) => index::run(context, &arguments),
         Command::Check(arguments) => check::run(context, &arguments),
         Command::Scheduler(arguments) => scheduler::run(context, &arguments),

@@ -375,6 +375,32 @@ impl Job {
         disk::write_atomically(&self.manifest_path(&revision.id), manifest::to_text(revision).as_bytes())
     }
 
+    /// Puts a finished revision in the place of the original's with the same id, keeping what its manifest says now. The
+    /// rename of the manifest is the commit; a map without it belongs to a run that died before.
+    pub(crate) fn commit_over(
+        &self,
+        mut new: Revision,
+        is_damaged: bool,
+        unfinished_map: &Path,
+    ) -> Result<Revision> {
+        let _manifests = self.lock_manifests()?;
+        let old = self.revision(&new.id)?;
+        if !old.is_old() {
+            let reason = "it is not the original's any more".to_owned();
+            return Err(Error::ChangeRefused { job: self.name.clone(), revision: old.id, reason });
+        }
+        (new.stats, new.tags, new.orig_tags) = (old.stats, old.tags, old.orig_tags);
+        (new.parent, new.extra) = (old.parent, old.extra);
+        new.trust = if is_damaged { Trust::Distrusted } else { old.trust };
+        let map = self.map_path(&new.id);
+        disk::rename(unfinished_map, &map)?;
+        disk::sync_dir(&self.dir)?;
+        let text = manifest::to_text(&new);
+        self.repository
+            .with_reserve(|| disk::write_atomically(&self.manifest_path(&new.id), text.as_bytes()))?;
+        Ok(new)
+    }
+
     /// Distrusts the revisions of this job that are in `ids` and not distrusted yet; returns them.
     pub(crate) fn distrust(&self, ids: &BTreeSet<RevisionId>) -> Result<Vec<RevisionId>> {
         let guard = self.lock_manifests()?;

@@ -91,15 +91,10 @@ impl OldImage {
         }
     }
 
-    /// Bytes that it takes at most on the disk, not counting what it shares.
-    pub(crate) fn stored_bytes(&self) -> u64 {
+    /// Bytes that the file of a raw image takes on the disk.
+    pub(crate) fn disk_bytes(&self) -> u64 {
         match &self.kind {
-            Kind::Chunked { map, chunks } => {
-                let mut names: Vec<ChunkId> = map.names().collect();
-                names.sort_unstable();
-                names.dedup();
-                names.iter().map(|id| chunks.file_len(id)).sum()
-            }
+            Kind::Chunked { .. } => 0,
             Kind::Raw(raw) => raw.disk_bytes(),
         }
     }

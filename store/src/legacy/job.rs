@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use super::cowfile;
 use super::image::OldImage;
 use super::map::OldMap;
-use crate::chunk::ChunkId;
+use crate::chunk::layout::chunk_len;
+use crate::chunk::{CHUNK_LEN, CHUNK_SIZE, ChunkId};
 use crate::error::Result;
 use crate::job::Job;
 use crate::monitor::{Finding, Monitor};
@@ -87,21 +88,28 @@ pub(crate) fn record_chunks(
     Ok(job.distrust(&users)?.into_iter().map(|id| (job.name().clone(), id)).collect())
 }
 
-/// The original's map of a revision, for comparing with what a backup reads.
+/// A revision of the original that a backup continues: what it reads is compared with what that had at the place.
 #[derive(Debug)]
 pub(crate) struct Known(OldImage);
 
 impl Known {
-    /// Opens it; `None` where there is none to compare with.
-    pub(crate) fn open(job: &Job, revision: &Revision) -> Result<Option<Self>> {
-        let image = OldImage::open(job, revision)?;
-        Ok(image.is_chunked().then_some(Self(image)))
+    pub(crate) fn open(job: &Job, revision: &Revision) -> Result<Self> {
+        OldImage::open(job, revision).map(Self)
     }
 
-    /// Whether the original's chunk at place `number` has the hash of these bytes.
-    pub(crate) fn has(&self, number: u64, data: &[u8]) -> bool {
+    /// Whether the original had these bytes at place `number`: by the hash in its map, without reading its chunk, or by
+    /// the bytes of a raw image. `room` is for those.
+    pub(crate) fn has(&self, number: u64, data: &[u8], room: &mut Vec<u8>) -> bool {
         let Some(id) = self.0.get(number) else { return false };
-        id.original() == Some(super::murmur::hash(data))
+        if self.0.is_chunked() {
+            return id.original() == Some(super::murmur::hash(data));
+        }
+        if chunk_len(self.0.size_bytes(), number) != data.len() {
+            return false;
+        }
+        room.resize(CHUNK_LEN, 0);
+        let room = &mut room[..data.len()];
+        self.0.read_raw(number * CHUNK_SIZE, room).is_ok() && room == data
     }
 }
 

@@ -13,3 +13,4 @@ pub(crate) mod lock;
 pub(crate) mod map;
 pub(crate) mod murmur;
 pub mod purge;
+pub mod upgrade;

@@ -34,15 +34,19 @@ pub(crate) struct Framed {
 impl Image {
     pub(crate) fn open(job: &Job, revision: &Revision) -> Result<Self> {
         if revision.is_old() {
-            let opened = OldImage::open(job, revision);
-            // Forgotten and purged since it was listed.
-            return match opened {
-                Err(error) if error.is_damage() && !job.manifest_path(&revision.id).exists() => {
-                    Err(Error::RevisionUnknown { job: job.name().clone(), revision: revision.id.to_string() })
-                }
+            return match OldImage::open(job, revision) {
+                // It may have been upgraded, or forgotten and purged, since it was listed.
+                Err(error) if error.is_damage() => match job.revision(&revision.id)? {
+                    now if now.is_old() => Err(error),
+                    now => Self::open_framed(job, &now),
+                },
                 other => other.map(Self::Old),
             };
         }
+        Self::open_framed(job, revision)
+    }
+
+    fn open_framed(job: &Job, revision: &Revision) -> Result<Self> {
         let (session, map) = pin(job, revision)?;
         Ok(Self::Framed(Framed { map, backend: job.repository().backend()?, _session: session }))
     }

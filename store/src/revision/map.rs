@@ -133,10 +133,6 @@ impl ChunkMap {
         self.size_bytes
     }
 
-    pub(crate) fn chunk_count(&self) -> u64 {
-        self.entries
-    }
-
     pub(crate) fn seal(&self) -> &Seal {
         &self.seal
     }

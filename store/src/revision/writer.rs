@@ -10,6 +10,7 @@
 //! completely first ([`Reuse::Full`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -26,6 +27,7 @@ use crate::chunk::{CHUNK_LEN, FRAME_LEN, FRAMES_MAX};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::job::Job;
+use crate::legacy::job::Known;
 use crate::lock::BackupGuard;
 use crate::name::Tag;
 use crate::session::{Session, Sessions, Suspects};
@@ -95,6 +97,8 @@ pub struct WriteStats {
     pub new_bytes: u64,
     /// Length of the chunk files written.
     pub stored_bytes: u64,
+    /// Of all but zeros, what the revision of the original that is continued had at this place.
+    pub recognised_bytes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -104,6 +108,7 @@ struct Counters {
     known: AtomicU64,
     new: AtomicU64,
     stored: AtomicU64,
+    recognised: AtomicU64,
     temporaries: AtomicU64,
 }
 
@@ -118,6 +123,8 @@ pub struct RevisionWriter {
     suspects: Suspects,
     counters: Counters,
     healed: Mutex<Vec<ChunkId>>,
+    /// The revision of the original that this one continues.
+    known: Option<Known>,
     /// Keeps the base's chunks alive.
     _base: Option<Session>,
     finished: bool,
@@ -135,8 +142,19 @@ impl RevisionWriter {
         let (pin, base) = base.map_or((None, None), |(pin, map)| (pin, Some(map)));
         let counters = Counters::default();
         let healed = Mutex::new(Vec::new());
-        let writer =
-            Self { job, new, map, backend, session, suspects, counters, healed, _base: pin, finished: false };
+        let writer = Self {
+            job,
+            new,
+            map,
+            backend,
+            session,
+            suspects,
+            counters,
+            healed,
+            known: None,
+            _base: pin,
+            finished: false,
+        };
         if let Some(base) = &base {
             writer.map.copy_from(base, &mut |entries| {
                 // Chunks of the base count as found here: the barrier must cover their names as well.
@@ -148,6 +166,12 @@ impl RevisionWriter {
             })?;
         }
         Ok(writer)
+    }
+
+    /// Continues a revision of the original: what is put is compared with it, for the statistics.
+    pub fn recognise(&mut self, old: &Revision) -> Result<()> {
+        self.known = Some(Known::open(&self.job, old)?);
+        Ok(())
     }
 
     /// The revision's id.
@@ -190,6 +214,7 @@ impl RevisionWriter {
             known_bytes,
             new_bytes,
             stored_bytes: sum(&self.counters.stored),
+            recognised_bytes: sum(&self.counters.recognised),
         }
     }
 
@@ -212,10 +237,36 @@ impl RevisionWriter {
     /// Makes everything durable, then the manifest: when this returns, the revision exists. `source` are facts for
     /// the manifest. The guard shows that the right to make a revision is still held.
     pub fn finish(
+        self,
+        guard: &BackupGuard,
+        stats: Stats,
+        source: BTreeMap<String, serde_json::Value>,
+    ) -> Result<Revision> {
+        self.finish_with(guard, stats, source, |job, revision, map| {
+            job.commit(&revision, map).map(|()| revision)
+        })
+    }
+
+    /// As [`RevisionWriter::finish`], in the place of a revision of the original with the same id, of which all is kept
+    /// that its manifest says. It is distrusted if it is damaged.
+    pub(crate) fn finish_over(
+        self,
+        guard: &BackupGuard,
+        old: &Revision,
+        is_damaged: bool,
+        source: BTreeMap<String, serde_json::Value>,
+    ) -> Result<Revision> {
+        self.finish_with(guard, old.stats.clone(), source, |job, revision, map| {
+            job.commit_over(revision, is_damaged, map)
+        })
+    }
+
+    fn finish_with(
         mut self,
         _guard: &BackupGuard,
         stats: Stats,
         source: BTreeMap<String, serde_json::Value>,
+        commit: impl FnOnce(&Job, Revision, &Path) -> Result<Revision>,
     ) -> Result<Revision> {
         // Where nothing was written and nothing found that the base did not have, all is durable since the base was.
         let sums = self.stats();
@@ -241,7 +292,7 @@ impl RevisionWriter {
             source,
             extra: BTreeMap::new(),
         };
-        self.job.commit(&revision, self.map.path())?;
+        let revision = commit(&self.job, revision, self.map.path())?;
         self.finished = true;
         let healed = self.healed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         for id in healed.iter() {
@@ -288,6 +339,11 @@ impl ChunkWriter<'_> {
         let writer = self.writer;
         assert_eq!(data.len(), chunk_len(writer.size_bytes(), number), "chunk {number} has the wrong length");
         let Some(id) = self.digest.update(data) else { return self.hole(number) };
+        if let Some(known) = &writer.known
+            && known.has(number, data, self.scratch.buffers().1)
+        {
+            writer.counters.recognised.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
         let before = writer.map.get(number)?;
         if before != Some(id) {
             let _shard = writer.backend.lock_shard(id.shard(), false)?;
@@ -314,6 +370,33 @@ impl ChunkWriter<'_> {
             writer.map.set(number, Some(id))?;
         }
         Ok(put)
+    }
+
+    /// Puts a chunk; returns its id, `None` for a hole.
+    pub(crate) fn put_id(&mut self, number: u64, data: &[u8]) -> Result<Option<ChunkId>> {
+        self.put(number, data)?;
+        self.writer.map.get(number)
+    }
+
+    /// Puts a chunk at place `number` that was put elsewhere before, with the same length. Returns `false` when it cannot
+    /// be used again: then its bytes must be put.
+    pub(crate) fn place(&mut self, number: u64, id: &ChunkId) -> Result<bool> {
+        let writer = self.writer;
+        let length = chunk_len(writer.size_bytes(), number);
+        let _shard = writer.backend.lock_shard(id.shard(), false)?;
+        writer.session.refer(id.as_bytes())?;
+        if !matches!(self.existing(id, length)?, Existing::Usable) {
+            return Ok(false);
+        }
+        writer.backend.use_existing(id);
+        writer.counters.known.fetch_add(length as u64, Ordering::Relaxed);
+        writer.map.set(number, Some(*id))?;
+        Ok(true)
+    }
+
+    /// Notes that the chunk at place `number` is lost: reading fails there, and names the chunk of the original.
+    pub(crate) fn lose(&mut self, number: u64, old: &ChunkId) -> Result<()> {
+        self.writer.map.set(number, Some(*old))
     }
 
     /// Keeps the base's chunk at place `number`, whose bytes were compared with a [`ChunkCheck`] and agree. Returns
