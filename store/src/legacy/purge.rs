@@ -61,11 +61,14 @@ pub(crate) fn set_pending(job: &Job) -> Result<()> {
 
 /// Whether the file of this id beside its manifest is an image of the original.
 pub(crate) fn has_image(job: &Job, id: &RevisionId) -> bool {
+    is_image(&job.old_image_path(id), id)
+}
+
+/// Whether there is an image of the original at `path`, or what is left of one.
+pub(crate) fn is_image(path: &Path, id: &RevisionId) -> bool {
+    let is_file = |path: &Path| std::fs::symlink_metadata(path).is_ok_and(|facts| facts.is_file());
     id.as_str().len() >= ID_LEN_MIN
-        && ["", "old", REMOVED].iter().any(|end| {
-            std::fs::symlink_metadata(job.old_image_path(id).with_extension(end))
-                .is_ok_and(|facts| facts.is_file())
-        })
+        && ["", "old", REMOVED].iter().any(|end| is_file(&path.with_extension(end)))
 }
 
 /// Removes a forgotten revision of the original for good: its image gets out of the way, then the manifest goes,
