@@ -130,7 +130,7 @@ mod tests {
         image.read((1 << 22) + 4999, &mut bytes).unwrap();
         assert_eq!(&bytes, b"\0data\0");
         assert!(image.read(3 << 22, &mut [0; 78]).unwrap_err().is_damage());
-        std::fs::rename(&path, dir.path().join("id.old")).unwrap();
+        disk::rename(&path, &dir.path().join("id.old")).unwrap();
         std::fs::write(&path, b"{\"mapp").unwrap();
         assert_eq!(RawImage::open(&path).unwrap().size_bytes(), (3 << 22) + 77);
         assert!(RawImage::open(&dir.path().join("other")).unwrap_err().is_damage());
