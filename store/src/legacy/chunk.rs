@@ -1,5 +1,5 @@
 //! The original's chunk files: five bytes of header and one LZO1X stream, `chunks/ab/<hash>.chunk.lzo`, or one
-//! directory deeper in stores from before 2.5. Owner of the crate `lzo`.
+//! directory deeper in stores from before 2.5.
 //!
 //! A length is believed only up to 4 MiB, and no byte leaves this file that does not have the hash by which it is
 //! named.
@@ -7,7 +7,7 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::murmur;
+use super::{lzo, murmur};
 use crate::chunk::{CHUNK_LEN, ChunkId};
 use crate::disk;
 use crate::error::{Context, Error, Result};
@@ -178,7 +178,7 @@ pub(crate) fn decode(file: &[u8], out: &mut [u8]) -> std::result::Result<usize, 
         return Err(format!("its header says {length} bytes, more than a chunk can have"));
     }
     let Some(out) = out.get_mut(..length) else { return Err("there is no room for it".to_owned()) };
-    match lzo::decompress_into(stream, out) {
+    match lzo::decode(stream, out) {
         Ok(found) if found == length => Ok(length),
         Ok(found) => Err(format!("it holds {found} bytes where its header says {length}")),
         Err(error) => Err(format!("it cannot be unpacked: {error}")),

@@ -10,6 +10,7 @@ pub(crate) mod cowfile;
 pub(crate) mod image;
 pub(crate) mod job;
 pub(crate) mod lock;
+pub(crate) mod lzo;
 pub(crate) mod map;
 pub(crate) mod murmur;
 pub mod purge;
