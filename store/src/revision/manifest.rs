@@ -101,6 +101,10 @@ pub fn parse(bytes: &[u8]) -> std::result::Result<Revision, String> {
     let mut revision: Revision =
         serde_yaml::from_str(text).map_err(|error| format!("it is not a manifest: {error}"))?;
     revision.extra.remove("seal");
+    if revision.is_old() {
+        // The original does not write it: it is found out.
+        revision.image_size = None;
+    }
     if let Some(Value::String(tag)) = revision.extra.get("tag")
         && revision.tags.is_empty()
     {
