@@ -93,7 +93,8 @@ impl Repository {
                     // So does what its service left there.
                     let old = [".lock", "status"].iter().any(|&old| name == old);
                     if !ours && !old && name != "config" && !job() {
-                        return refuse(&format!("it holds {}, which is not a job", name.display()));
+                        let name = name.display();
+                        return refuse(&format!("the directory is not empty: {name} is not a job"));
                     }
                 }
             }
@@ -158,6 +159,19 @@ impl Repository {
         let created = Timestamp::from_secs(0).ok_or_else(|| Error::StoreMissing { path: root.to_owned() })?;
         let marker = Marker { format: 0, id: String::new(), created, file_system: String::new() };
         Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), marker, is_original: true }) })
+    }
+
+    /// Opens the store whose root is `root`, or the jobs of the original that lie there where there is none.
+    pub fn open_any(root: &Path) -> Result<Self> {
+        match Self::open(root) {
+            Err(missing @ Error::StoreMissing { .. }) if root.is_dir() => {
+                match Self::discover_original(root, None)? {
+                    Some(Location { repository, job: None }) => Ok(repository),
+                    _ => Err(missing),
+                }
+            }
+            other => other,
+        }
     }
 
     /// Whether it is a base directory of the original that no store was made in.

@@ -57,6 +57,22 @@ fn the_originals_answers_to_revision_specifications_hold() {
 }
 
 #[test]
+fn a_check_tells_of_the_originals_jobs() {
+    let original = unpack("vm-alpha");
+    let config = original.path("backy.conf");
+    let text = format!(
+        "global: {{base-dir: {}}}\nschedules: {{usual: {{daily: {{interval: 1d, keep: 7}}}}}}\n\
+         jobs: {{vm-alpha: {{schedule: usual, source: {{type: file, filename: /x}}}}}}\n",
+        original.base().display()
+    );
+    std::fs::write(&config, text).expect("write a configuration");
+    let before = original.fingerprint();
+    let run = Run::of(&mut original.bare(&["check", "-c", config.to_str().expect("a path")]));
+    assert!(run.code() == 2 && run.text().contains("vm-alpha"), "an overdue job: {run}");
+    assert!(original.fingerprint() == before, "the directory changed");
+}
+
+#[test]
 fn tags_and_trust_are_written_as_the_original_writes_them() {
     let original = unpack("vm-alpha");
     let id = &original.revisions[3].id;

@@ -225,6 +225,8 @@ impl Upgrade<'_> {
         let lost = self.copy(&image, &writer)?;
         self.quarantine(revision, &lost)?;
         let (stored, is_damaged) = (writer.stats().stored_bytes, !lost.is_empty());
+        // A purge may have found nothing to do meanwhile.
+        purge::set_pending(self.job)?;
         let names = image.map().map(distinct).unwrap_or_default();
         let kind = String::from(revision.backend_type.clone());
         match writer.finish_over(

@@ -89,9 +89,15 @@ impl Original {
 
     /// The binary for the job.
     pub fn command(&self, words: &[&str]) -> Command {
+        let mut command = self.bare(&["-b", &format!("srv/{}", self.job)]);
+        command.args(words);
+        command
+    }
+
+    /// The binary with exactly these arguments.
+    pub fn bare(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
-        command.current_dir(self.dir.path()).env("TZ", "UTC").env_remove("BACKY_FAULT");
-        command.arg("-b").arg(format!("srv/{}", self.job)).args(words);
+        command.current_dir(self.dir.path()).env("TZ", "UTC").env_remove("BACKY_FAULT").args(words);
         command
     }
 
@@ -103,8 +109,7 @@ impl Original {
     /// Makes a store beside the job.
     #[track_caller]
     pub fn init(&self) {
-        let mut command = Command::new(&self.binary);
-        Run::of(command.arg("init").arg(self.base())).expect(0);
+        Run::of(&mut self.bare(&["init", "srv"])).expect(0);
     }
 
     /// SHA-256 of what a revision restores to; the run where that fails.
