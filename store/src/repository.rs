@@ -192,6 +192,10 @@ impl Repository {
             let job = Job::new(JobName::parse(&name)?, dir.to_owned(), repository.clone());
             return Ok(Some(Location { repository, job: Some(job) }));
         }
+        // A store of ours that lost its mark is no base directory of the original.
+        if dir.join("writers").exists() {
+            return Ok(None);
+        }
         let entries = std::fs::read_dir(dir).context("list", dir)?;
         if !entries.flatten().any(|entry| is_original_job(&entry.path())) {
             return Ok(None);

@@ -24,7 +24,6 @@ use crate::damage;
 use crate::disk;
 use crate::error::{Context, Error, Result};
 use crate::job::{Job, JobFile, job_files};
-use crate::legacy::job::is_original_job;
 use crate::legacy::purge::{self, Freed};
 use crate::lock::{self, SweepGuard};
 use crate::monitor::{Finding, Monitor};
@@ -263,7 +262,7 @@ impl Sweep<'_> {
             }
             let own = depth == 0 && RESERVED.iter().any(|&name| entry.file_name() == name)
                 // The original's chunks: very many files, and no manifest among them.
-                || entry.file_name() == "chunks" && is_original_job(dir);
+                || entry.file_name() == "chunks" && path.join("store").is_file();
             if !own && !path.join("backy.store").exists() {
                 self.mark_below(&path, depth + 1, gone, seen)?;
             }

@@ -89,6 +89,33 @@ fn every_revision_is_shown_exactly_and_the_directory_stays_as_it_is() {
 }
 
 #[test]
+fn an_upgrade_beside_a_reader_leaves_it_what_it_reads() {
+    for name in ["vm-alpha", "vm-cow"] {
+        let original = unpack(name);
+        original.init();
+        let Some(mount) = Mount::new(&original) else { return };
+        let revision = &original.revisions[0];
+        let image = mount.image(&revision.id);
+        let run = original.run(&["upgrade"]).expect(0);
+        if name == "vm-alpha" {
+            assert!(run.stderr.contains("wait for a later purge") && !original.chunks().is_empty(), "{run}");
+        }
+        let sum = |image: File| {
+            let output = Command::new("sha256sum").stdin(image).output().expect("sha256sum");
+            String::from_utf8_lossy(&output.stdout[..64]).into_owned()
+        };
+        assert_eq!(sum(image), revision.sha256, "{name}: open since before the upgrade");
+        for revision in &original.revisions {
+            assert_eq!(sum(mount.image(&revision.id)), revision.sha256, "{name}: opened after the upgrade");
+        }
+        drop(mount);
+        original.run(&["purge"]).expect(0);
+        assert!(original.chunks().is_empty() && !original.dir().join(".purge_pending").exists());
+        original.must_restore_all("after a purge");
+    }
+}
+
+#[test]
 fn zero_chunks_are_holes() {
     let original = unpack("vm-alpha");
     let Some(mount) = Mount::new(&original) else { return };

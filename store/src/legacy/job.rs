@@ -113,17 +113,19 @@ impl Known {
     }
 }
 
-/// Whether a directory that has no store of ours is the job of an original: it has manifests, or a configuration
-/// beside chunks or locks of the original.
+/// Whether a directory is a job of the original that our programs have made no revision in: it has manifests, or a
+/// configuration beside chunks or locks of the original, and no map of ours. A store of ours that lost its mark is none.
 pub(crate) fn is_original_job(dir: &Path) -> bool {
-    let beside = || {
-        dir.join("config").is_file()
-            && [".backup", ".purge", "chunks"].iter().any(|name| dir.join(name).exists())
-    };
-    beside()
-        || std::fs::read_dir(dir).is_ok_and(|entries| {
-            entries.flatten().any(|entry| {
-                entry.path().extension().is_some_and(|end| end == "rev") && entry.path().is_file()
-            })
-        })
+    let Ok(entries) = std::fs::read_dir(dir) else { return false };
+    let (mut has_manifests, mut is_ours) = (false, false);
+    for entry in entries.flatten() {
+        let path = entry.path();
+        match path.extension().and_then(|end| end.to_str()) {
+            Some("rev") => has_manifests |= path.is_file(),
+            Some("map") => is_ours = true,
+            _ => is_ours |= entry.file_name() == "backy.store",
+        }
+    }
+    let beside = || [".purge", "chunks"].iter().any(|name| dir.join(name).exists());
+    !is_ours && (has_manifests || dir.join("config").is_file() && beside())
 }

@@ -85,7 +85,11 @@ impl ChunkMap {
             }
             other => other.context("open", path)?,
         };
-        let length = file.metadata().context("examine", path)?.len();
+        let facts = file.metadata().context("examine", path)?;
+        if !facts.is_file() {
+            return Err(corrupt("it is not a regular file"));
+        }
+        let length = facts.len();
         let mut header = [0; HEADER_LEN as usize];
         if length < HEADER_LEN {
             return Err(corrupt("it is cut off in the header"));
