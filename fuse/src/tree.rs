@@ -244,7 +244,7 @@ mod tests {
         assert_eq!(ids, ["a", "b", "c", "d"]);
         let mut readable = revision("e", &[], Trust::Trusted);
         Arc::make_mut(&mut readable).backend_type = BackendType::Cowfile;
-        assert_eq!(listing(&JobTree::new(vec![readable])), ["e/", "last/"]);
+        assert_eq!(listing(&JobTree::new(vec![readable])), ["e/", "last -> e"]);
     }
 
     #[test]
