@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
     backup, check, client, completion, config, distrust, doctor, expire, find, forget, index, init, mount,
-    peers, purge, restore, scheduler, status, tags, undelete, unmount, verify,
+    peers, purge, restore, scheduler, status, tags, undelete, unmount, upgrade, verify,
 };
 use crate::failure::EXIT_USAGE;
 use crate::output::nagios;
@@ -83,6 +83,8 @@ pub(crate) enum Command {
     Pull(peers::Arguments),
     /// Tell other servers which tags of their revisions were changed here
     Push(peers::Arguments),
+    /// Convert revisions that the original backy wrote
+    Upgrade(upgrade::Arguments),
     /// Look after the index of revisions
     Index(index::Arguments),
     /// Say for monitoring whether every job is backed up in time
@@ -119,6 +121,7 @@ impl Command {
             Self::Purge(_) => "purge",
             Self::Pull(_) => "pull",
             Self::Push(_) => "push",
+            Self::Upgrade(_) => "upgrade",
             Self::Index(_) => "index",
             Self::Check(_) => "check",
             Self::Scheduler(_) => "scheduler",

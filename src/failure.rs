@@ -238,6 +238,10 @@ fn store_hint(error: &StoreError) -> Option<String> {
         StoreError::StoreMissing { path } => {
             format!("create one with `backy init {}`, or mount the disk it is on", text(path))
         }
+        StoreError::StoreOriginal { path } => format!(
+            "run `backy init {}` first: it makes a store beside the jobs and changes nothing of theirs",
+            text(path)
+        ),
         StoreError::StoreNotCreatable { .. } => "choose an empty or a new directory".to_owned(),
         StoreError::StoreUnsafe { path, .. } => format!("if it is yours: `chmod go-w {}`", text(path)),
         StoreError::NotAJob { path, jobs } => {

@@ -1,6 +1,7 @@
 //! What the directory of a job holds, computed from the list of its revisions: plain data, no I/O.
 //!
-//! A revision is shown when its image can be read here: complete, local, of our own format. Its id is its
+//! A revision is shown when its image can be read here: complete and local, of our own format or of
+//! the original's. Its id is its
 //! name. A link never hides a revision: a tag that is also a revision's id, or that is `last`, has no link.
 
 use std::collections::{BTreeMap, HashMap};
@@ -159,8 +160,10 @@ fn reason_to_leave_out(revision: &Revision) -> Option<String> {
         BackendType::Framed if revision.image_size.is_none() || revision.map_seal.is_none() => {
             Some("its manifest does not say how its image is kept".to_owned())
         }
-        BackendType::Framed => None,
-        BackendType::Chunked | BackendType::Cowfile => Some("it is of the original's format".to_owned()),
+        BackendType::Chunked | BackendType::Cowfile if revision.image_size.is_none() => {
+            Some("its chunk map or its image is missing or damaged".to_owned())
+        }
+        BackendType::Framed | BackendType::Chunked | BackendType::Cowfile => None,
         BackendType::Other(kind) => Some(format!("its backend type {kind:?} is not known")),
     }
 }
@@ -231,13 +234,17 @@ mod tests {
         let mut remote = revision("b", &[], Trust::Trusted);
         Arc::make_mut(&mut remote).server = "other".to_owned();
         let mut old = revision("c", &[], Trust::Trusted);
-        Arc::make_mut(&mut old).backend_type = BackendType::Chunked;
+        let old_revision = Arc::make_mut(&mut old);
+        (old_revision.backend_type, old_revision.image_size) = (BackendType::Chunked, None);
         let mut sizeless = revision("d", &[], Trust::Trusted);
         Arc::make_mut(&mut sizeless).image_size = None;
         let tree = JobTree::new(vec![unfinished, remote, old, sizeless]);
         assert!(listing(&tree).is_empty());
         let ids: Vec<&str> = tree.left_out().iter().map(|(id, _)| id.as_str()).collect();
         assert_eq!(ids, ["a", "b", "c", "d"]);
+        let mut readable = revision("e", &[], Trust::Trusted);
+        Arc::make_mut(&mut readable).backend_type = BackendType::Cowfile;
+        assert_eq!(listing(&JobTree::new(vec![readable])), ["e/", "last -> e"]);
     }
 
     #[test]

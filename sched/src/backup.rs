@@ -65,6 +65,7 @@ pub fn run(
     request: &BackupRequest,
     monitor: &dyn Monitor,
 ) -> Result<BackupReport> {
+    job.repository().check_ours()?;
     if !request.force_tags {
         config.schedule.check_tags(&request.tags)?;
     }
@@ -100,6 +101,13 @@ fn choose_base(history: &[Revision]) -> Option<&Revision> {
             && revision.is_clean()
             && revision.trust != Trust::Distrusted
     })
+}
+
+/// Returns the revision of the original that a job without such a base continues.
+fn choose_continued(history: &[Revision]) -> Option<&Revision> {
+    history
+        .iter()
+        .rfind(|revision| revision.is_old() && revision.is_clean() && revision.trust != Trust::Distrusted)
 }
 
 fn is_distrusted(revision: &&Revision) -> bool {
@@ -151,7 +159,8 @@ impl Backup<'_> {
         let name = source.describe();
         let started = (self.request.clock)();
         let snapshot = source.snapshot(&id, self.monitor)?;
-        let (writer, base) = self.begin(id, started, snapshot.size_bytes())?;
+        let (mut writer, base) = self.begin(id, started, snapshot.size_bytes())?;
+        let continued = if base.is_none() { self.continue_original(&mut writer) } else { None };
         tracing::info!(job = %self.job.name(), revision = %writer.id(), tags = ?self.request.tags, "created-revision");
 
         let copied = self.copy(&*snapshot, base.as_ref(), &writer)?;
@@ -166,6 +175,10 @@ impl Backup<'_> {
         facts.insert("mode".to_owned(), copied.mode.as_str().into());
         let verify = if snapshot.can_read_at() { self.config.verify } else { VerifyMode::Off };
         facts.insert("verify".to_owned(), verify.as_str().into());
+        if let Some(old) = continued {
+            facts.insert("continues".to_owned(), old.as_str().into());
+            facts.insert("recognised_bytes".to_owned(), writer.stats().recognised_bytes.into());
+        }
         facts.insert("verified_bytes".to_owned(), compared.bytes.into());
         self.commit(writer, started, copied, facts)
     }
@@ -186,7 +199,7 @@ impl Backup<'_> {
             tags: self.request.tags.clone(),
             image_size_bytes: size,
             base: base.cloned(),
-            parent: base.map(|base| base.id.clone()),
+            parent: base.or_else(|| choose_continued(self.history)).map(|base| base.id.clone()),
             reuse: if has_distrusted { Reuse::Full } else { Reuse::Header },
             level: self.config.compression_level,
         };
@@ -201,6 +214,19 @@ impl Backup<'_> {
         }
         new.base = None;
         Ok((self.job.new_revision(self.guard, new)?, None))
+    }
+
+    /// Lets a run without a base compare what it reads with the newest revision of the original. What hinders that
+    /// costs only the figures.
+    fn continue_original(&self, writer: &mut RevisionWriter) -> Option<RevisionId> {
+        let old = choose_continued(self.history)?;
+        match writer.recognise(old) {
+            Ok(()) => Some(old.id.clone()),
+            Err(error) => {
+                tracing::warn!(job = %self.job.name(), revision = %old.id, %error, "original-not-recognised");
+                None
+            }
+        }
     }
 
     fn distrust_base(&self, base: &Revision, damage: &backy_store::Error) -> Result<()> {

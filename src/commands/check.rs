@@ -67,7 +67,7 @@ fn examine(context: &Context, arguments: &Arguments) -> anyhow::Result<(Report, 
     );
     let path = absolute(&arguments.config)?;
     let config = ServiceConfig::load(&path)?;
-    let repository = Repository::open(&config.base_dir)?;
+    let repository = Repository::open_any(&config.base_dir)?;
     let service_runs = match arguments.without_service {
         true => None,
         false => Some(service::is_running(&config.base_dir)?),

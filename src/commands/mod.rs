@@ -23,6 +23,7 @@ pub(crate) mod status;
 pub(crate) mod tags;
 pub(crate) mod undelete;
 pub(crate) mod unmount;
+pub(crate) mod upgrade;
 pub(crate) mod verify;
 
 use std::path::{Component, Path, PathBuf};
@@ -85,6 +86,7 @@ fn dispatch(context: &Context, command: Command) -> Result {
         Command::Purge(arguments) => purge::run(context, &arguments),
         Command::Pull(arguments) => pull::run(context, &arguments),
         Command::Push(arguments) => push::run(context, &arguments),
+        Command::Upgrade(arguments) => upgrade::run(context, &arguments),
         Command::Index(arguments) => index::run(context, &arguments),
         Command::Check(arguments) => check::run(context, &arguments),
         Command::Scheduler(arguments) => scheduler::run(context, &arguments),
@@ -125,6 +127,10 @@ impl Context {
     /// Finds the store, and the job if the directory is one; the log goes on there.
     pub(crate) fn location(&self) -> anyhow::Result<Location> {
         let location = Repository::discover(&self.dir()?)?;
+        if location.repository.is_original() {
+            // It is only looked at: no log is begun there.
+            return Ok(location);
+        }
         match &location.job {
             Some(job) => self.log.enter_job(job.name(), job.dir()),
             None => self.log.enter_dir(location.repository.root()),

@@ -13,6 +13,7 @@ use super::Context;
 use crate::failure::{Outcome, Result};
 use crate::output::progress::Progress;
 use crate::output::size::{human_bytes, parse_duration};
+use crate::output::text::count;
 use crate::output::{json, terminal};
 
 /// Deletes the chunks that no revision needs, and for good the revisions forgotten long enough ago.
@@ -85,6 +86,8 @@ fn as_json(store: &Repository, report: &SweepReport) -> serde_json::Value {
         "bytes_deleted": report.bytes_deleted,
         "temporary_deleted": report.temporary_deleted,
         "chunks_kept": report.chunks_kept,
+        "old_chunks_deleted": report.old.chunks,
+        "old_bytes_deleted": report.old.bytes,
     })
 }
 
@@ -101,6 +104,17 @@ fn print_report(store: &Repository, report: &SweepReport, dry_run: bool) -> anyh
         report.temporary_deleted,
         report.chunks_kept
     ))?;
+    if report.old.bytes > 0 {
+        terminal::print_line(format_args!(
+            "{}: deleted {} and images of the original's jobs ({})",
+            store.root().display(),
+            count(usize::try_from(report.old.chunks).unwrap_or(usize::MAX), "chunk", "chunks"),
+            human_bytes(report.old.bytes)
+        ))?;
+    }
+    for (job, reason) in &report.old_left {
+        terminal::warn(format_args!("the original's chunks of job {job} wait for a later purge: {reason}"));
+    }
     if report.revisions_held > 0 {
         terminal::note(format_args!(
             "{} forgotten revisions can still be undeleted; `--now` deletes them",

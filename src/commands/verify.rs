@@ -68,6 +68,9 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     if findings > 0 {
         terminal::note(format_args!("{} of damage", count(findings, "finding", "findings")));
     }
+    if job.repository().is_original() {
+        terminal::note("nothing was recorded: there is no store here yet");
+    }
     terminal::note(format_args!("read {} in {} chunks", human_bytes(report.bytes), report.chunks));
     Ok(Outcome::bad_if(!all_good))
 }

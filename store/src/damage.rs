@@ -13,12 +13,26 @@ use crate::chunk::{CHUNK_LEN, ChunkId};
 use crate::disk;
 use crate::error::Result;
 use crate::job::Job;
+use crate::legacy;
 use crate::monitor::{Finding, Monitor};
 use crate::name::JobName;
 use crate::repository::Repository;
 use crate::revision::map::entry;
 use crate::revision::{BackendType, Revision, RevisionId, Trust};
 use crate::timestamp::Timestamp;
+
+/// Records damaged chunks that were met in a revision of `job`: ours as [`record_chunks`] does, of the original's the
+/// revisions of this job are distrusted. Returns the revisions that were not distrusted before.
+pub fn record(job: &Job, chunks: &[ChunkId], monitor: &dyn Monitor) -> Result<Vec<(JobName, RevisionId)>> {
+    let (old, ours): (HashSet<ChunkId>, HashSet<ChunkId>) =
+        chunks.iter().copied().partition(|id| id.original().is_some());
+    let ours: Vec<ChunkId> = ours.into_iter().collect();
+    let mut distrusted = legacy::job::record_chunks(job, &old, monitor)?;
+    if !ours.is_empty() {
+        distrusted.extend(record_chunks(job.repository(), &ours, monitor)?);
+    }
+    Ok(distrusted)
+}
 
 /// Marks chunks as damaged and distrusts every revision of the store that uses one of them; returns those that
 /// were not distrusted before. Reads the maps of the store, pages that revisions share once.

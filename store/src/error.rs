@@ -20,6 +20,12 @@ pub enum Error {
         /// The path that was given.
         path: PathBuf,
     },
+    /// The directory holds jobs of the original, and no store was made beside them.
+    #[error("{} is a base directory of the original backy and no store yet", path.display())]
+    StoreOriginal {
+        /// The base directory.
+        path: PathBuf,
+    },
     /// A store cannot be made here.
     #[error("cannot create a store at {}: {reason}", path.display())]
     StoreNotCreatable {

@@ -9,6 +9,7 @@ use crate::chunk::container::{HEADER_LEN_MAX, header_len, parse_header};
 use crate::chunk::frame::{Decoder, Kind};
 use crate::chunk::id::{self, ChunkId, combine};
 use crate::chunk::{CHUNK_LEN, FRAME_LEN};
+use crate::legacy;
 use crate::revision::map::ChunkMap;
 use crate::revision::{Revision, RevisionId, manifest};
 use crate::timestamp::Timestamp;
@@ -96,6 +97,30 @@ fn open_map(data: &[u8]) {
     }
 }
 
+/// Reads any bytes as the original's files: a chunk as it is and with a header that is right, and a map.
+pub fn original(data: &[u8]) {
+    let mut out = vec![0; CHUNK_LEN];
+    let _ = legacy::chunk::decode(data, &mut out);
+    for length in [0u32, 5, 4096, 70_000] {
+        let file = [&[0xf0], &length.to_be_bytes()[..], data].concat();
+        if let Ok(found) = legacy::chunk::decode(&file, &mut out) {
+            assert_eq!(found, length as usize);
+        }
+    }
+    let Ok(map) = legacy::map::OldMap::read(data) else { return };
+    let count = crate::chunk::layout::chunk_count(map.size_bytes());
+    let used = map.used_names().count();
+    let (mut at, mut found) = (0, 0);
+    while let Some(number) = map.next(at, count, true) {
+        assert!(map.get(number).is_some() && number >= at && number < count);
+        (at, found) = (number + 1, found + 1);
+    }
+    assert_eq!(found, used);
+    if let Some(hole) = map.next(0, count, false) {
+        assert!(map.get(hole).is_none());
+    }
+}
+
 /// Parses `body` closed by the seal that is right for it.
 pub fn sealed_manifest(body: &[u8]) -> Result<Revision, String> {
     let mut text = body.to_vec();
@@ -143,6 +168,7 @@ mod tests {
             chunk(data);
             map(data);
             frame(data);
+            original(data);
             let _ = sealed_manifest(data);
         }
     }

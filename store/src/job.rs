@@ -14,6 +14,7 @@ use crate::chunk::cache::FrameCache;
 use crate::disk;
 use crate::error::{Context, Error, Result};
 use crate::index::{self, KnownRevisions};
+use crate::legacy::image::OldImage;
 use crate::lock::{self, BackupGuard, ManifestGuard};
 use crate::monitor::Finding;
 use crate::name::{JobName, Tag};
@@ -167,7 +168,7 @@ impl Job {
         let path = self.manifest_path(id);
         match manifest::read(&path, id) {
             Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => Err(self.unknown(id)),
-            other => other,
+            other => other.map(|revision| self.complete(revision)),
         }
     }
 
@@ -181,7 +182,9 @@ impl Job {
         for (file, path) in job_files(&self.dir)? {
             if let JobFile::Forgotten(id, forgotten_at) = file {
                 match manifest::read(&path, &id) {
-                    Ok(revision) => found.push(Forgotten { revision, forgotten_at }),
+                    Ok(revision) => {
+                        found.push(Forgotten { revision: self.complete(revision), forgotten_at });
+                    }
                     Err(error) => tracing::warn!(%error, "skipping a forgotten revision"),
                 }
             }
@@ -266,7 +269,11 @@ impl Job {
             .max();
         let (_, path) = newest.ok_or_else(|| self.unknown(id))?;
         let revision = manifest::read(&path, id)?;
-        self.open_any_map(&revision)?;
+        if revision.is_old() {
+            OldImage::open(self, &revision)?;
+        } else {
+            self.open_any_map(&revision)?;
+        }
         if !disk::rename_new(&path, &self.manifest_path(id))? {
             let reason = "it exists already".to_owned();
             return Err(Error::ChangeRefused { job: self.name.clone(), revision: id.clone(), reason });
@@ -331,9 +338,8 @@ impl Job {
                 job: self.name.clone(),
                 revision: revision.id.clone(),
                 reason: match (kind, revision.server.as_str()) {
-                    (BackendType::Chunked | BackendType::Cowfile, _) => {
-                        "it was written by the original backy, which this version does not read yet"
-                            .to_owned()
+                    (BackendType::Chunked | BackendType::Cowfile, "") => {
+                        "it was written by the original backy".to_owned()
                     }
                     (_, "") => "its backend type is not known".to_owned(),
                     (_, server) => format!("its image lies on the server {server}"),
@@ -349,6 +355,7 @@ impl Job {
 
     /// Begins a new revision.
     pub fn new_revision(&self, _guard: &BackupGuard, new: NewRevision) -> Result<RevisionWriter> {
+        self.repository.check_ours()?;
         RevisionWriter::begin(self.clone(), new)
     }
 
@@ -366,6 +373,32 @@ impl Job {
         }
         disk::sync_dir(&self.dir)?;
         disk::write_atomically(&self.manifest_path(&revision.id), manifest::to_text(revision).as_bytes())
+    }
+
+    /// Puts a finished revision in the place of the original's with the same id, keeping what its manifest says now. The
+    /// rename of the manifest is the commit; a map without it belongs to a run that died before.
+    pub(crate) fn commit_over(
+        &self,
+        mut new: Revision,
+        is_damaged: bool,
+        unfinished_map: &Path,
+    ) -> Result<Revision> {
+        let _manifests = self.lock_manifests()?;
+        let old = self.revision(&new.id)?;
+        if !old.is_old() {
+            let reason = "it is not the original's any more".to_owned();
+            return Err(Error::ChangeRefused { job: self.name.clone(), revision: old.id, reason });
+        }
+        (new.stats, new.tags, new.orig_tags) = (old.stats, old.tags, old.orig_tags);
+        (new.parent, new.extra) = (old.parent, old.extra);
+        new.trust = if is_damaged { Trust::Distrusted } else { old.trust };
+        let map = self.map_path(&new.id);
+        disk::rename(unfinished_map, &map)?;
+        disk::sync_dir(&self.dir)?;
+        let text = manifest::to_text(&new);
+        self.repository
+            .with_reserve(|| disk::write_atomically(&self.manifest_path(&new.id), text.as_bytes()))?;
+        Ok(new)
     }
 
     /// Distrusts the revisions of this job that are in `ids` and not distrusted yet; returns them.

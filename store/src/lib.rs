@@ -11,6 +11,7 @@ pub mod error;
 pub mod fuzzing;
 pub mod index;
 pub mod job;
+pub mod legacy;
 pub mod lock;
 pub mod monitor;
 pub mod name;

@@ -12,6 +12,7 @@ use crate::backend::local::LocalBackend;
 use crate::disk;
 use crate::error::{Context, Error, Result};
 use crate::job::Job;
+use crate::legacy::job::is_original_job;
 use crate::name::{JobName, RESERVED};
 use crate::timestamp::Timestamp;
 
@@ -41,6 +42,7 @@ pub struct Repository {
 struct Inner {
     root: PathBuf,
     marker: Marker,
+    is_original: bool,
 }
 
 /// What a directory is: a store and, if it is a job's directory, that job.
@@ -88,8 +90,11 @@ impl Repository {
                         || name.as_encoded_bytes().starts_with(b".unfinished-");
                     // The base directory of an older backy becomes a store beside its jobs.
                     let job = || is_job_dir(&root.join(&name)).unwrap_or(false);
-                    if !ours && name != "config" && !job() {
-                        return refuse("the directory is not empty");
+                    // So does what its service left there.
+                    let old = [".lock", "status"].iter().any(|&old| name == old);
+                    if !ours && !old && name != "config" && !job() {
+                        let name = name.display();
+                        return refuse(&format!("the directory is not empty: {name} is not a job"));
                     }
                 }
             }
@@ -146,10 +151,62 @@ impl Repository {
         }
         let marker: Marker = serde_yaml::from_str(&text).map_err(unreadable)?;
         check_mode(root)?;
-        Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), marker }) })
+        Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), marker, is_original: false }) })
     }
 
-    /// Finds the nearest store at or above `path`, which is a base directory or a job's directory.
+    /// Opens a base directory of the original as it is. It is no store: revisions can be read, and manifests changed.
+    pub fn open_original(root: &Path) -> Result<Self> {
+        let created = Timestamp::from_secs(0).ok_or_else(|| Error::StoreMissing { path: root.to_owned() })?;
+        let marker = Marker { format: 0, id: String::new(), created, file_system: String::new() };
+        Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), marker, is_original: true }) })
+    }
+
+    /// Opens the store whose root is `root`, or the jobs of the original that lie there where there is none.
+    pub fn open_any(root: &Path) -> Result<Self> {
+        match Self::open(root) {
+            Err(missing @ Error::StoreMissing { .. }) if root.is_dir() => {
+                match Self::discover_original(root, None)? {
+                    Some(Location { repository, job: None }) => Ok(repository),
+                    _ => Err(missing),
+                }
+            }
+            other => other,
+        }
+    }
+
+    /// Whether it is a base directory of the original that no store was made in.
+    pub fn is_original(&self) -> bool {
+        self.inner.is_original
+    }
+
+    /// Fails with `StoreOriginal` unless it is a store of ours.
+    pub fn check_ours(&self) -> Result<()> {
+        if self.is_original() { Err(Error::StoreOriginal { path: self.root().to_owned() }) } else { Ok(()) }
+    }
+
+    /// Looks whether a directory is a job of the original, or holds some.
+    fn discover_original(dir: &Path, below: Option<&str>) -> Result<Option<Location>> {
+        if below.is_none() && is_original_job(dir) {
+            let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let repository = Self::open_original(dir.parent().unwrap_or(dir))?;
+            let job = Job::new(JobName::parse(&name)?, dir.to_owned(), repository.clone());
+            return Ok(Some(Location { repository, job: Some(job) }));
+        }
+        // A store of ours that lost its mark is no base directory of the original.
+        if dir.join("writers").exists() {
+            return Ok(None);
+        }
+        let entries = std::fs::read_dir(dir).context("list", dir)?;
+        if !entries.flatten().any(|entry| is_original_job(&entry.path())) {
+            return Ok(None);
+        }
+        let repository = Self::open_original(dir)?;
+        let job = below.map(|name| repository.job_named(name)).transpose()?;
+        Ok(Some(Location { repository, job }))
+    }
+
+    /// Finds the nearest store at or above `path`, which is a base directory or a job's directory; where there is none,
+    /// the jobs of the original that lie there.
     pub fn discover(path: &Path) -> Result<Location> {
         let missing = || Error::StoreMissing { path: path.to_owned() };
         let (dir, below) = match path.canonicalize() {
@@ -175,13 +232,16 @@ impl Repository {
                 .components()
                 .map(|part| part.as_os_str().to_string_lossy().into_owned())
                 .collect();
-            inside.extend(below);
+            inside.extend(below.clone());
             let job = match inside.as_slice() {
                 [] => repository.own_job()?,
                 [name] => Some(repository.job_named(name)?),
                 _ => return Err(Error::JobUnknown { name: inside.join("/"), store: root.to_owned() }),
             };
             return Ok(Location { repository, job });
+        }
+        if let Some(found) = Self::discover_original(&dir, below.as_deref())? {
+            return Ok(found);
         }
         Err(missing())
     }
@@ -248,7 +308,7 @@ impl Repository {
 
     /// The job whose directory is this store's root, if it is one.
     fn own_job(&self) -> Result<Option<Job>> {
-        if !is_job_dir(self.root())? {
+        if self.is_original() || !is_job_dir(self.root())? {
             return Ok(None);
         }
         let name = self.root().canonicalize().context("open", self.root())?;
@@ -257,7 +317,7 @@ impl Repository {
     }
 
     fn job_at(&self, name: &JobName, dir: &Path) -> Result<Option<Job>> {
-        if !dir.is_dir() || !is_job_dir(dir)? {
+        if !dir.is_dir() || !is_job_dir(dir)? || self.is_original() && !is_original_job(dir) {
             return Ok(None);
         }
         let repository = match Self::open(dir) {
@@ -269,6 +329,7 @@ impl Repository {
 
     /// Makes a job's directory with `config` as its configuration file; `own_store` gives it chunks of its own.
     pub fn create_job(&self, name: &JobName, own_store: bool, config: &str, now: Timestamp) -> Result<Job> {
+        self.check_ours()?;
         let dir = self.root().join(name.as_str());
         if dir.is_dir() && is_job_dir(&dir)? {
             return Err(Error::JobExists { name: name.clone(), path: dir });
@@ -307,7 +368,7 @@ impl Repository {
     /// Runs a small write; if the file system is full, gives the reserve back and runs it once more.
     pub(crate) fn with_reserve<T>(&self, write: impl Fn() -> Result<T>) -> Result<T> {
         match write() {
-            Err(error) if error.io_kind() == Some(io::ErrorKind::StorageFull) => {
+            Err(error) if error.io_kind() == Some(io::ErrorKind::StorageFull) && !self.is_original() => {
                 disk::remove(&self.root().join(".reserve"))?;
                 tracing::warn!(store = %self.root().display(), "the file system is full, using the reserve");
                 write()

@@ -11,16 +11,16 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::backend::local::LocalBackend;
-use crate::chunk::layout::{chunk_len, frame_count, frame_len};
-use crate::chunk::store::{self, Scratch};
+use crate::chunk::layout::{chunk_len, frame_len};
+use crate::chunk::store::Scratch;
 use crate::chunk::{CHUNK_SIZE, ChunkId, FRAME_SIZE};
 use crate::damage;
 use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::monitor::{Finding, Monitor};
-use crate::revision::map::{ChunkMap, PAGE_ENTRIES, entry};
-use crate::revision::{Revision, reader};
+use crate::revision::Revision;
+use crate::revision::image::Image;
+use crate::revision::map::PAGE_ENTRIES;
 use target::TargetFile;
 
 /// Where to.
@@ -72,12 +72,11 @@ pub fn restore(
     options: &RestoreOptions,
     monitor: &dyn Monitor,
 ) -> Result<RestoreReport> {
-    let (_pin, map) = reader::pin(job, revision)?;
+    let image = Image::open(job, revision)?;
     let run = Run {
         job,
         revision,
-        map: &map,
-        backend: job.repository().backend()?,
+        image: &image,
         options,
         monitor,
         stop: AtomicBool::new(false),
@@ -85,9 +84,9 @@ pub fn restore(
         lost: Mutex::new(Vec::new()),
         bad_chunks: Mutex::new(Vec::new()),
     };
-    monitor.begin("restore", Some(map.size_bytes()));
+    monitor.begin("restore", Some(image.size_bytes()));
     let result = match target {
-        Target::Path(path) => TargetFile::open(&path, map.size_bytes(), options.force).and_then(|target| {
+        Target::Path(path) => TargetFile::open(&path, image.size_bytes(), options.force).and_then(|target| {
             run.copy_to(&target)?;
             target.finish()
         }),
@@ -97,7 +96,7 @@ pub fn restore(
     monitor.end();
     // Damage is recorded whatever became of the restore.
     let bad = std::mem::take(&mut *lock(&run.bad_chunks));
-    let recorded = damage::record_chunks(job.repository(), &bad, monitor).map(drop);
+    let recorded = damage::record(job, &bad, monitor).map(drop);
     let report = run.report();
     match (result, recorded) {
         (Ok(()), Err(error)) => {
@@ -117,8 +116,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 struct Run<'r> {
     job: &'r Job,
     revision: &'r Revision,
-    map: &'r ChunkMap,
-    backend: LocalBackend,
+    image: &'r Image,
     options: &'r RestoreOptions,
     monitor: &'r dyn Monitor,
     stop: AtomicBool,
@@ -147,7 +145,7 @@ impl Run<'_> {
             }
         }
         RestoreReport {
-            bytes: self.map.size_bytes(),
+            bytes: self.image.size_bytes(),
             bytes_written: self.written.load(Ordering::Relaxed),
             lost: merged,
         }
@@ -180,7 +178,7 @@ impl Run<'_> {
         zero: &(dyn Fn(u64, u64) -> Result<()> + Sync),
         write: &(dyn Fn(u64, &[u8]) -> Result<u64> + Sync),
     ) -> Result<()> {
-        for page in 0..self.map.page_count() {
+        for page in 0..self.image.page_count() {
             let ids = self.page(page)?;
             let next = AtomicU64::new(0);
             crate::threads::run(self.options.threads.max(1), || {
@@ -193,7 +191,7 @@ impl Run<'_> {
                         self.check_stop()?;
                         match self.piece(number, *id, &mut scratch)? {
                             Piece::Hole => {
-                                zero(number * CHUNK_SIZE, chunk_len(self.map.size_bytes(), number) as u64)
+                                zero(number * CHUNK_SIZE, chunk_len(self.image.size_bytes(), number) as u64)
                             }
                             Piece::Data(data) => {
                                 let written = write(number * CHUNK_SIZE, data)?;
@@ -203,7 +201,7 @@ impl Run<'_> {
                         }
                     };
                     step().inspect_err(|_| self.stop.store(true, Ordering::Relaxed))?;
-                    self.monitor.advance(chunk_len(self.map.size_bytes(), number) as u64);
+                    self.monitor.advance(chunk_len(self.image.size_bytes(), number) as u64);
                 }
             })?;
         }
@@ -220,40 +218,29 @@ impl Run<'_> {
 
     /// The entries of one page of the map; with `salvage` a damaged page is all lost.
     fn page(&self, page: u64) -> Result<Vec<Option<ChunkId>>> {
-        let start = page * PAGE_ENTRIES * CHUNK_SIZE;
-        let length = (PAGE_ENTRIES * CHUNK_SIZE).min(self.map.size_bytes() - start);
-        match self.map.read_page(page) {
-            Ok(bytes) => Ok(bytes.chunks_exact(32).map(entry).collect()),
+        match self.image.page(page) {
             Err(error) if error.is_damage() => {
+                let (start, length) = self.image.page_range(page);
                 self.lose(start, length, None, error)?;
                 Ok(vec![None; length.div_ceil(CHUNK_SIZE) as usize])
             }
-            Err(error) => Err(error),
+            other => other,
         }
     }
 
     /// Reads one chunk of the image.
     fn piece<'s>(&self, number: u64, id: Option<ChunkId>, scratch: &'s mut Scratch) -> Result<Piece<'s>> {
         let Some(id) = id else { return Ok(Piece::Hole) };
-        let length = chunk_len(self.map.size_bytes(), number);
+        let length = chunk_len(self.image.size_bytes(), number);
         let start = number * CHUNK_SIZE;
-        let opened = store::open(&self.backend, &id).and_then(|chunk| match chunk.plain_len() {
-            found if found == length => Ok(chunk),
-            found => Err(Error::ChunkCorrupt {
-                id,
-                reason: format!("it holds {found} bytes where the image has {length}"),
-            }),
-        });
-        let chunk = match opened {
-            Ok(chunk) => chunk,
+        let plain = match self.image.read(number, &id, scratch) {
+            Ok(plain) => plain,
             Err(error) if error.is_damage() => {
                 self.lose(start, length as u64, Some(id), error)?;
                 return Ok(Piece::Hole);
             }
             Err(error) => return Err(error),
         };
-        debug_assert_eq!(frame_count(length), length.div_ceil(FRAME_SIZE as usize));
-        let plain = scratch.salvage(&chunk);
         for (frame, error) in plain.bad {
             self.lose(start + frame as u64 * FRAME_SIZE, frame_len(length, frame) as u64, Some(id), error)?;
         }

@@ -24,6 +24,7 @@ use crate::damage;
 use crate::disk;
 use crate::error::{Context, Error, Result};
 use crate::job::{Job, JobFile, job_files};
+use crate::legacy::purge::{self, Freed};
 use crate::lock::{self, SweepGuard};
 use crate::monitor::{Finding, Monitor};
 use crate::name::{JobName, RESERVED};
@@ -65,6 +66,10 @@ pub struct SweepReport {
     pub revisions_held: u64,
     /// Files that dead runs left.
     pub temporary_deleted: u64,
+    /// What was freed of the original's images and chunks.
+    pub old: Freed,
+    /// Jobs in which chunks of the original wait for a later purge, and why.
+    pub old_left: Vec<(JobName, String)>,
 }
 
 struct Sweep<'s> {
@@ -81,6 +86,7 @@ struct Sweep<'s> {
 
 /// Removes forgotten revisions past the hold time and every chunk that nothing refers to.
 pub fn sweep(repository: &Repository, options: &SweepOptions, monitor: &dyn Monitor) -> Result<SweepReport> {
+    repository.check_ours()?;
     let guard = lock::for_sweep(repository.root())?;
     let backend = repository.backend()?;
     check_place(repository, options)?;
@@ -101,6 +107,7 @@ pub fn sweep(repository: &Repository, options: &SweepOptions, monitor: &dyn Moni
     if !sweep.has_ghosts {
         disk::remove(&sweep.intent_path())?;
     }
+    sweep.purge_originals()?;
     repository.refill_reserve();
     Ok(sweep.report)
 }
@@ -146,6 +153,7 @@ impl Sweep<'_> {
         for job in self.jobs()? {
             let manifests = job.lock_manifests()?;
             if !self.options.dry_run {
+                self.report.old.add(purge::remove_leftovers(&job)?);
                 self.report.temporary_deleted += job.remove_orphan_maps(&manifests)?;
             }
             let files = job_files(job.dir())?;
@@ -158,6 +166,12 @@ impl Sweep<'_> {
                 self.report.revisions_deleted.push((job.name().clone(), id.clone()));
                 let lives =
                     files.iter().any(|(other, _)| matches!(other, JobFile::Manifest(other) if other == id));
+                if !lives && !job.map_path(id).exists() && purge::has_image(&job, id) {
+                    if !self.options.dry_run {
+                        self.report.old.add(purge::remove_revision(&job, id, path)?);
+                    }
+                    continue;
+                }
                 if !lives {
                     gone.insert(job.map_path(id));
                 }
@@ -167,6 +181,20 @@ impl Sweep<'_> {
             }
         }
         Ok(gone)
+    }
+
+    /// Frees the original's chunks, job by job. What is in use there waits, and keeps nothing else from being purged.
+    fn purge_originals(&mut self) -> Result<()> {
+        for job in self.jobs()?.into_iter().filter(purge::is_pending) {
+            match purge::purge(&job, self.monitor) {
+                Ok(freed) => self.report.old.add(freed),
+                Err(error @ (Error::Locked { .. } | Error::SweepRefused { .. })) => {
+                    self.report.old_left.push((job.name().clone(), error.to_string()));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Manifest first, durably; only then the map.
@@ -232,7 +260,9 @@ impl Sweep<'_> {
             if !(kind.is_dir() || depth == 0 && kind.is_symlink() && path.is_dir()) {
                 continue;
             }
-            let own = depth == 0 && RESERVED.iter().any(|&name| entry.file_name() == name);
+            let own = depth == 0 && RESERVED.iter().any(|&name| entry.file_name() == name)
+                // The original's chunks: very many files, and no manifest among them.
+                || entry.file_name() == "chunks" && path.join("store").is_file();
             if !own && !path.join("backy.store").exists() {
                 self.mark_below(&path, depth + 1, gone, seen)?;
             }
@@ -249,6 +279,8 @@ impl Sweep<'_> {
                 return Ok(());
             }
             Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => return Ok(()),
+            // Beside an image of the original, it is one of its manifests: the chunks that it needs are not ours.
+            Err(_) if purge::is_image(&path.with_extension(""), id) => return Ok(()),
             Ok(_) => "its chunk map is missing".to_owned(),
             Err(error) => error.to_string(),
         };

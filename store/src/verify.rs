@@ -8,17 +8,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::backend::local::LocalBackend;
+use crate::backend::Backend;
 use crate::chunk::layout::{chunk_len, frame_len};
-use crate::chunk::store::{self, Scratch};
+use crate::chunk::store::Scratch;
 use crate::chunk::{CHUNK_SIZE, ChunkId, FRAME_SIZE};
 use crate::damage::{self, Difference};
 use crate::error::{Error, Result};
 use crate::job::Job;
+use crate::legacy::chunk::OldChunks;
 use crate::monitor::{Finding, Monitor};
 use crate::name::JobName;
-use crate::revision::map::{ChunkMap, PAGE_ENTRIES, entry};
-use crate::revision::{Revision, RevisionId, Trust, reader};
+use crate::revision::image::Image;
+use crate::revision::map::{Entry, PAGE_ENTRIES};
+use crate::revision::{Revision, RevisionId, Trust};
 use crate::timestamp::Timestamp;
 
 /// What a verification found.
@@ -41,7 +43,6 @@ type Badness = BTreeMap<usize, String>;
 
 struct Verifier<'v> {
     job: &'v Job,
-    backend: LocalBackend,
     /// Chunks read so far, with the length they were expected to have.
     seen: HashMap<(ChunkId, u32), bool>,
     bad: HashMap<(ChunkId, u32), Badness>,
@@ -62,7 +63,6 @@ pub fn verify(
 ) -> Result<VerifyReport> {
     let mut verifier = Verifier {
         job,
-        backend: job.repository().backend()?,
         seen: HashMap::new(),
         bad: HashMap::new(),
         threads: threads.max(1),
@@ -97,8 +97,8 @@ pub fn verify(
 impl Verifier<'_> {
     /// Whether a revision is whole.
     fn revision(&mut self, revision: &Revision) -> Result<bool> {
-        let (_pin, map) = match reader::pin(self.job, revision) {
-            Ok(pinned) => pinned,
+        let image = match Image::open(self.job, revision) {
+            Ok(image) => image,
             Err(error) if error.is_damage() => {
                 self.finding(revision, None, None, error.to_string());
                 return Ok(false);
@@ -106,13 +106,11 @@ impl Verifier<'_> {
             Err(error) => return Err(error),
         };
         let mut whole = true;
-        for page in 0..map.page_count() {
-            match map.read_page(page) {
-                Ok(bytes) => whole &= self.page(revision, &map, page, &bytes)?,
+        for page in 0..image.page_count() {
+            match image.page(page) {
+                Ok(entries) => whole &= self.page(revision, &image, page, &entries)?,
                 Err(error) if error.is_damage() => {
-                    let start = page * PAGE_ENTRIES * CHUNK_SIZE;
-                    let length = (PAGE_ENTRIES * CHUNK_SIZE).min(map.size_bytes() - start);
-                    self.finding(revision, Some((start, length)), None, error.to_string());
+                    self.finding(revision, Some(image.page_range(page)), None, error.to_string());
                     whole = false;
                 }
                 Err(error) => return Err(error),
@@ -121,26 +119,20 @@ impl Verifier<'_> {
         Ok(whole)
     }
 
-    fn page(&mut self, revision: &Revision, map: &ChunkMap, page: u64, bytes: &[u8]) -> Result<bool> {
+    fn page(&mut self, revision: &Revision, image: &Image, page: u64, entries: &[Entry]) -> Result<bool> {
         let places: Vec<(u64, (ChunkId, u32))> = (page * PAGE_ENTRIES..)
-            .zip(bytes.chunks_exact(32))
-            .filter_map(|(number, bytes)| {
-                Some((number, (entry(bytes)?, chunk_len(map.size_bytes(), number) as u32)))
-            })
+            .zip(entries)
+            .filter_map(|(number, id)| Some((number, ((*id)?, chunk_len(image.size_bytes(), number) as u32))))
             .collect();
         let mut unread = Vec::new();
-        for (_, chunk) in &places {
+        for (number, chunk) in &places {
             if self.seen.insert(*chunk, true).is_none() {
-                unread.push(*chunk);
+                unread.push((*number, *chunk));
             }
         }
-        self.read(&unread)?;
-        let counted: u64 = unread.iter().map(|(_, length)| u64::from(*length)).sum();
-        self.monitor.advance(
-            (PAGE_ENTRIES.min(map.chunk_count() - page * PAGE_ENTRIES) * CHUNK_SIZE)
-                .min(map.size_bytes())
-                .saturating_sub(counted),
-        );
+        self.read(image, &unread)?;
+        let counted: u64 = unread.iter().map(|(_, (_, length))| u64::from(*length)).sum();
+        self.monitor.advance(image.page_range(page).1.saturating_sub(counted));
         let mut whole = true;
         for (number, chunk) in places {
             let Some(badness) = self.bad.get(&chunk).cloned() else { continue };
@@ -155,17 +147,17 @@ impl Verifier<'_> {
     }
 
     /// Reads chunks on all threads and notes the bad ones.
-    fn read(&mut self, chunks: &[(ChunkId, u32)]) -> Result<()> {
+    fn read(&mut self, image: &Image, chunks: &[(u64, (ChunkId, u32))]) -> Result<()> {
         let next = AtomicUsize::new(0);
         let bad = Mutex::new(Vec::new());
-        let (backend, monitor, bytes) = (&self.backend, self.monitor, &self.bytes);
+        let (monitor, bytes) = (self.monitor, &self.bytes);
         let work = || -> Result<()> {
             let mut scratch = Scratch::new();
-            while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            while let Some((number, chunk)) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if monitor.cancelled() {
                     return Err(Error::Cancelled);
                 }
-                if let Some(badness) = check(backend, chunk, &mut scratch)? {
+                if let Some(badness) = check(image, *number, chunk, &mut scratch)? {
                     bad.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((*chunk, badness));
                 }
                 bytes.fetch_add(u64::from(chunk.1), Ordering::Relaxed);
@@ -191,11 +183,15 @@ impl Verifier<'_> {
     }
 
     fn record(&self, report: &mut VerifyReport) -> Result<()> {
+        // A directory of the original that is not a store of ours is only looked at.
+        if self.job.repository().is_original() {
+            return Ok(());
+        }
         let chunks: Vec<ChunkId> = self.bad.keys().map(|(id, _)| *id).collect();
         for ((id, _), badness) in &self.bad {
             // A run that was stopped knows the chunk, but no revision as a whole.
             let Some(first) = report.bad.first() else { break };
-            let bytes = read_file(&self.backend, id);
+            let bytes = read_file(self.job, id);
             let difference = Difference {
                 revision: first,
                 offset: 0,
@@ -205,7 +201,7 @@ impl Verifier<'_> {
             };
             damage::quarantine(self.job, &difference, self.now)?;
         }
-        report.distrusted = damage::record_chunks(self.job.repository(), &chunks, self.monitor)?;
+        report.distrusted = damage::record(self.job, &chunks, self.monitor)?;
         self.set_trust(report)
     }
 
@@ -229,32 +225,31 @@ impl Verifier<'_> {
 }
 
 /// Returns the file of a damaged chunk as it is, for the quarantine.
-fn read_file(backend: &LocalBackend, id: &ChunkId) -> Option<Vec<u8>> {
-    use crate::backend::Backend;
-    let file = backend.open(id).ok()??;
+fn read_file(job: &Job, id: &ChunkId) -> Option<Vec<u8>> {
+    if id.original().is_some() {
+        let mut bytes = Vec::new();
+        return OldChunks::open(job.dir()).ok()?.read_file(id, &mut bytes).ok().map(|_| bytes);
+    }
+    let file = job.repository().backend().ok()?.open(id).ok()??;
     let mut bytes = vec![0; file.len().min(CHUNK_SIZE + 4096) as usize];
     let length = file.read_at(&mut bytes, 0).ok()?;
     bytes.truncate(length);
     Some(bytes)
 }
 
-/// Reads one chunk; `None` when it is good.
+/// Reads the chunk at one place; `None` when it is good.
 fn check(
-    backend: &LocalBackend,
+    image: &Image,
+    number: u64,
     (id, length): &(ChunkId, u32),
     scratch: &mut Scratch,
 ) -> Result<Option<Badness>> {
-    let all = |problem: String| {
-        let frames = crate::chunk::layout::frame_count(*length as usize);
-        Ok(Some((0..frames).map(|frame| (frame, problem.clone())).collect()))
+    let bad = match image.read(number, id, scratch) {
+        Err(error) if error.is_damage() => {
+            let frames = crate::chunk::layout::frame_count(*length as usize);
+            return Ok(Some((0..frames).map(|frame| (frame, error.to_string())).collect()));
+        }
+        other => other?.bad,
     };
-    let chunk = match store::open(backend, id) {
-        Err(error) if error.is_damage() => return all(error.to_string()),
-        other => other?,
-    };
-    if chunk.plain_len() != *length as usize {
-        return all(format!("chunk {id} holds {} bytes where the image has {length}", chunk.plain_len()));
-    }
-    let bad = scratch.salvage(&chunk).bad;
     Ok((!bad.is_empty()).then(|| bad.into_iter().map(|(frame, error)| (frame, error.to_string())).collect()))
 }

@@ -17,6 +17,11 @@ impl Block {
         self.bytes.len()
     }
 
+    /// Lets go of the bytes behind the first `len`.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
     /// Returns all bytes, to be written.
     pub(crate) fn as_mut(&mut self) -> &mut [u8] {
         &mut self.bytes[..self.len]

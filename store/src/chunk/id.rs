@@ -13,6 +13,9 @@ use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_ro
 use super::{CHUNK_LEN, FRAME_LEN, FRAMES_MAX, is_zero};
 
 /// The plain BLAKE3 of a chunk's bytes. Equal ids mean equal bytes. Written as 64 lower-case hex digits.
+///
+/// A chunk of the original has its 16 bytes of MurmurHash3 and 16 zero bytes, written as 32 digits: equal ids mean equal
+/// bytes there only within one job, and only as far as nobody has made two chunks with one hash on purpose.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkId([u8; 32]);
 
@@ -40,6 +43,37 @@ impl ChunkId {
         parse_hex(text).map(Self)
     }
 
+    /// Takes the name of a chunk of the original.
+    pub(crate) fn of_original(name: [u8; 16]) -> Self {
+        let mut id = [0; 32];
+        id[..16].copy_from_slice(&name);
+        Self(id)
+    }
+
+    /// Parses the name of a chunk of the original: 32 lower-case hex digits, and nothing else.
+    pub(crate) fn parse_original(text: &str) -> Option<Self> {
+        let mut name = [0; 16];
+        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        if pairs.len() != name.len() || !rest.is_empty() {
+            return None;
+        }
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
+            _ => None,
+        };
+        for (byte, [high, low]) in name.iter_mut().zip(pairs) {
+            *byte = digit(*high)? << 4 | digit(*low)?;
+        }
+        Some(Self::of_original(name))
+    }
+
+    /// The name of a chunk of the original; `None` for one of ours.
+    pub(crate) fn original(&self) -> Option<[u8; 16]> {
+        let (name, rest) = self.0.split_first_chunk::<16>()?;
+        (rest == [0; 16]).then_some(*name)
+    }
+
     /// The directory this chunk lies in: the first byte.
     pub(crate) fn shard(&self) -> u8 {
         self.0[0]
@@ -48,7 +82,8 @@ impl ChunkId {
 
 impl fmt::Display for ChunkId {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&hex(&self.0))
+        let text = hex(&self.0);
+        out.write_str(if self.original().is_some() { &text[..32] } else { &text })
     }
 }
 

@@ -151,6 +151,11 @@ impl Scratch {
         Self { frames: FrameScratch::new(), stored: Vec::new(), plain: Vec::new() }
     }
 
+    /// Room for a file and for a chunk, for who decodes in another way.
+    pub(crate) fn buffers(&mut self) -> (&mut Vec<u8>, &mut Vec<u8>) {
+        (&mut self.stored, &mut self.plain)
+    }
+
     /// Reads and verifies all of a chunk; the first bad frame is the error.
     pub(crate) fn read(&mut self, chunk: &OpenChunk) -> Result<&[u8]> {
         let PlainChunk { data, bad } = self.salvage(chunk);

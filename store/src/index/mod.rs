@@ -65,6 +65,9 @@ fn database_path(repository: &Repository) -> PathBuf {
 impl RevisionIndex {
     /// Opens the index of a store, making it when it is missing and moving it aside when it is damaged.
     fn open(repository: &Repository) -> Self {
+        if repository.is_original() {
+            return Self { connection: None };
+        }
         let path = database_path(repository);
         let connection = match schema::open(&path) {
             Err(error) if schema::is_damage(&error) => {
@@ -170,7 +173,7 @@ pub(crate) fn list(job: &Job, known: &mut KnownRevisions) -> Result<(Vec<Arc<Rev
             Some((known, revision)) if known == stamp => revision,
             _ => match manifest::read(&path, &id) {
                 Ok(revision) => {
-                    let revision = Arc::new(revision);
+                    let revision = Arc::new(job.complete(revision));
                     fresh.push((id.clone(), stamp, Arc::clone(&revision)));
                     revision
                 }
@@ -243,6 +246,7 @@ fn move_aside(path: &Path) -> Result<()> {
 /// Makes the index of a store anew from the manifests; returns the number of jobs and revisions, and the
 /// manifests that cannot be read.
 pub fn rebuild(repository: &Repository) -> Result<(u64, u64, Vec<Finding>)> {
+    repository.check_ours()?;
     let path = database_path(repository);
     for suffix in ["", "-wal", "-shm"] {
         disk::remove(&path.with_file_name(format!("index.sqlite{suffix}")))?;

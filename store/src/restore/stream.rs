@@ -24,7 +24,7 @@ struct Queue {
 }
 
 pub(super) fn copy(run: &Run<'_>, mut out: Box<dyn Write + Send>) -> Result<()> {
-    for page in 0..run.map.page_count() {
+    for page in 0..run.image.page_count() {
         let ids = run.page(page)?;
         copy_page(run, page * PAGE_ENTRIES, &ids, &mut out)?;
     }
@@ -102,7 +102,7 @@ fn write_in_order(
         state.next = at + 1;
         drop(state);
         changed.notify_all();
-        let length = chunk_len(run.map.size_bytes(), first + at);
+        let length = chunk_len(run.image.size_bytes(), first + at);
         let data = piece.as_deref().unwrap_or(&zeros[..length]);
         out.write_all(data).map_err(|error| Error::io("write to", "standard output", error))?;
         run.written.fetch_add(length as u64, Ordering::Relaxed);

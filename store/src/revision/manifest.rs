@@ -21,8 +21,14 @@ const LEN_MAX: u64 = 1 << 20;
 const COMMENT: &str = "# Please use the `tags` command to change tags: a changed file is not believed.\n";
 const SEAL_KEY: &str = "seal: ";
 
-/// Returns the text of a manifest.
+/// The comment of the original's manifests.
+const OLD_COMMENT: &str = "# Please use the `backy tags` subcommand to edit tags\n";
+
+/// Returns the text of a manifest. That of a revision of the original is such as the original would write it.
 pub(crate) fn to_text(revision: &Revision) -> String {
+    if revision.is_old() {
+        return format!("{OLD_COMMENT}{}", yaml(revision));
+    }
     let mut text = String::from(COMMENT);
     text.push_str(&yaml(revision));
     let seal = id::hex(&id::seal(&[text.as_bytes()]));
@@ -33,7 +39,11 @@ pub(crate) fn to_text(revision: &Revision) -> String {
 
 /// One revision as YAML: keys sorted, the timestamp plain as the original has it.
 fn yaml(revision: &Revision) -> String {
-    let value = serde_json::to_value(revision).unwrap_or(Value::Null);
+    let mut value = serde_json::to_value(revision).unwrap_or(Value::Null);
+    if let (true, Value::Object(map)) = (revision.is_old(), &mut value) {
+        // It was found out and is not written there.
+        map.remove("image_size");
+    }
     let sorted: BTreeMap<String, Value> = match value {
         Value::Object(map) => map.into_iter().collect(),
         _ => BTreeMap::new(),
@@ -91,6 +101,17 @@ pub fn parse(bytes: &[u8]) -> std::result::Result<Revision, String> {
     let mut revision: Revision =
         serde_yaml::from_str(text).map_err(|error| format!("it is not a manifest: {error}"))?;
     revision.extra.remove("seal");
+    if revision.is_old() {
+        // The original does not write it: it is found out.
+        revision.image_size = None;
+    }
+    if let Some(Value::String(tag)) = revision.extra.get("tag")
+        && revision.tags.is_empty()
+    {
+        // The first versions of the original knew one tag.
+        revision.tags = crate::Tag::parse_list(tag).map_err(|error| error.to_string())?;
+        revision.extra.remove("tag");
+    }
     if revision.backend_type == BackendType::Framed {
         if !sealed {
             return Err("its seal is missing".to_owned());
@@ -173,6 +194,8 @@ mod tests {
             (revision.backend_type, revision.trust, revision.stats.bytes_written),
             (BackendType::Chunked, Trust::Verified, 30_448_128)
         );
+        let single = parse(b"{uuid: a, timestamp: '2015-02-27 01:20:00', tag: daily, parent: ''}").unwrap();
+        assert_eq!(single.tags, crate::Tag::parse_list("daily").unwrap());
         let oldest = parse(b"{uuid: a, timestamp: 1425000000.5, stats: {}, parent: null}").unwrap();
         assert_eq!((oldest.backend_type.clone(), oldest.is_clean()), (BackendType::Cowfile, false));
     }

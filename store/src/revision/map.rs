@@ -85,7 +85,11 @@ impl ChunkMap {
             }
             other => other.context("open", path)?,
         };
-        let length = file.metadata().context("examine", path)?.len();
+        let facts = file.metadata().context("examine", path)?;
+        if !facts.is_file() {
+            return Err(corrupt("it is not a regular file"));
+        }
+        let length = facts.len();
         let mut header = [0; HEADER_LEN as usize];
         if length < HEADER_LEN {
             return Err(corrupt("it is cut off in the header"));
@@ -131,10 +135,6 @@ impl ChunkMap {
 
     pub(crate) fn size_bytes(&self) -> u64 {
         self.size_bytes
-    }
-
-    pub(crate) fn chunk_count(&self) -> u64 {
-        self.entries
     }
 
     pub(crate) fn seal(&self) -> &Seal {
@@ -295,7 +295,7 @@ mod tests {
             let entries: Vec<Entry> = (0..map.page_count())
                 .flat_map(|page| map.read_page(page).unwrap().chunks_exact(32).map(entry).collect::<Vec<_>>())
                 .collect();
-            prop_assert_eq!(entries.len() as u64, map.chunk_count());
+            prop_assert_eq!(entries.len() as u64, chunk_count(map.size_bytes()));
             for (number, found) in entries.into_iter().enumerate() {
                 let expected = picks.contains(&(number as u64)).then(|| id(number as u64)).flatten();
                 prop_assert_eq!(found, expected);

@@ -5,16 +5,17 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::image::{Framed, Image};
 use super::map::{self, ChunkMap, Entry, PAGE_ENTRIES};
 use super::{Revision, RevisionId};
-use crate::backend::local::LocalBackend;
 use crate::chunk::block::Block;
 use crate::chunk::cache::{FrameCache, Key};
 use crate::chunk::layout::{chunk_len, frame_len};
 use crate::chunk::store::{self, Scratch, SharedChunk};
-use crate::chunk::{CHUNK_SIZE, ChunkId, FRAME_SIZE};
+use crate::chunk::{CHUNK_LEN, CHUNK_SIZE, ChunkId, FRAME_SIZE};
 use crate::error::{Error, Result};
 use crate::job::Job;
+use crate::legacy::image::OldImage;
 use crate::name::JobName;
 use crate::session::Session;
 
@@ -59,31 +60,24 @@ impl std::ops::Deref for Piece {
 pub struct RevisionReader {
     job: JobName,
     revision: RevisionId,
-    map: ChunkMap,
-    backend: LocalBackend,
+    image: Image,
     store: u64,
     cache: Arc<FrameCache>,
-    /// `None` on a read-only file system.
-    _session: Option<Session>,
 }
 
 impl RevisionReader {
     pub(crate) fn open(job: &Job, revision: &Revision, cache: Arc<FrameCache>) -> Result<Self> {
-        let (session, map) = pin(job, revision)?;
-        Ok(Self {
-            job: job.name().clone(),
-            revision: revision.id.clone(),
-            map,
-            backend: job.repository().backend()?,
-            store: job.repository().key(),
-            cache,
-            _session: session,
-        })
+        let image = Image::open(job, revision)?;
+        let store = match &image {
+            Image::Framed(_) => job.repository().key(),
+            Image::Old(old) => old.key(),
+        };
+        Ok(Self { job: job.name().clone(), revision: revision.id.clone(), image, store, cache })
     }
 
     /// Size of the image.
     pub fn size_bytes(&self) -> u64 {
-        self.map.size_bytes()
+        self.image.size_bytes()
     }
 
     /// Reads into `buf` from `offset`; returns fewer bytes only at the end of the image. Every byte is verified.
@@ -115,6 +109,9 @@ impl RevisionReader {
             let length = length.min(CHUNK_SIZE as usize - inside).min(ZEROS.len());
             return Ok(Piece { block: None, from: 0, length });
         };
+        if let Image::Old(old) = &self.image {
+            return self.old_piece(old, offset, length, &id, extent);
+        }
         let frame = inside / FRAME_SIZE as usize;
         let (block, from, expected) = match self.block(number, &id, frame, extent)? {
             (block, true) => (block, inside, self.chunk_len(number)),
@@ -129,6 +126,55 @@ impl RevisionReader {
         Ok(Piece { block: Some(block), from, length })
     }
 
+    /// As [`Self::piece`], of an image of the original: its chunks are decoded whole, since only so they can be proven.
+    fn old_piece(
+        &self,
+        old: &OldImage,
+        offset: u64,
+        length: usize,
+        id: &ChunkId,
+        extent: Extent,
+    ) -> Result<Piece> {
+        let (number, inside) = (offset / CHUNK_SIZE, (offset % CHUNK_SIZE) as usize);
+        let needed = length.min(self.chunk_len(number) - inside);
+        let (key, start) = self.old_key(old, id, inside, extent);
+        let loaded = self.cache.get_or_load(&key, || self.load_old(old, number, id, start));
+        let block = loaded.map_err(|cause| self.damaged(number * CHUNK_SIZE, cause))?;
+        let from = inside - start;
+        if from < block.len() {
+            let length = needed.min(block.len() - from);
+            return Ok(Piece { block: Some(block), from, length });
+        }
+        old.check_len(number, id, block.len()).map_err(|cause| self.damaged(offset, cause))?;
+        Ok(Piece { block: None, from: 0, length: needed.min(ZEROS.len()) })
+    }
+
+    /// Returns under which key a part of an image of the original is kept, and where in its chunk it begins.
+    fn old_key(&self, old: &OldImage, id: &ChunkId, inside: usize, extent: Extent) -> (Key, usize) {
+        if old.is_chunked() || extent == Extent::Chunk {
+            return (Key::Chunk(self.store, *id), 0);
+        }
+        let frame = inside / FRAME_SIZE as usize;
+        (Key::Frame(self.store, *id, frame as u8), frame * FRAME_SIZE as usize)
+    }
+
+    fn load_old(&self, old: &OldImage, number: u64, id: &ChunkId, start: usize) -> Result<Block> {
+        let expected = self.chunk_len(number);
+        if old.is_chunked() {
+            // Another image may need more of it.
+            let mut data = self.cache.buffer(CHUNK_LEN);
+            let read = SCRATCH
+                .with_borrow_mut(|scratch| old.read_stored(number, id, scratch.buffers().0, data.as_mut()));
+            data.truncate(read?);
+            return Ok(data);
+        }
+        let whole = start == 0 && expected > FRAME_SIZE as usize;
+        let length = if whole { expected } else { (expected - start).min(FRAME_SIZE as usize) };
+        let mut data = self.cache.buffer(length);
+        old.read_raw(number * CHUNK_SIZE + start as u64, data.as_mut())?;
+        Ok(data)
+    }
+
     /// Loads the frame or the chunk that holds `offset` if it is not in memory. What fails here fails again for its
     /// reader.
     pub fn load_ahead(&self, offset: u64, extent: Extent) -> Result<()> {
@@ -137,6 +183,10 @@ impl RevisionReader {
         }
         let number = offset / CHUNK_SIZE;
         let Some(id) = self.entry(number)? else { return Ok(()) };
+        if let Image::Old(old) = &self.image {
+            let (key, start) = self.old_key(old, &id, (offset % CHUNK_SIZE) as usize, extent);
+            return self.cache.load_ahead(&key, || self.load_old(old, number, &id, start));
+        }
         let chunk = Key::Chunk(self.store, id);
         if extent == Extent::Chunk {
             return self.cache.load_ahead(&chunk, || self.load_chunk(number, &id));
@@ -158,9 +208,15 @@ impl RevisionReader {
         }
         if let Ok(Some(id)) = self.entry(number)
             && self.cache.find([&Key::Chunk(self.store, id)]).is_none()
-            && let Ok(chunk) = self.open_chunk(number, &id)
         {
-            chunk.will_need();
+            match &self.image {
+                Image::Old(old) => old.will_need(&id),
+                Image::Framed(_) => {
+                    if let Ok(chunk) = self.open_chunk(number, &id) {
+                        chunk.will_need();
+                    }
+                }
+            }
         }
     }
 
@@ -188,11 +244,15 @@ impl RevisionReader {
     }
 
     fn entry(&self, number: u64) -> Result<Entry> {
+        let Framed { map, .. } = match &self.image {
+            Image::Framed(framed) => framed,
+            Image::Old(old) => return Ok(old.get(number)),
+        };
         let page = number / PAGE_ENTRIES;
-        let key = Key::MapPage(*self.map.seal(), page);
+        let key = Key::MapPage(*map.seal(), page);
         let bytes = self
             .cache
-            .get_or_load(&key, || self.map.read_page(page).map(Block::from))
+            .get_or_load(&key, || map.read_page(page).map(Block::from))
             .map_err(|cause| self.damaged(page * PAGE_ENTRIES * CHUNK_SIZE, cause))?;
         let at = (number % PAGE_ENTRIES) as usize * 32;
         Ok(map::entry(&bytes[at..at + 32]))
@@ -203,7 +263,8 @@ impl RevisionReader {
     }
 
     fn open_chunk(&self, number: u64, id: &ChunkId) -> Result<SharedChunk> {
-        let chunk = self.cache.chunk(self.store, id, || store::open(&self.backend, id).map(Arc::new))?;
+        let Image::Framed(framed) = &self.image else { return Err(Error::ChunkMissing { id: *id }) };
+        let chunk = self.cache.chunk(self.store, id, || store::open(&framed.backend, id).map(Arc::new))?;
         let expected = self.chunk_len(number);
         if chunk.plain_len() != expected {
             let reason = format!("it holds {} bytes where the image has {expected}", chunk.plain_len());
@@ -236,7 +297,8 @@ impl RevisionReader {
 
     /// The chunk that holds `offset`; `None` in a hole and past the end.
     pub fn chunk_at(&self, offset: u64) -> Result<Option<ChunkId>> {
-        if offset >= self.size_bytes() { Ok(None) } else { self.entry(offset / CHUNK_SIZE) }
+        let is_raw = matches!(&self.image, Image::Old(old) if !old.is_chunked());
+        if is_raw || offset >= self.size_bytes() { Ok(None) } else { self.entry(offset / CHUNK_SIZE) }
     }
 
     /// First byte in a range that is not in a hole; `None` when there is none. Looks at nothing beyond the range.
@@ -251,6 +313,11 @@ impl RevisionReader {
 
     fn next(&self, range: Range<u64>, data: bool) -> Result<Option<u64>> {
         let end = range.end.min(self.size_bytes());
+        if let Image::Old(old) = &self.image {
+            let found = old.next(range.start / CHUNK_SIZE, end.div_ceil(CHUNK_SIZE), data);
+            let at = found.map(|number| (number * CHUNK_SIZE).max(range.start));
+            return Ok(at.filter(|at| *at < end));
+        }
         for number in range.start / CHUNK_SIZE..end.div_ceil(CHUNK_SIZE) {
             if self.entry(number)?.is_some() == data {
                 let found = (number * CHUNK_SIZE).max(range.start);
@@ -261,7 +328,7 @@ impl RevisionReader {
     }
 }
 
-/// Pins a revision's map and opens it. From then on a purge keeps its chunks.
+/// Pins the map of a revision of our own format and opens it. From then on a purge keeps its chunks.
 pub(crate) fn pin(job: &Job, revision: &Revision) -> Result<(Option<Session>, ChunkMap)> {
     // Kinds that have no map are refused before anything is pinned.
     let map = job.open_map(revision)?;
@@ -360,7 +427,8 @@ mod tests {
         let whole = job.open_revision(&other, &cache).unwrap();
         whole.load_ahead(0, Extent::Chunk).unwrap();
         let mut reader = job.open_revision(&other, &cache).unwrap();
-        reader.map = ChunkMap::open_sealed(&job.dir().join("m"), 5 << 20, &seal).unwrap();
+        let Image::Framed(framed) = &mut reader.image else { panic!("it is ours") };
+        framed.map = ChunkMap::open_sealed(&job.dir().join("m"), 5 << 20, &seal).unwrap();
         for extent in [Extent::Frame, Extent::Chunk] {
             for offset in [0, 99_999, 100_000, 200_000] {
                 let read = reader.piece(offset, 10, extent);

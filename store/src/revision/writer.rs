@@ -12,6 +12,7 @@
 mod rest;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -28,6 +29,7 @@ use crate::chunk::{CHUNK_LEN, FRAME_LEN, FRAMES_MAX};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::job::Job;
+use crate::legacy::job::Known;
 use crate::lock::BackupGuard;
 use crate::name::Tag;
 use crate::session::{Session, Sessions, Suspects};
@@ -97,6 +99,8 @@ pub struct WriteStats {
     pub new_bytes: u64,
     /// Length of the chunk files written.
     pub stored_bytes: u64,
+    /// Of all but zeros, what the revision of the original that is continued had at this place.
+    pub recognised_bytes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -106,6 +110,7 @@ struct Counters {
     known: AtomicU64,
     new: AtomicU64,
     stored: AtomicU64,
+    recognised: AtomicU64,
     temporaries: AtomicU64,
 }
 
@@ -122,6 +127,8 @@ pub struct RevisionWriter {
     /// Damage was met during the run: from then on every chunk is read completely before it is used again.
     met_damage: AtomicBool,
     healed: Mutex<Vec<ChunkId>>,
+    /// The revision of the original that this one continues.
+    known: Option<Known>,
     /// The base's map, and what keeps its chunks alive (nothing on a read-only file system).
     base: Option<(Option<Session>, ChunkMap)>,
     finished: bool,
@@ -149,6 +156,7 @@ impl RevisionWriter {
             counters,
             met_damage,
             healed,
+            known: None,
             base,
             finished: false,
         };
@@ -163,6 +171,12 @@ impl RevisionWriter {
             })?;
         }
         Ok(writer)
+    }
+
+    /// Continues a revision of the original: what is put is compared with it, for the statistics.
+    pub fn recognise(&mut self, old: &Revision) -> Result<()> {
+        self.known = Some(Known::open(&self.job, old)?);
+        Ok(())
     }
 
     /// The revision's id.
@@ -206,6 +220,7 @@ impl RevisionWriter {
             known_bytes,
             new_bytes,
             stored_bytes: sum(&self.counters.stored),
+            recognised_bytes: sum(&self.counters.recognised),
         }
     }
 
@@ -228,10 +243,36 @@ impl RevisionWriter {
     /// Makes everything durable, then the manifest: when this returns, the revision exists. `source` are facts for
     /// the manifest. The guard shows that the right to make a revision is still held.
     pub fn finish(
+        self,
+        guard: &BackupGuard,
+        stats: Stats,
+        source: BTreeMap<String, serde_json::Value>,
+    ) -> Result<Revision> {
+        self.finish_with(guard, stats, source, |job, revision, map| {
+            job.commit(&revision, map).map(|()| revision)
+        })
+    }
+
+    /// As [`RevisionWriter::finish`], in the place of a revision of the original with the same id, of which all is kept
+    /// that its manifest says. It is distrusted if it is damaged.
+    pub(crate) fn finish_over(
+        self,
+        guard: &BackupGuard,
+        old: &Revision,
+        is_damaged: bool,
+        source: BTreeMap<String, serde_json::Value>,
+    ) -> Result<Revision> {
+        self.finish_with(guard, old.stats.clone(), source, |job, revision, map| {
+            job.commit_over(revision, is_damaged, map)
+        })
+    }
+
+    fn finish_with(
         mut self,
         _guard: &BackupGuard,
         stats: Stats,
         source: BTreeMap<String, serde_json::Value>,
+        commit: impl FnOnce(&Job, Revision, &Path) -> Result<Revision>,
     ) -> Result<Revision> {
         // Where nothing was written and nothing found that the base did not have, all is durable since the base was.
         let sums = self.stats();
@@ -257,7 +298,7 @@ impl RevisionWriter {
             source,
             extra: BTreeMap::new(),
         };
-        self.job.commit(&revision, self.map.path())?;
+        let revision = commit(&self.job, revision, self.map.path())?;
         self.finished = true;
         let healed = self.healed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         for id in healed.iter() {
@@ -318,6 +359,11 @@ impl ChunkWriter<'_> {
     /// Puts a chunk whose hash was just taken.
     fn put_hashed(&mut self, number: u64, id: ChunkId, data: &[u8]) -> Result<Put> {
         let writer = self.writer;
+        if let Some(known) = &writer.known
+            && known.has(number, data, self.scratch.buffers().1)
+        {
+            writer.counters.recognised.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
         let before = writer.map.get(number)?;
         if before != Some(id) {
             let _shard = writer.backend.lock_shard(id.shard(), false)?;
@@ -344,6 +390,33 @@ impl ChunkWriter<'_> {
             writer.map.set(number, Some(id))?;
         }
         Ok(put)
+    }
+
+    /// Puts a chunk; returns its id, `None` for a hole.
+    pub(crate) fn put_id(&mut self, number: u64, data: &[u8]) -> Result<Option<ChunkId>> {
+        self.put(number, data)?;
+        self.writer.map.get(number)
+    }
+
+    /// Puts a chunk at place `number` that was put elsewhere before, with the same length. Returns `false` when it cannot
+    /// be used again: then its bytes must be put.
+    pub(crate) fn place(&mut self, number: u64, id: &ChunkId) -> Result<bool> {
+        let writer = self.writer;
+        let length = chunk_len(writer.size_bytes(), number);
+        let _shard = writer.backend.lock_shard(id.shard(), false)?;
+        writer.session.refer(id.as_bytes())?;
+        if !matches!(self.existing(id, length)?, Existing::Usable) {
+            return Ok(false);
+        }
+        writer.backend.use_existing(id);
+        writer.counters.known.fetch_add(length as u64, Ordering::Relaxed);
+        writer.map.set(number, Some(*id))?;
+        Ok(true)
+    }
+
+    /// Notes that the chunk at place `number` is lost: reading fails there, and names the chunk of the original.
+    pub(crate) fn lose(&mut self, number: u64, old: &ChunkId) -> Result<()> {
+        self.writer.map.set(number, Some(*old))
     }
 
     /// Keeps the base's chunk at place `number`, whose bytes were compared with a [`ChunkCheck`] and agree. Returns

@@ -4,6 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests handle files as anybody would")]
 
 mod image;
+mod original;
 mod peer;
 mod random;
 mod run;
@@ -12,6 +13,7 @@ mod trials;
 mod world;
 
 pub use image::{CHUNK, Image};
+pub use original::{Expected, Original};
 pub use peer::Peer;
 pub use random::Random;
 pub use run::{Run, Stopped};

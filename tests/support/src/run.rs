@@ -32,6 +32,17 @@ impl Run {
         }
     }
 
+    /// Waits for a child whose standard output somebody else has read.
+    pub(crate) fn of_ended(child: Child, command: &str) -> Self {
+        let output = child.wait_with_output().expect("a child can be waited for");
+        Self {
+            command: command.to_owned(),
+            status: output.status,
+            stdout: output.stdout,
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
     /// The exit status; -1 when a signal ended it.
     pub fn code(&self) -> i32 {
         self.status.code().unwrap_or(-1)

@@ -223,7 +223,7 @@ fn list(dir: &Path) -> Vec<PathBuf> {
 
 /// A temporary directory, in memory where there is room: syncing a busy disk takes most of a test's time.
 /// `TMPDIR` overrides.
-fn tempdir() -> tempfile::TempDir {
+pub(crate) fn tempdir() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     let has_room = nix::sys::statvfs::statvfs(memory)
         .is_ok_and(|facts| facts.blocks_available() * facts.fragment_size() > ROOM_MIN);

@@ -1,0 +1,107 @@
+//! The image of a revision as it is stored: ours, chunks of frames below a sealed map, or the original's. Whoever
+//! reads revisions reads through this, so that all of it works on both.
+
+use super::Revision;
+use super::map::{ChunkMap, Entry, PAGE_ENTRIES, entry};
+use super::reader::pin;
+use crate::backend::local::LocalBackend;
+use crate::chunk::layout::{chunk_count, chunk_len};
+use crate::chunk::store::{self, PlainChunk, Scratch};
+use crate::chunk::{CHUNK_SIZE, ChunkId};
+use crate::error::{Error, Result};
+use crate::job::Job;
+use crate::legacy::image::OldImage;
+use crate::session::Session;
+
+/// An image that is open. As long as it is, its chunks stay.
+#[derive(Debug)]
+pub(crate) enum Image {
+    /// Our own.
+    Framed(Framed),
+    /// The original's.
+    Old(OldImage),
+}
+
+/// An image of our own format.
+#[derive(Debug)]
+pub(crate) struct Framed {
+    pub(crate) map: ChunkMap,
+    pub(crate) backend: LocalBackend,
+    /// `None` on a read-only file system.
+    _session: Option<Session>,
+}
+
+impl Image {
+    pub(crate) fn open(job: &Job, revision: &Revision) -> Result<Self> {
+        if revision.is_old() {
+            return match OldImage::open(job, revision) {
+                // It may have been upgraded, or forgotten and purged, since it was listed.
+                Err(error) if error.is_damage() => match job.revision(&revision.id)? {
+                    now if now.is_old() => Err(error),
+                    now => Self::open_framed(job, &now),
+                },
+                other => other.map(Self::Old),
+            };
+        }
+        Self::open_framed(job, revision)
+    }
+
+    fn open_framed(job: &Job, revision: &Revision) -> Result<Self> {
+        let (session, map) = pin(job, revision)?;
+        Ok(Self::Framed(Framed { map, backend: job.repository().backend()?, _session: session }))
+    }
+
+    pub(crate) fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Framed(framed) => framed.map.size_bytes(),
+            Self::Old(old) => old.size_bytes(),
+        }
+    }
+
+    pub(crate) fn chunk_count(&self) -> u64 {
+        chunk_count(self.size_bytes())
+    }
+
+    /// Pages of 2,048 chunks, in which whole images are read.
+    pub(crate) fn page_count(&self) -> u64 {
+        self.chunk_count().div_ceil(PAGE_ENTRIES)
+    }
+
+    /// Returns where a page begins in the image, and how many bytes it covers.
+    pub(crate) fn page_range(&self, page: u64) -> (u64, u64) {
+        let start = page * PAGE_ENTRIES * CHUNK_SIZE;
+        (start, (PAGE_ENTRIES * CHUNK_SIZE).min(self.size_bytes().saturating_sub(start)))
+    }
+
+    /// Returns what lies at the places of a page.
+    pub(crate) fn page(&self, page: u64) -> Result<Vec<Entry>> {
+        match self {
+            Self::Framed(framed) => Ok(framed.map.read_page(page)?.chunks_exact(32).map(entry).collect()),
+            Self::Old(old) => {
+                let first = page * PAGE_ENTRIES;
+                let end = (first + PAGE_ENTRIES).min(self.chunk_count());
+                Ok((first..end).map(|number| old.get(number)).collect())
+            }
+        }
+    }
+
+    /// Reads what can be read of the chunk at place `number`; an error where none of it can.
+    pub(crate) fn read<'s>(
+        &self,
+        number: u64,
+        id: &ChunkId,
+        scratch: &'s mut Scratch,
+    ) -> Result<PlainChunk<'s>> {
+        let framed = match self {
+            Self::Framed(framed) => framed,
+            Self::Old(old) => return old.read(number, id, scratch),
+        };
+        let chunk = store::open(&framed.backend, id)?;
+        let (found, expected) = (chunk.plain_len(), chunk_len(self.size_bytes(), number));
+        if found != expected {
+            let reason = format!("it holds {found} bytes where the image has {expected}");
+            return Err(Error::ChunkCorrupt { id: *id, reason });
+        }
+        Ok(scratch.salvage(&chunk))
+    }
+}
