@@ -26,9 +26,6 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::source::{self, CopyMode, CopyStats, Snapshot, Source, rbd::Environment};
 
-/// Longest time that a sample is compared for.
-const SAMPLE_SECS_MAX: f64 = 300.0;
-
 /// What to back up.
 #[derive(Clone, Debug)]
 pub struct BackupRequest {
@@ -274,7 +271,8 @@ impl Backup<'_> {
         }
         let clock = self.request.clock;
         let begun = clock();
-        let is_over = move || clock().secs_since(begun) > SAMPLE_SECS_MAX;
+        let limit_secs = self.config.verify_limit_secs as f64;
+        let is_over = move || clock().secs_since(begun) > limit_secs;
         let selection = match self.config.verify {
             VerifyMode::Off => return Ok(CompareStats::default()),
             VerifyMode::Full => Selection::All,

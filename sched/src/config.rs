@@ -24,6 +24,9 @@ use crate::error::{Error, Result};
 use crate::policy::{Schedule, interval};
 use crate::source::{FileConfig, RbdConfig, ReadWith, SourceConfig};
 
+/// How long a sample is compared for, unless told otherwise.
+pub(crate) const VERIFY_LIMIT_SECS_DEFAULT: i64 = 300;
+
 /// Largest configuration file.
 const SIZE_BYTES_MAX: u64 = 1 << 20;
 /// The highest zstd level that needs no special decoder.
@@ -72,6 +75,8 @@ pub struct JobConfig {
     pub schedule: Schedule,
     /// How a fresh revision is compared with its source.
     pub verify: VerifyMode,
+    /// How many seconds a sample is compared for.
+    pub verify_limit_secs: i64,
     /// The zstd level of new chunks, 1 to 19.
     pub compression_level: i32,
 }
@@ -113,7 +118,13 @@ impl JobConfig {
             source,
         })?;
         let verify = VerifyMode::usual(&source);
-        Ok(Self { source, schedule: Schedule::usual(), verify, compression_level: DEFAULT_LEVEL })
+        Ok(Self {
+            source,
+            schedule: Schedule::usual(),
+            verify,
+            verify_limit_secs: VERIFY_LIMIT_SECS_DEFAULT,
+            compression_level: DEFAULT_LEVEL,
+        })
     }
 
     /// Returns the text of a `config` file. Settings with their default value are left out.
@@ -130,6 +141,9 @@ impl JobConfig {
         job.insert("schedule".into(), schedule.into());
         if self.verify != VerifyMode::usual(&self.source) {
             job.insert("verify".into(), self.verify.as_str().into());
+        }
+        if self.verify_limit_secs != VERIFY_LIMIT_SECS_DEFAULT {
+            job.insert("verify-limit".into(), interval::format(self.verify_limit_secs).into());
         }
         if self.compression_level != DEFAULT_LEVEL {
             job.insert("compression-level".into(), self.compression_level.into());

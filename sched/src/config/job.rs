@@ -8,11 +8,11 @@ use serde_yaml::Value;
 
 use super::problem::clip;
 use super::reader::{Fields, Reader, hint};
-use super::{JobConfig, LEVEL_MAX, TYPES, VerifyMode};
+use super::{JobConfig, LEVEL_MAX, TYPES, VERIFY_LIMIT_SECS_DEFAULT, VerifyMode};
 use crate::policy::{Rule, Schedule, interval};
 use crate::source::{FileConfig, RbdConfig, ReadWith, Secret, SourceConfig};
 
-const JOB_KEYS: [&str; 5] = ["source", "schedule", "verify", "compression-level", "path"];
+const JOB_KEYS: [&str; 6] = ["source", "schedule", "verify", "verify-limit", "compression-level", "path"];
 const FILE_KEYS: [&str; 4] = ["type", "filename", "cow", "backend"];
 const RBD_KEYS: [&str; 15] = [
     "type",
@@ -47,24 +47,43 @@ impl Reader {
             Some(schedule) => self.schedule(schedule, vec!["schedule"]),
             None => Some(Schedule::default()),
         };
-        let (verify, compression_level) = self.comparison(&fields);
+        self.complete(&fields, source, schedule)
+    }
+
+    /// Reads the rest of a job's settings, once source and schedule are known.
+    pub(crate) fn complete(
+        &mut self,
+        fields: &Fields<'_>,
+        source: Option<SourceConfig>,
+        schedule: Option<Schedule>,
+    ) -> Option<JobConfig> {
+        let verify = self.verify(fields);
+        let verify_limit_secs = match fields.entries.contains_key("verify-limit") {
+            true => self.duration(fields, "verify-limit"),
+            false => Some(VERIFY_LIMIT_SECS_DEFAULT),
+        };
+        let level = match fields.entries.contains_key("compression-level") {
+            true => self.number(fields, "compression-level", i64::from(LEVEL_MAX)),
+            false => Some(i64::from(DEFAULT_LEVEL)),
+        };
         let source = source?;
         Some(JobConfig {
             verify: verify.unwrap_or_else(|| VerifyMode::usual(&source)),
             source,
             schedule: schedule?,
-            compression_level: compression_level?,
+            verify_limit_secs: verify_limit_secs?,
+            compression_level: i32::try_from(level?).ok()?,
         })
     }
 
-    /// Reads `verify` and `compression-level`; the latter is `None` only where it is wrong.
-    pub(crate) fn comparison(&mut self, fields: &Fields<'_>) -> (Option<VerifyMode>, Option<i32>) {
-        let verify = self.verify(fields);
-        let level = match fields.entries.contains_key("compression-level") {
-            true => self.number(fields, "compression-level", i64::from(LEVEL_MAX)),
-            false => Some(i64::from(DEFAULT_LEVEL)),
-        };
-        (verify, level.and_then(|level| i32::try_from(level).ok()))
+    /// Reads a length of time, in the form of an interval.
+    pub(crate) fn duration(&mut self, fields: &Fields<'_>, key: &'static str) -> Option<i64> {
+        let text = self.text(fields, key)?;
+        let parsed = interval::parse(&text);
+        if let Err(error) = &parsed {
+            self.problem(&fields.path_to(key), &error.to_string());
+        }
+        parsed.ok()
     }
 
     /// Reads what stands below `source`.

@@ -38,6 +38,7 @@ fn a_file_of_the_original_loads() {
         .collect();
     assert_eq!(rules, [("daily", 86_400, 9), ("monthly", 2_592_000, 3)]);
     assert_eq!((config.verify, config.compression_level), (VerifyMode::Full, 1));
+    assert_eq!(config.verify_limit_secs, 300);
 }
 
 #[test]
@@ -204,6 +205,7 @@ fn what_is_written_reads_the_same() {
     for verify in VerifyMode::ALL {
         config.verify = verify;
         config.compression_level = 7;
+        config.verify_limit_secs = 90;
         assert_eq!(JobConfig::parse(&config.to_yaml()).unwrap(), config, "{}", config.to_yaml());
     }
     let odd =

@@ -14,8 +14,7 @@ use serde_yaml::Value;
 use super::{ApiConfig, STALL_LIMIT_DEFAULT, ServiceConfig, ServiceJob};
 use crate::config::problem::{Problem, clip};
 use crate::config::reader::{Fields, Reader, hint};
-use crate::config::{JobConfig, VerifyMode};
-use crate::policy::{Schedule, interval};
+use crate::policy::Schedule;
 use crate::source::SourceConfig;
 
 const TOP_KEYS: [&str; 5] = ["global", "api", "peers", "schedules", "jobs"];
@@ -32,7 +31,7 @@ const GLOBAL_KEYS: [&str; 8] = [
 /// Keys of version 2.5 whose work the API does.
 const OBSOLETE_KEYS: [&str; 4] = ["status-file", "status-interval", "telnet-addrs", "telnet-port"];
 const API_KEYS: [&str; 5] = ["addrs", "port", "tokens", "tokens-file", "cli-default"];
-const JOB_KEYS: [&str; 4] = ["schedule", "source", "verify", "compression-level"];
+const JOB_KEYS: [&str; 5] = ["schedule", "source", "verify", "verify-limit", "compression-level"];
 
 const WORKERS_MAX: i64 = 1024;
 
@@ -116,16 +115,8 @@ impl ServiceReader<'_> {
     }
 
     fn stall_limit(&mut self, global: &Fields<'_>) -> Option<Duration> {
-        const KEY: &str = "stall-limit";
-        let text = self.common.text(global, KEY)?;
-        match interval::parse(&text).map(u64::try_from) {
-            Ok(Ok(secs)) => Some(Duration::from_secs(secs)),
-            Ok(Err(_)) => None,
-            Err(error) => {
-                self.common.problem(&global.path_to(KEY), &error.to_string());
-                None
-            }
-        }
+        let secs = self.common.duration(global, "stall-limit")?;
+        u64::try_from(secs).ok().map(Duration::from_secs)
     }
 
     fn callback(&mut self, global: &Fields<'_>) -> Option<PathBuf> {
@@ -198,14 +189,7 @@ impl ServiceReader<'_> {
         }
         let schedule_name = self.common.required(&fields, "schedule");
         let schedule = schedule_name.as_ref().and_then(|name| self.schedule_named(&fields, name, schedules));
-        let (verify, compression_level) = self.common.comparison(&fields);
-        let source = source?;
-        let config = JobConfig {
-            verify: verify.unwrap_or_else(|| VerifyMode::usual(&source)),
-            source,
-            schedule: schedule?,
-            compression_level: compression_level?,
-        };
+        let config = self.common.complete(&fields, source, schedule)?;
         Some(ServiceJob { schedule_name: schedule_name?, config })
     }
 
