@@ -55,7 +55,7 @@ impl DamageLog {
         if !self.is_new(&place) {
             return;
         }
-        let chunk = disk.reader.chunk_at(offset).ok().flatten();
+        let chunk = cause.damaged_chunk().or_else(|| disk.reader.chunk_at(offset).ok().flatten());
         tracing::error!(
             job = %place.0,
             revision = %place.1,

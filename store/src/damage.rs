@@ -4,11 +4,12 @@
 //! A mark is an empty file `damaged/<id>` in the store: the next backup that needs the chunk writes it anew
 //! from its source, which heals every revision that shares it, and removes the mark.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 
 use crate::backend::Backend;
 use crate::chunk::id;
+use crate::chunk::name::ChunkName;
 use crate::chunk::{CHUNK_LEN, ChunkId};
 use crate::disk;
 use crate::error::Result;
@@ -17,7 +18,7 @@ use crate::legacy;
 use crate::monitor::{Finding, Monitor};
 use crate::name::JobName;
 use crate::repository::Repository;
-use crate::revision::map::entry;
+use crate::revision::map::ids;
 use crate::revision::{BackendType, Revision, RevisionId, Trust};
 use crate::timestamp::Timestamp;
 
@@ -90,14 +91,20 @@ fn uses(
 ) -> Result<bool> {
     let map = job.open_map(revision)?;
     for page in 0..map.page_count() {
-        if clean.contains(map.page_hash(page)) {
-            continue;
-        }
-        let bytes = map.read_page(page)?;
-        if bytes.chunks_exact(32).filter_map(entry).any(|id| wanted.contains(&id)) {
+        let mut is_in = |hash: Option<&[u8; 32]>, bytes: &dyn Fn() -> Result<Vec<u8>>| -> Result<bool> {
+            let Some(hash) = hash.filter(|hash| !clean.contains(*hash)) else { return Ok(false) };
+            let found = ids(&bytes()?).any(|id| wanted.contains(&id));
+            if !found {
+                clean.insert(*hash);
+            }
+            Ok(found)
+        };
+        // A revision uses what its deltas lean on, too.
+        if is_in(Some(map.page_hash(page)), &|| map.read_page(page))?
+            || is_in(map.bases_hash(page), &|| map.read_bases(page).map(Option::unwrap_or_default))?
+        {
             return Ok(true);
         }
-        clean.insert(*map.page_hash(page));
     }
     Ok(false)
 }
@@ -111,16 +118,24 @@ fn mark(repository: &Repository, id: &ChunkId) -> Result<()> {
 pub(crate) fn remove_stale_marks(repository: &Repository, backend: &dyn Backend) -> Result<u64> {
     use crate::error::Context;
     let dir = repository.root().join("damaged");
-    let mut removed = 0;
+    let mut marks = HashMap::new();
     for entry in std::fs::read_dir(&dir).context("list", &dir)? {
         let entry = entry.context("list", &dir)?;
-        let Some(id) = entry.file_name().to_str().and_then(ChunkId::parse) else { continue };
-        if backend.open(&id)?.is_none() {
-            disk::remove(&entry.path())?;
-            removed += 1;
+        if let Some(id) = entry.file_name().to_str().and_then(ChunkId::parse)
+            && backend.open(&ChunkName::full(id))?.is_none()
+        {
+            marks.insert(id, entry.path());
         }
     }
-    Ok(removed)
+    // What is left may be there as a delta, whose name cannot be told from the id.
+    let shards: BTreeSet<u8> = marks.keys().map(ChunkId::shard).collect();
+    for shard in shards {
+        backend.list(shard, &mut |name| drop(marks.remove(&name.id)))?;
+    }
+    for path in marks.values() {
+        disk::remove(path)?;
+    }
+    Ok(marks.len() as u64)
 }
 
 /// One difference between what a source or a map says and what was found.

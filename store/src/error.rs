@@ -236,6 +236,15 @@ impl Error {
         )
     }
 
+    /// Returns the chunk that is missing or damaged. Of a delta that is its base where the damage is there.
+    pub fn damaged_chunk(&self) -> Option<ChunkId> {
+        match self {
+            Self::ChunkMissing { id } | Self::ChunkCorrupt { id, .. } => Some(*id),
+            Self::ImageDamaged { cause, .. } => cause.damaged_chunk(),
+            _ => None,
+        }
+    }
+
     /// Returns the operating system's error where there is one.
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
         match self {

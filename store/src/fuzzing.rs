@@ -5,8 +5,8 @@
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use crate::chunk::container::{HEADER_LEN_MAX, header_len, parse_header};
-use crate::chunk::frame::{Decoder, Kind};
+use crate::chunk::container::{HEADER_LEN_MAX, delta_header_len, header_len, parse_header};
+use crate::chunk::frame::{Decoder, Kind, decode_patch};
 use crate::chunk::id::{self, ChunkId, combine};
 use crate::chunk::{CHUNK_LEN, FRAME_LEN};
 use crate::legacy;
@@ -20,7 +20,8 @@ pub fn chunk(data: &[u8]) {
     if let Some((id, file)) = data.split_first_chunk() {
         chunk_of(file, &ChunkId::from_bytes(*id));
     }
-    let Some(table) = data.get(32..) else { return };
+    let table_at = if data.get(11) == Some(&1) { 64 } else { 32 };
+    let Some(table) = data.get(table_at..) else { return };
     let plain_len = u32::from_le_bytes([data[12], data[13], data[14], data[15]]) as usize;
     if !(1..=CHUNK_LEN).contains(&plain_len) {
         return;
@@ -37,26 +38,36 @@ fn chunk_of(file: &[u8], id: &ChunkId) {
         return;
     };
     assert!(header.plain_len <= CHUNK_LEN && header.frames.len() == header.plain_len.div_ceil(FRAME_LEN));
-    let mut at = header_len(header.plain_len);
+    let mut at = match header.delta {
+        Some(_) => delta_header_len(header.plain_len),
+        None => header_len(header.plain_len),
+    };
     let mut out = vec![0; FRAME_LEN];
+    let base: Vec<u8> = (0..FRAME_LEN).map(|at| (at / 7) as u8).collect();
     // The process is short of memory for a decoder only when something else has gone wrong.
     let Ok(mut decoder) = Decoder::new() else { return };
     for (number, frame) in header.frames.iter().enumerate() {
         assert_eq!(frame.offset as usize, at, "a frame is not where the one before ends");
         at += frame.stored_len as usize;
         let length = FRAME_LEN.min(header.plain_len - number * FRAME_LEN);
-        let _ = decoder.decode(frame.kind, &file[frame.offset as usize..at], &mut out[..length]);
+        let stored = &file[frame.offset as usize..at];
+        let _ = match frame.kind {
+            Kind::Patch => decode_patch(stored, &base[..length], &mut out[..length]),
+            kind => decoder.decode(kind, stored, &mut out[..length]),
+        };
     }
     assert_eq!(at, file.len(), "bytes behind the last frame");
 }
 
-/// Decodes a frame: two bytes of length, then what is stored.
+/// Decodes a frame: two bytes of length, then what is stored; and the same as a patch on a part of itself.
 pub fn frame(data: &[u8]) {
     let Some((length, stored)) = data.split_first_chunk() else { return };
     let mut out = vec![0; usize::from(u16::from_le_bytes(*length)) + 1];
     let Ok(mut decoder) = Decoder::new() else { return };
     let kind = if out.len().is_multiple_of(5) { Kind::Raw } else { Kind::Zstd };
     let _ = decoder.decode(kind, stored, &mut out);
+    let (base, patch) = stored.split_at(stored.len() / 2);
+    let _ = decode_patch(patch, base, &mut out);
 }
 
 /// Opens a map, as it is and with hashes made right, and reads all pages.
@@ -75,9 +86,27 @@ pub fn map(data: &[u8]) {
     for (place, hash) in sealed[HEADER..table_end].chunks_exact_mut(32).zip(&hashes) {
         place.copy_from_slice(hash);
     }
-    let seal = id::seal(&[&sealed[..32], &sealed[HEADER..table_end]]);
+    let bases =
+        base_table(&mut sealed, (entries as usize).saturating_mul(32).saturating_add(table_end), pages);
+    let seal = id::seal(&[&sealed[..32], &sealed[HEADER..table_end], &bases]);
     sealed[32..HEADER].copy_from_slice(&seal);
     open_map(&sealed);
+}
+
+/// Makes the hashes right in the table of the pages of bases that begins at `at`, and returns it; empty for a map that has
+/// none.
+fn base_table(map: &mut [u8], at: usize, pages: usize) -> Vec<u8> {
+    if map.get(8) != Some(&2) || at.saturating_add(pages * 32) > map.len() {
+        return Vec::new();
+    }
+    let (table, pages) = map[at..].split_at_mut(pages * 32);
+    let mut bodies = pages.chunks(2048 * 32);
+    for place in table.chunks_exact_mut(32).filter(|place| **place != [0; 32]) {
+        if let Some(body) = bodies.next() {
+            place.copy_from_slice(&id::seal(&[body]));
+        }
+    }
+    table.to_vec()
 }
 
 fn open_map(data: &[u8]) {
@@ -92,7 +121,7 @@ fn open_map(data: &[u8]) {
     }
     if let Ok(map) = ChunkMap::open(path) {
         for page in 0..map.page_count() {
-            let _ = map.read_page(page);
+            let _ = map.read_entries(page);
         }
     }
 }

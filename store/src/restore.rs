@@ -20,7 +20,7 @@ use crate::job::Job;
 use crate::monitor::{Finding, Monitor};
 use crate::revision::Revision;
 use crate::revision::image::Image;
-use crate::revision::map::PAGE_ENTRIES;
+use crate::revision::map::{Entry, PAGE_ENTRIES};
 use target::TargetFile;
 
 /// Where to.
@@ -179,17 +179,17 @@ impl Run<'_> {
         write: &(dyn Fn(u64, &[u8]) -> Result<u64> + Sync),
     ) -> Result<()> {
         for page in 0..self.image.page_count() {
-            let ids = self.page(page)?;
+            let entries = self.page(page)?;
             let next = AtomicU64::new(0);
             crate::threads::run(self.options.threads.max(1), || {
                 let mut scratch = Scratch::new();
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(id) = ids.get(at as usize) else { return Ok(()) };
+                    let Some(entry) = entries.get(at as usize) else { return Ok(()) };
                     let number = page * PAGE_ENTRIES + at;
                     let mut step = || -> Result<()> {
                         self.check_stop()?;
-                        match self.piece(number, *id, &mut scratch)? {
+                        match self.piece(number, *entry, &mut scratch)? {
                             Piece::Hole => {
                                 zero(number * CHUNK_SIZE, chunk_len(self.image.size_bytes(), number) as u64)
                             }
@@ -217,7 +217,7 @@ impl Run<'_> {
     }
 
     /// The entries of one page of the map; with `salvage` a damaged page is all lost.
-    fn page(&self, page: u64) -> Result<Vec<Option<ChunkId>>> {
+    fn page(&self, page: u64) -> Result<Vec<Entry>> {
         match self.image.page(page) {
             Err(error) if error.is_damage() => {
                 let (start, length) = self.image.page_range(page);
@@ -229,26 +229,33 @@ impl Run<'_> {
     }
 
     /// Reads one chunk of the image.
-    fn piece<'s>(&self, number: u64, id: Option<ChunkId>, scratch: &'s mut Scratch) -> Result<Piece<'s>> {
-        let Some(id) = id else { return Ok(Piece::Hole) };
+    fn piece<'s>(&self, number: u64, entry: Entry, scratch: &'s mut Scratch) -> Result<Piece<'s>> {
+        let Some(name) = entry else { return Ok(Piece::Hole) };
         let length = chunk_len(self.image.size_bytes(), number);
         let start = number * CHUNK_SIZE;
-        let plain = match self.image.read(number, &id, scratch) {
+        let plain = match self.image.read(number, &name, scratch) {
             Ok(plain) => plain,
             Err(error) if error.is_damage() => {
-                self.lose(start, length as u64, Some(id), error)?;
+                self.lose(start, length as u64, Some(name.id), error)?;
                 return Ok(Piece::Hole);
             }
             Err(error) => return Err(error),
         };
         for (frame, error) in plain.bad {
-            self.lose(start + frame as u64 * FRAME_SIZE, frame_len(length, frame) as u64, Some(id), error)?;
+            self.lose(
+                start + frame as u64 * FRAME_SIZE,
+                frame_len(length, frame) as u64,
+                Some(name.id),
+                error,
+            )?;
         }
         Ok(Piece::Data(plain.data))
     }
 
     /// Notes a lost range, or fails when nothing may be lost.
     fn lose(&self, offset: u64, length: u64, chunk: Option<ChunkId>, cause: Error) -> Result<()> {
+        // What is damaged may be the base that the chunk leans on.
+        let chunk = cause.damaged_chunk().or(chunk);
         lock(&self.bad_chunks).extend(chunk);
         let (job, revision) = (self.job.name().clone(), self.revision.id.clone());
         if !self.options.salvage {

@@ -1,7 +1,8 @@
 //! Removes chunks that nothing refers to, beside running backups, restores and mounts.
 //!
 //! The proof. A chunk is needed when a map names it (of a revision, a forgotten one, or one that a reader has
-//! pinned) or a writer's log does. A writer logs an id with the shard locked shared, *then* looks for the chunk.
+//! pinned), as an entry or as the base of a delta, or a writer's log does. A delta's file is needed when both its chunk
+//! and its base are; the base comes from a map that the writer has pinned, so it needs no entry in the log. A writer logs an id with the shard locked shared, *then* looks for the chunk.
 //! The sweep (1) tells dead sessions from live ones, (2) removes what is past the hold time, (3) reads the
 //! logs and the pins, *then* lists and reads the maps: a writer that commits in between is in one of the two,
 //! because logs of finished writers stay until a sweep that saw them dead in step 1 has ended (and what those
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use crate::backend::Backend;
 use crate::backend::local::LocalBackend;
 use crate::chunk::ChunkId;
+use crate::chunk::name::ChunkName;
 use crate::damage;
 use crate::disk;
 use crate::error::{Context, Error, Result};
@@ -29,7 +31,7 @@ use crate::lock::{self, SweepGuard};
 use crate::monitor::{Finding, Monitor};
 use crate::name::{JobName, RESERVED};
 use crate::repository::Repository;
-use crate::revision::map::{ChunkMap, entry};
+use crate::revision::map::{ChunkMap, ids};
 use crate::revision::{BackendType, RevisionId, manifest};
 use crate::session::{self, LogTails, Sessions};
 use crate::timestamp::Timestamp;
@@ -302,16 +304,29 @@ impl Sweep<'_> {
             Err(error) => return Err(error),
         };
         for page in 0..map.page_count() {
-            if !seen.insert(*map.page_hash(page)) {
-                continue;
+            if seen.insert(*map.page_hash(page)) {
+                self.mark_page(path, map.read_page(page))?;
             }
-            match map.read_page(page) {
-                Ok(bytes) => self.live.extend(bytes.chunks_exact(32).filter_map(entry)),
-                Err(error) if error.is_damage() => self.damaged_map(path, &error)?,
-                Err(error) => return Err(error),
+            // What deltas lean on is needed as long as they are.
+            if map.bases_hash(page).is_some_and(|hash| seen.insert(*hash)) {
+                self.mark_page(path, map.read_bases(page).map(Option::unwrap_or_default))?;
             }
         }
         Ok(())
+    }
+
+    fn mark_page(&mut self, path: &Path, page: Result<Vec<u8>>) -> Result<()> {
+        match page {
+            Ok(bytes) => self.live.extend(ids(&bytes)),
+            Err(error) if error.is_damage() => self.damaged_map(path, &error)?,
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Whether a file is needed: a delta only as long as its base is as well, for without it nothing names this form.
+    fn is_live(&self, name: &ChunkName) -> bool {
+        name.ids().all(|id| self.live.contains(&id))
     }
 
     fn damaged_map(&self, path: &Path, error: &Error) -> Result<()> {
@@ -336,19 +351,19 @@ impl Sweep<'_> {
     fn refuse_or_go_on(&mut self, written_by_the_dead: &HashSet<ChunkId>) -> Result<()> {
         let (mut total, mut unnamed, mut unexplained) = (0u64, Vec::new(), 0u64);
         for shard in 0..=255 {
-            self.backend.list(shard, &mut |id| {
+            self.backend.list(shard, &mut |name| {
                 total += 1;
-                if !self.live.contains(&id) {
-                    unexplained += u64::from(!written_by_the_dead.contains(&id));
-                    unnamed.push(id);
+                if !self.is_live(&name) {
+                    unexplained += u64::from(!written_by_the_dead.contains(&name.id));
+                    unnamed.push(name);
                 }
             })?;
         }
         self.report.chunks_kept = total - unnamed.len() as u64;
         if self.options.dry_run {
             self.report.chunks_deleted = unnamed.len() as u64;
-            for id in &unnamed {
-                self.report.bytes_deleted += self.backend.open(id)?.map_or(0, |chunk| chunk.len());
+            for name in &unnamed {
+                self.report.bytes_deleted += self.backend.open(name)?.map_or(0, |chunk| chunk.len());
             }
         }
         let explained = !self.report.revisions_deleted.is_empty() || self.intent_path().exists();
@@ -376,16 +391,14 @@ impl Sweep<'_> {
             if self.monitor.cancelled() {
                 return Err(Error::Cancelled);
             }
-            let mut candidates = Vec::new();
-            self.backend.list(shard, &mut |id| {
-                if self.live.contains(&id) {
-                    self.report.chunks_kept += 1;
-                } else {
-                    candidates.push((id, 0));
-                }
+            let (mut candidates, mut kept) = (Vec::new(), 0);
+            self.backend.list(shard, &mut |name| match self.is_live(&name) {
+                true => kept += 1,
+                false => candidates.push((name, 0)),
             })?;
-            for (id, length) in &mut candidates {
-                *length = self.backend.open(id).ok().flatten().map_or(0, |chunk| chunk.len());
+            self.report.chunks_kept += kept;
+            for (name, length) in &mut candidates {
+                *length = self.backend.open(name).ok().flatten().map_or(0, |chunk| chunk.len());
             }
             if candidates.is_empty() {
                 continue;
@@ -395,13 +408,13 @@ impl Sweep<'_> {
             self.tails.read(self.repository.root(), &mut |id| {
                 live.insert(id);
             })?;
-            for (id, length) in candidates {
-                if self.live.contains(&id) {
+            for (name, length) in candidates {
+                if self.is_live(&name) {
                     self.has_ghosts = true;
                     self.report.chunks_kept += 1;
                     continue;
                 }
-                self.backend.delete(&id)?;
+                self.backend.delete(&name)?;
                 self.report.chunks_deleted += 1;
                 self.report.bytes_deleted += length;
                 self.monitor.advance(length);

@@ -34,6 +34,16 @@ pub(crate) fn image(seed: u64, length: usize) -> Vec<u8> {
     data
 }
 
+/// Bytes that cannot be compressed.
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    std::iter::repeat_with(next).take(length).collect()
+}
+
 pub(crate) fn new_revision(data: &[u8], base: Option<Revision>) -> NewRevision {
     NewRevision {
         id: RevisionId::random().unwrap(),

@@ -4,12 +4,13 @@
 //! used is told. A revision with damage is distrusted, and so is every other revision of the store that
 //! shares the bad chunk.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::backend::Backend;
-use crate::chunk::layout::{chunk_len, frame_len};
+use crate::chunk::layout::{chunk_len, frame_count, frame_len};
+use crate::chunk::name::ChunkName;
 use crate::chunk::store::Scratch;
 use crate::chunk::{CHUNK_SIZE, ChunkId, FRAME_SIZE};
 use crate::damage::{self, Difference};
@@ -38,14 +39,23 @@ pub struct VerifyReport {
     pub bytes: u64,
 }
 
-/// What is wrong with one chunk: the bad frames, or all of it.
-type Badness = BTreeMap<usize, String>;
+/// What is wrong with one chunk.
+#[derive(Clone, Default)]
+struct Badness {
+    /// The bad frames and their problems; all frames where none can be read.
+    frames: BTreeMap<usize, String>,
+    /// What is damaged: the chunk, or the base that it leans on.
+    damaged: BTreeSet<ChunkId>,
+}
+
+/// A chunk's file, and the length that the chunk is expected to have.
+type Expected = (ChunkName, u32);
 
 struct Verifier<'v> {
     job: &'v Job,
     /// Chunks read so far, with the length they were expected to have.
-    seen: HashMap<(ChunkId, u32), bool>,
-    bad: HashMap<(ChunkId, u32), Badness>,
+    seen: HashSet<Expected>,
+    bad: HashMap<Expected, Badness>,
     threads: usize,
     monitor: &'v dyn Monitor,
     chunks: u64,
@@ -63,7 +73,7 @@ pub fn verify(
 ) -> Result<VerifyReport> {
     let mut verifier = Verifier {
         job,
-        seen: HashMap::new(),
+        seen: HashSet::new(),
         bad: HashMap::new(),
         threads: threads.max(1),
         monitor,
@@ -120,13 +130,15 @@ impl Verifier<'_> {
     }
 
     fn page(&mut self, revision: &Revision, image: &Image, page: u64, entries: &[Entry]) -> Result<bool> {
-        let places: Vec<(u64, (ChunkId, u32))> = (page * PAGE_ENTRIES..)
+        let places: Vec<(u64, Expected)> = (page * PAGE_ENTRIES..)
             .zip(entries)
-            .filter_map(|(number, id)| Some((number, ((*id)?, chunk_len(image.size_bytes(), number) as u32))))
+            .filter_map(|(number, name)| {
+                Some((number, ((*name)?, chunk_len(image.size_bytes(), number) as u32)))
+            })
             .collect();
         let mut unread = Vec::new();
         for (number, chunk) in &places {
-            if self.seen.insert(*chunk, true).is_none() {
+            if self.seen.insert(*chunk) {
                 unread.push((*number, *chunk));
             }
         }
@@ -137,17 +149,17 @@ impl Verifier<'_> {
         for (number, chunk) in places {
             let Some(badness) = self.bad.get(&chunk).cloned() else { continue };
             whole = false;
-            for (frame, problem) in badness {
+            for (frame, problem) in badness.frames {
                 let offset = number * CHUNK_SIZE + frame as u64 * FRAME_SIZE;
                 let length = frame_len(chunk.1 as usize, frame) as u64;
-                self.finding(revision, Some((offset, length)), Some(chunk.0), problem);
+                self.finding(revision, Some((offset, length)), Some(chunk.0.id), problem);
             }
         }
         Ok(whole)
     }
 
     /// Reads chunks on all threads and notes the bad ones.
-    fn read(&mut self, image: &Image, chunks: &[(u64, (ChunkId, u32))]) -> Result<()> {
+    fn read(&mut self, image: &Image, chunks: &[(u64, Expected)]) -> Result<()> {
         let next = AtomicUsize::new(0);
         let bad = Mutex::new(Vec::new());
         let (monitor, bytes) = (self.monitor, &self.bytes);
@@ -187,20 +199,26 @@ impl Verifier<'_> {
         if self.job.repository().is_original() {
             return Ok(());
         }
-        let chunks: Vec<ChunkId> = self.bad.keys().map(|(id, _)| *id).collect();
-        for ((id, _), badness) in &self.bad {
+        let chunks: BTreeSet<ChunkId> =
+            self.bad.values().flat_map(|badness| badness.damaged.iter().copied()).collect();
+        for ((name, _), badness) in &self.bad {
             // A run that was stopped knows the chunk, but no revision as a whole.
             let Some(first) = report.bad.first() else { break };
-            let bytes = read_file(self.job, id);
+            let bytes = read_file(self.job, name, &badness.damaged);
             let difference = Difference {
                 revision: first,
                 offset: 0,
                 source: None,
                 stored: bytes.as_deref(),
-                problem: &format!("chunk {id}: {}", badness.values().next().map_or("", String::as_str)),
+                problem: &format!(
+                    "chunk {}: {}",
+                    name.id,
+                    badness.frames.values().next().map_or("", String::as_str)
+                ),
             };
             damage::quarantine(self.job, &difference, self.now)?;
         }
+        let chunks: Vec<ChunkId> = chunks.into_iter().collect();
         report.distrusted = damage::record(self.job, &chunks, self.monitor)?;
         self.set_trust(report)
     }
@@ -224,13 +242,14 @@ impl Verifier<'_> {
     }
 }
 
-/// Returns the file of a damaged chunk as it is, for the quarantine.
-fn read_file(job: &Job, id: &ChunkId) -> Option<Vec<u8>> {
-    if id.original().is_some() {
+/// Returns the file of a damaged chunk as it is, for the quarantine: the base's where that is what is damaged.
+fn read_file(job: &Job, name: &ChunkName, damaged: &BTreeSet<ChunkId>) -> Option<Vec<u8>> {
+    if name.id.original().is_some() {
         let mut bytes = Vec::new();
-        return OldChunks::open(job.dir()).ok()?.read_file(id, &mut bytes).ok().map(|_| bytes);
+        return OldChunks::open(job.dir()).ok()?.read_file(&name.id, &mut bytes).ok().map(|_| bytes);
     }
-    let file = job.repository().backend().ok()?.open(id).ok()??;
+    let base = name.base.filter(|base| damaged.contains(base)).map(ChunkName::full);
+    let file = job.repository().backend().ok()?.open(&base.unwrap_or(*name)).ok()??;
     let mut bytes = vec![0; file.len().min(CHUNK_SIZE + 4096) as usize];
     let length = file.read_at(&mut bytes, 0).ok()?;
     bytes.truncate(length);
@@ -241,15 +260,19 @@ fn read_file(job: &Job, id: &ChunkId) -> Option<Vec<u8>> {
 fn check(
     image: &Image,
     number: u64,
-    (id, length): &(ChunkId, u32),
+    (name, length): &Expected,
     scratch: &mut Scratch,
 ) -> Result<Option<Badness>> {
-    let bad = match image.read(number, id, scratch) {
-        Err(error) if error.is_damage() => {
-            let frames = crate::chunk::layout::frame_count(*length as usize);
-            return Ok(Some((0..frames).map(|frame| (frame, error.to_string())).collect()));
-        }
-        other => other?.bad,
+    let mut badness = Badness::default();
+    let mut add = |frame: usize, error: &Error| {
+        badness.frames.insert(frame, error.to_string());
+        badness.damaged.insert(error.damaged_chunk().unwrap_or(name.id));
     };
-    Ok((!bad.is_empty()).then(|| bad.into_iter().map(|(frame, error)| (frame, error.to_string())).collect()))
+    match image.read(number, name, scratch) {
+        Err(error) if error.is_damage() => {
+            (0..frame_count(*length as usize)).for_each(|frame| add(frame, &error));
+        }
+        other => other?.bad.iter().for_each(|(frame, error)| add(*frame, error)),
+    }
+    Ok((!badness.frames.is_empty()).then_some(badness))
 }

@@ -81,7 +81,7 @@ def check(path):
     for number in range(frames):
         word, value = struct.unpack_from("<I32s", content, 32 + 36 * number)
         stored = content[position : position + (word & 0xFFFFFF)]
-        frame = decode(word >> 24, stored, min(FRAME, length - number * FRAME), f"{path}: frame {number}")
+        frame = decode(word >> 24, stored, min(FRAME, length - number * FRAME), f"{path}: frame {number}", b"")
         if packed(tree(frame, number * FRAME // 1024, ROOT if frames == 1 else 0)) != value:
             sys.exit(f"error: {path}: wrong value of frame {number}")
         position, whole = position + len(stored), whole + frame

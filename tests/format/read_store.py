@@ -64,59 +64,93 @@ def read_manifest(path, revision):
 
 
 def read_map(path, size, seal):
+    """What lies at each place: the chunk's id, and its base's or zeros."""
     entries = -(-size // CHUNK)
     pages = -(-entries // PAGE)
-    content = read(path, 64 + 32 * pages + 32 * entries)
-    head = struct.pack("<8sHBBIQQ", b"BACKYMAP", 1, 22, 0, PAGE, size, entries)
-    require(content[:32] == head, f"{path}: header does not fit an image of {size} bytes")
-    require(len(content) == 64 + 32 * pages + 32 * entries, f"{path}: wrong length")
+    content = read(path, 64 + 64 * pages + 64 * entries)
+    version = int.from_bytes(content[8:10], "little")
+    head = struct.pack("<8sHBBIQQ", b"BACKYMAP", version, 22, 0, PAGE, size, entries)
+    require(version in (1, 2) and content[:32] == head, f"{path}: header does not fit an image of {size} bytes")
     table, body = content[64 : 64 + 32 * pages], content[64 + 32 * pages :]
-    require(content[32:64] == seal == blake(head, table), f"{path}: wrong seal")
+    base_table, rest = b"", b""
+    if version == 2:
+        base_table, rest = body[32 * entries :][: 32 * pages], body[32 * entries + 32 * pages :]
+        body = body[: 32 * entries]
+    require(len(body) == 32 * entries and len(table) == 32 * pages, f"{path}: wrong length")
+    require(content[32:64] == seal == blake(head, table, base_table), f"{path}: wrong seal")
+    bases = b""
     for page in range(pages):
         part = body[32 * PAGE * page : 32 * PAGE * (page + 1)]
         require(blake(part) == table[32 * page : 32 * page + 32], f"{path}: page {page} is damaged")
-    return [body[32 * entry : 32 * entry + 32] for entry in range(entries)]
+        expected = base_table[32 * page : 32 * page + 32]
+        if expected in (b"", HOLE):
+            bases += bytes(len(part))
+        else:
+            require(blake(rest[: len(part)]) == expected, f"{path}: page of bases {page} is damaged")
+            bases, rest = bases + rest[: len(part)], rest[len(part) :]
+    require(not rest, f"{path}: wrong length")
+    return [(body[at : at + 32], bases[at : at + 32]) for at in range(0, 32 * entries, 32)]
 
 
-def decode(kind, stored, length, name):
+def decode(kind, stored, length, name, base):
     if kind == 0 and not stored:
         return bytes(length)
     if kind == 1 and len(stored) == length:
         return stored
-    require(kind == 2 and 1 <= len(stored) < length, f"{name}: kind {kind} with {len(stored)} stored bytes")
+    if kind == 3 and base and not stored:
+        return base
+    require(kind == 2 or kind == 4 and base, f"{name}: kind {kind}")
+    require(1 <= len(stored) < length, f"{name}: kind {kind} with {len(stored)} stored bytes")
     require(zstandard.frame_content_size(stored) in (-1, length), f"{name}: unpacks to another length")
-    unpacked = zstandard.ZstdDecompressor().decompress(stored, max_output_size=length, allow_extra_data=False)
+    prefix = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if kind == 4 else None
+    decompressor = zstandard.ZstdDecompressor(dict_data=prefix)
+    unpacked = decompressor.decompress(stored, max_output_size=length, allow_extra_data=False)
     require(len(unpacked) == length, f"{name}: unpacks to {len(unpacked)} bytes")
     return unpacked
 
 
-def read_chunk(root, identity, length):
-    path = f"{root}/chunks/{identity.hex()[:2]}/{identity.hex()}"
-    content = read(path, 32 + 64 * 36 + CHUNK)
+def read_chunk(root, identity, base, length):
+    """A chunk's bytes, from its full form if that is there."""
+    folder = f"{root}/chunks/{identity.hex()[:2]}"
+    full = f"{folder}/{identity.hex()}"
+    if base == HOLE or os.path.exists(full):
+        return read_file(full, identity, length, None, b"")
+    leaning_on = read_chunk(root, base, HOLE, length)
+    return read_file(f"{full}.{base.hex()}", identity, length, base, leaning_on)
+
+
+def read_file(path, identity, length, base, base_bytes):
+    content = read(path, 64 + 64 * 36 + CHUNK)
     frames = -(-length // FRAME)
     head, total = content[:20], int.from_bytes(content[20:24], "little")
-    require(head == struct.pack("<8sHBBII", b"BACKYCHK", 1, 16, 0, length, frames), f"{path}: wrong header")
-    position = 32 + 36 * frames
-    require(content[24:32] == bytes(8) and len(content) == position + total, f"{path}: wrong header or length")
+    flags, table = (1, 64) if base else (0, 32)
+    require(head == struct.pack("<8sHBBII", b"BACKYCHK", 1, 16, flags, length, frames), f"{path}: wrong header")
+    if base:
+        require(content[32:64] == base != identity and frames > 1, f"{path}: wrong base")
+    else:
+        require(content[24:32] == bytes(8), f"{path}: wrong header")
+    position = table + 36 * frames
+    require(len(content) == position + total, f"{path}: wrong length")
     chunk = bytearray()
     for number in range(frames):
-        word, _value = struct.unpack_from("<I32s", content, 32 + 36 * number)
+        word, _value = struct.unpack_from("<I32s", content, table + 36 * number)
         kind, stored = word >> 24, content[position : position + (word & 0xFFFFFF)]
         name = f"{path}: frame {number}"
         require(len(stored) == word & 0xFFFFFF, f"{name}: lies beyond the end")
-        chunk += decode(kind, stored, min(FRAME, length - number * FRAME), name)
+        from_base = base_bytes[number * FRAME : (number + 1) * FRAME]
+        chunk += decode(kind, stored, min(FRAME, length - number * FRAME), name, from_base)
         position += len(stored)
     require(position == len(content), f"{path}: bytes behind the last frame")
     require(blake(chunk) == identity, f"{path}: content does not match the id")
     return chunk
 
 
-def write_image(root, ids, size, target):
+def write_image(root, places, size, target):
     target.truncate(size)
-    for number, identity in enumerate(ids):
+    for number, (identity, base) in enumerate(places):
         if identity != HOLE:
             target.seek(number * CHUNK)
-            target.write(read_chunk(root, identity, min(CHUNK, size - number * CHUNK)))
+            target.write(read_chunk(root, identity, base, min(CHUNK, size - number * CHUNK)))
 
 
 def restore(store, job, revision, output):
@@ -124,10 +158,10 @@ def restore(store, job, revision, output):
     require(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", revision), f"{revision!r} is no id of a revision")
     root, base = chunk_store(store, job), os.path.join(store, job, revision)
     size, seal = read_manifest(f"{base}.rev", revision)
-    ids = read_map(f"{base}.map", size, seal)
+    places = read_map(f"{base}.map", size, seal)
     with open(output, "xb") as target:
         try:
-            write_image(root, ids, size, target)
+            write_image(root, places, size, target)
         except BaseException:
             os.unlink(output)
             raise

@@ -276,7 +276,7 @@ pub trait ImageSink: Sync {
     fn check(&self, number: u64) -> Result<ChunkCheck>;
 
     /// Records the chunk in which the smaller of base and new image ends, if they differ: call it before the first
-    /// [`ChunkPutter::recorded`].
+    /// [`ChunkPutter::put_changed`].
     fn carry_end(&self) -> Result<()>;
 }
 
@@ -288,11 +288,9 @@ pub trait ChunkPutter {
     /// Records that the whole chunk at place `number` is zero.
     fn hole(&mut self, number: u64) -> Result<Put>;
 
-    /// Fills `buf` with what is recorded at place `number`, verified: the base's bytes where nothing was put yet.
-    fn recorded(&mut self, number: u64, buf: &mut [u8]) -> Result<()>;
-
-    /// Records a chunk that differs from what [`ChunkPutter::recorded`] just gave for this place only in these parts.
-    fn put_changed(&mut self, number: u64, data: &[u8], changed: &[Range<usize>]) -> Result<Put>;
+    /// Records a chunk that differs from what is recorded at place `number` (the base's, where nothing was put yet) only in
+    /// these parts, whose bytes are in `data`. What else is in `data` does not count, and some of it is overwritten.
+    fn put_changed(&mut self, number: u64, data: &mut [u8], changed: &[Range<usize>]) -> Result<Put>;
 
     /// Keeps what the base has at place `number`, which was compared and agrees; `false` when it must be put after all.
     fn keep(&mut self, number: u64) -> Result<bool>;
@@ -325,11 +323,7 @@ impl ChunkPutter for ChunkWriter<'_> {
         Ok(self.hole(number)?)
     }
 
-    fn recorded(&mut self, number: u64, buf: &mut [u8]) -> Result<()> {
-        Ok(self.recorded(number, buf)?)
-    }
-
-    fn put_changed(&mut self, number: u64, data: &[u8], changed: &[Range<usize>]) -> Result<Put> {
+    fn put_changed(&mut self, number: u64, data: &mut [u8], changed: &[Range<usize>]) -> Result<Put> {
         Ok(self.put_changed(number, data, changed)?)
     }
 

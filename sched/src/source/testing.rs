@@ -77,16 +77,12 @@ impl ChunkPutter for MemoryPutter<'_> {
         assert!(self.0.chunks.lock().unwrap().insert(number, None).is_none(), "chunk {number} came twice");
         Ok(Put::Hole)
     }
-    fn recorded(&mut self, number: u64, buf: &mut [u8]) -> Result<()> {
-        match self.0.chunks.lock().unwrap().get(&number) {
-            Some(Some(chunk)) => buf.copy_from_slice(chunk),
-            _ => buf.fill(0),
-        }
-        Ok(())
-    }
-    fn put_changed(&mut self, number: u64, data: &[u8], _changed: &[Range<usize>]) -> Result<Put> {
-        self.0.chunks.lock().unwrap().remove(&number);
-        self.put(number, data)
+    fn put_changed(&mut self, number: u64, data: &mut [u8], changed: &[Range<usize>]) -> Result<Put> {
+        let mut whole =
+            self.0.chunks.lock().unwrap().remove(&number).flatten().unwrap_or(vec![0; data.len()]);
+        changed.iter().for_each(|part| whole[part.clone()].copy_from_slice(&data[part.clone()]));
+        data.fill(0xee);
+        self.put(number, &whole)
     }
     fn keep(&mut self, number: u64) -> Result<bool> {
         Ok(self.0.chunks.lock().unwrap().contains_key(&number))

@@ -1,4 +1,4 @@
-//! Chunk files in a local directory: `chunks/ab/<64 hex digits>`, 256 directories made with the store.
+//! Chunk files in a local directory: `chunks/ab/<id>` and `chunks/ab/<id>.<base>`, 256 directories made with the store.
 
 use std::fs::File;
 use std::io;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::{Backend, ShardLock, StoredChunk};
-use crate::chunk::ChunkId;
+use crate::chunk::name::ChunkName;
 use crate::disk;
 use crate::error::{Context, Error, Result};
 
@@ -57,8 +57,8 @@ impl LocalBackend {
         self.chunks.join(format!("{shard:02x}"))
     }
 
-    fn path(&self, id: &ChunkId) -> PathBuf {
-        self.shard_dir(id.shard()).join(id.to_string())
+    fn path(&self, name: &ChunkName) -> PathBuf {
+        self.shard_dir(name.id.shard()).join(name.to_string())
     }
 }
 
@@ -93,11 +93,11 @@ impl StoredChunk for LocalChunk {
 }
 
 impl Backend for LocalBackend {
-    fn open(&self, id: &ChunkId) -> Result<Option<Box<dyn StoredChunk>>> {
-        let path = self.path(id);
+    fn open(&self, name: &ChunkName) -> Result<Option<Box<dyn StoredChunk>>> {
+        let path = self.path(name);
         match disk::open(&path).and_then(|file| file.metadata().map(|facts| (file, facts))) {
             Ok((_, facts)) if !facts.is_file() => {
-                Err(Error::ChunkCorrupt { id: *id, reason: "it is not a regular file".to_owned() })
+                Err(Error::ChunkCorrupt { id: name.id, reason: "it is not a regular file".to_owned() })
             }
             Ok((file, facts)) => Ok(Some(Box::new(LocalChunk { file, len: facts.len() }))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -105,9 +105,9 @@ impl Backend for LocalBackend {
         }
     }
 
-    fn put(&self, id: &ChunkId, bytes: &[u8], temporary: &str, replace: bool) -> Result<()> {
+    fn put(&self, name: &ChunkName, bytes: &[u8], temporary: &str, replace: bool) -> Result<()> {
         let temporary = self.temporaries.join(temporary);
-        let target = self.path(id);
+        let target = self.path(name);
         let file = disk::create_new(&temporary)?;
         let written = disk::append(&file, bytes, &temporary)
             .and_then(|()| if self.reliable_syncfs { Ok(()) } else { disk::sync_file(&file, &temporary) });
@@ -116,7 +116,7 @@ impl Backend for LocalBackend {
             true => disk::rename(&temporary, &target).map(|()| true),
             false => disk::rename_new(&temporary, &target),
         });
-        self.use_existing(id);
+        self.use_existing(name);
         match placed {
             Ok(true) => Ok(()),
             // Another writer was first with the same chunk; its file is as good as ours.
@@ -128,8 +128,10 @@ impl Backend for LocalBackend {
         }
     }
 
-    fn use_existing(&self, id: &ChunkId) {
-        self.touched[usize::from(id.shard())].store(true, Ordering::Relaxed);
+    fn use_existing(&self, name: &ChunkName) {
+        for id in name.ids() {
+            self.touched[usize::from(id.shard())].store(true, Ordering::Relaxed);
+        }
     }
 
     fn barrier(&self) -> Result<()> {
@@ -144,17 +146,17 @@ impl Backend for LocalBackend {
         Ok(())
     }
 
-    fn delete(&self, id: &ChunkId) -> Result<()> {
-        disk::remove(&self.path(id))
+    fn delete(&self, name: &ChunkName) -> Result<()> {
+        disk::remove(&self.path(name))
     }
 
-    fn list(&self, shard: u8, visit: &mut dyn FnMut(ChunkId)) -> Result<()> {
+    fn list(&self, shard: u8, visit: &mut dyn FnMut(ChunkName)) -> Result<()> {
         let dir = self.shard_dir(shard);
         for entry in std::fs::read_dir(&dir).context("list", &dir)? {
             let entry = entry.context("list", &dir)?;
-            let Some(id) = entry.file_name().to_str().and_then(ChunkId::parse) else { continue };
-            if id.shard() == shard {
-                visit(id);
+            let Some(name) = entry.file_name().to_str().and_then(ChunkName::parse) else { continue };
+            if name.id.shard() == shard {
+                visit(name);
             }
         }
         Ok(())
@@ -171,6 +173,7 @@ impl Backend for LocalBackend {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chunk::ChunkId;
 
     fn store() -> (tempfile::TempDir, LocalBackend) {
         let dir = tempfile::tempdir().unwrap();
@@ -179,8 +182,8 @@ mod tests {
         (dir, backend)
     }
 
-    fn read(backend: &LocalBackend, id: &ChunkId) -> Vec<u8> {
-        let chunk = backend.open(id).unwrap().unwrap();
+    fn read(backend: &LocalBackend, name: &ChunkName) -> Vec<u8> {
+        let chunk = backend.open(name).unwrap().unwrap();
         let mut bytes = vec![0; chunk.len() as usize];
         assert_eq!(chunk.read_at(&mut bytes, 0).unwrap(), bytes.len());
         bytes
@@ -189,13 +192,13 @@ mod tests {
     #[test]
     fn what_is_there_stays_unless_it_is_replaced() {
         let (dir, backend) = store();
-        let id = ChunkId::of(b"x");
-        assert!(backend.open(&id).unwrap().is_none());
-        backend.put(&id, b"first", "t.1", false).unwrap();
-        backend.put(&id, b"second", "t.1", false).unwrap();
-        assert_eq!(read(&backend, &id), b"first");
-        backend.put(&id, b"third", "t.1", true).unwrap();
-        assert_eq!(read(&backend, &id), b"third");
+        let name = ChunkName::full(ChunkId::of(b"x"));
+        assert!(backend.open(&name).unwrap().is_none());
+        backend.put(&name, b"first", "t.1", false).unwrap();
+        backend.put(&name, b"second", "t.1", false).unwrap();
+        assert_eq!(read(&backend, &name), b"first");
+        backend.put(&name, b"third", "t.1", true).unwrap();
+        assert_eq!(read(&backend, &name), b"third");
         backend.barrier().unwrap();
         assert_eq!(std::fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
     }
@@ -203,16 +206,16 @@ mod tests {
     #[test]
     fn listing_skips_what_is_no_chunk_and_deleting_twice_is_fine() {
         let (dir, backend) = store();
-        let id = ChunkId::of(b"x");
-        backend.put(&id, b"abc", "t", false).unwrap();
-        std::fs::write(dir.path().join(format!("chunks/{:02x}/notes.txt", id.shard())), b"").unwrap();
+        let name = ChunkName::full(ChunkId::of(b"x"));
+        backend.put(&name, b"abc", "t", false).unwrap();
+        std::fs::write(dir.path().join(format!("chunks/{:02x}/notes.txt", name.id.shard())), b"").unwrap();
         let mut seen = Vec::new();
         for shard in 0..=255 {
-            backend.list(shard, &mut |id| seen.push(id)).unwrap();
+            backend.list(shard, &mut |name| seen.push(name)).unwrap();
         }
-        assert_eq!(seen, [id]);
-        backend.delete(&id).unwrap();
-        backend.delete(&id).unwrap();
-        assert!(backend.open(&id).unwrap().is_none());
+        assert_eq!(seen, [name]);
+        backend.delete(&name).unwrap();
+        backend.delete(&name).unwrap();
+        assert!(backend.open(&name).unwrap().is_none());
     }
 }

@@ -10,7 +10,7 @@ pub(crate) mod rados;
 use std::fmt::Debug;
 use std::io;
 
-use crate::chunk::ChunkId;
+use crate::chunk::name::ChunkName;
 use crate::error::Result;
 
 /// A chunk file opened for reading; stays readable when the chunk is deleted.
@@ -25,24 +25,24 @@ pub(crate) trait StoredChunk: Debug + Send + Sync {
 
 /// Keeps chunk files.
 pub(crate) trait Backend: Debug + Send + Sync {
-    /// Opens a chunk, `None` when it is not there.
-    fn open(&self, id: &ChunkId) -> Result<Option<Box<dyn StoredChunk>>>;
+    /// Opens a chunk's file, `None` when it is not there.
+    fn open(&self, name: &ChunkName) -> Result<Option<Box<dyn StoredChunk>>>;
 
-    /// Keeps `bytes` under `id`. What is there already stays, unless `replace` says that it is damaged.
+    /// Keeps `bytes` under `name`. What is there already stays, unless `replace` says that it is damaged.
     /// `temporary` is a name that nothing else uses now; it is gone when this returns or shows a dead run.
-    fn put(&self, id: &ChunkId, bytes: &[u8], temporary: &str, replace: bool) -> Result<()>;
+    fn put(&self, name: &ChunkName, bytes: &[u8], temporary: &str, replace: bool) -> Result<()>;
 
     /// Promises that [`Backend::barrier`] covers a chunk that this run found and uses.
-    fn use_existing(&self, id: &ChunkId);
+    fn use_existing(&self, name: &ChunkName);
 
     /// Makes all chunks put and used so far durable. Not to be repeated after an error.
     fn barrier(&self) -> Result<()>;
 
-    /// Removes a chunk; it is no error when it is gone.
-    fn delete(&self, id: &ChunkId) -> Result<()>;
+    /// Removes a chunk's file; it is no error when it is gone.
+    fn delete(&self, name: &ChunkName) -> Result<()>;
 
-    /// Calls `visit` with every chunk of the shard (first byte of the id). Other names are skipped.
-    fn list(&self, shard: u8, visit: &mut dyn FnMut(ChunkId)) -> Result<()>;
+    /// Calls `visit` with the name of every chunk's file in the shard (first byte of the id). Other names are skipped.
+    fn list(&self, shard: u8, visit: &mut dyn FnMut(ChunkName)) -> Result<()>;
 
     /// Locks a shard against the sweep (shared) or for it (exclusive); waits. Dropping the lock releases it.
     fn lock_shard(&self, shard: u8, exclusive: bool) -> Result<ShardLock>;

@@ -4,7 +4,7 @@
 //! to expand beyond it costs nothing. Whether the bytes are the right ones is for the caller, who has the hash.
 
 use zstd::bulk::{Compressor, Decompressor};
-use zstd::zstd_safe;
+use zstd::zstd_safe::{self, CCtx, CParameter, DCtx, ResetDirective};
 
 use super::FRAME_LEN;
 
@@ -20,6 +20,10 @@ pub(crate) enum Kind {
     Raw,
     /// One zstd frame.
     Zstd,
+    /// The base's frame of the same number; nothing kept.
+    Same,
+    /// One zstd frame with the base's frame of the same number as prefix.
+    Patch,
 }
 
 /// Compresses frames; has its own context, reused.
@@ -40,8 +44,8 @@ impl Encoder {
     pub(crate) fn new(level: i32) -> std::io::Result<Self> {
         let mut compressor = Compressor::new(level)?;
         // The hash of the frame is in the table already.
-        compressor.set_parameter(zstd_safe::CParameter::ChecksumFlag(false))?;
-        compressor.set_parameter(zstd_safe::CParameter::DictIdFlag(false))?;
+        compressor.set_parameter(CParameter::ChecksumFlag(false))?;
+        compressor.set_parameter(CParameter::DictIdFlag(false))?;
         Ok(Self { compressor, decoder: Decoder::new()?, check: Box::new([0; FRAME_LEN]) })
     }
 
@@ -64,7 +68,71 @@ impl Encoder {
     }
 }
 
-/// Decodes frames; has its own context, reused.
+/// Compresses frames as patches on frames of a base. Made for one chunk: the bytes of the base live as long as it.
+pub(crate) struct Patcher<'b> {
+    compressor: CCtx<'b>,
+    decompressor: DCtx<'b>,
+    check: Box<[u8; FRAME_LEN]>,
+}
+
+impl<'b> Patcher<'b> {
+    /// Makes a patcher of zstd level `level`.
+    pub(crate) fn new(level: i32) -> std::io::Result<Self> {
+        let out_of_memory = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
+        let mut compressor = CCtx::try_create().ok_or_else(out_of_memory)?;
+        for parameter in [
+            CParameter::CompressionLevel(level),
+            CParameter::ChecksumFlag(false),
+            CParameter::DictIdFlag(false),
+        ] {
+            compressor.set_parameter(parameter).map_err(zstd_error)?;
+        }
+        let decompressor = DCtx::try_create().ok_or_else(out_of_memory)?;
+        Ok(Self { compressor, decompressor, check: Box::new([0; FRAME_LEN]) })
+    }
+
+    /// Writes what turns `base` into `frame` to the beginning of `out`, which has room for the raw frame; returns its
+    /// length, or `None` where that would be no shorter than the frame. What was written has been decoded and compared.
+    pub(crate) fn encode(
+        &mut self,
+        frame: &[u8],
+        base: &'b [u8],
+        out: &mut [u8],
+    ) -> std::io::Result<Option<usize>> {
+        let room = &mut out[..frame.len().saturating_sub(1)];
+        self.compressor.ref_prefix(base).map_err(zstd_error)?;
+        let Ok(length) = self.compressor.compress2(room, frame) else {
+            // What was begun is given up, or no other prefix would be taken.
+            self.compressor.reset(ResetDirective::SessionOnly).map_err(zstd_error)?;
+            return Ok(None);
+        };
+        let check = &mut self.check[..frame.len()];
+        self.decompressor.ref_prefix(base).map_err(zstd_error)?;
+        let decoded = self.decompressor.decompress(check, &room[..length]).map_err(zstd_error)?;
+        if decoded != frame.len() || check != frame {
+            return Err(std::io::Error::other("a patch does not decode to what was compressed"));
+        }
+        Ok(Some(length))
+    }
+}
+
+fn zstd_error(code: usize) -> std::io::Error {
+    std::io::Error::other(zstd_safe::get_error_name(code))
+}
+
+/// Decodes a patch on the bytes of the base's frame into the whole of `out`; an error says what is wrong with it.
+pub(crate) fn decode_patch(stored: &[u8], base: &[u8], out: &mut [u8]) -> Result<(), String> {
+    // A context refers to its prefix as long as it lives, so this one lives as long as the call.
+    let mut context = DCtx::try_create().ok_or("there is no memory to decode a patch")?;
+    context.ref_prefix(base).map_err(|code| zstd_safe::get_error_name(code).to_owned())?;
+    match context.decompress(out, stored) {
+        Ok(length) if length == out.len() => Ok(()),
+        Ok(length) => Err(format!("a patch decodes to {length} bytes instead of {}", out.len())),
+        Err(code) => Err(format!("a patch cannot be decoded: {}", zstd_safe::get_error_name(code))),
+    }
+}
+
+/// Decodes frames that lean on no base; has its own context, reused.
 pub(crate) struct Decoder(Decompressor<'static>);
 
 impl std::fmt::Debug for Decoder {
@@ -93,6 +161,7 @@ impl Decoder {
                 }
                 Err(error) => return Err(format!("a frame cannot be decoded: {error}")),
             },
+            Kind::Same | Kind::Patch => return Err("a frame needs a base".to_owned()),
         }
         Ok(())
     }
@@ -123,6 +192,27 @@ mod tests {
             Decoder::new().unwrap().decode(kind, &stored[..length], &mut back).unwrap();
             assert_eq!(back, frame);
         }
+    }
+
+    #[test]
+    fn a_small_change_of_noise_makes_a_small_patch() {
+        let base = crate::testing::noise(1, FRAME_LEN);
+        let mut frame = base.clone();
+        frame[20_000..24_096].copy_from_slice(&crate::testing::noise(2, 4096));
+        let mut patcher = Patcher::new(DEFAULT_LEVEL).unwrap();
+        let mut stored = vec![0; FRAME_LEN];
+        for frame in [&frame[..], &base.clone(), &frame[..30_000]] {
+            let length = patcher.encode(frame, &base, &mut stored).unwrap();
+            let length = length.unwrap();
+            assert!(length < 4200, "{length}");
+            let mut back = vec![1; frame.len()];
+            decode_patch(&stored[..length], &base, &mut back).unwrap();
+            assert_eq!(back, frame);
+            assert!(decode_patch(&stored[..length], &base[..60_000], &mut back).is_err() || back != frame);
+            assert!(decode_patch(&stored[..length - 1], &base, &mut back).is_err());
+        }
+        let other = crate::testing::noise(3, FRAME_LEN);
+        assert_eq!(patcher.encode(&other, &base, &mut stored).unwrap(), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub(crate) mod container;
 pub(crate) mod frame;
 pub(crate) mod id;
 pub mod layout;
+pub(crate) mod name;
 pub(crate) mod store;
 
 pub use id::{ChunkCheck, ChunkId};

@@ -1,11 +1,15 @@
 //! Chunks as verified data: open one, read one frame or all of it, or all that can be
 //! read of a damaged one. Nothing leaves this file unverified.
+//!
+//! A delta is opened together with its base. Where the base is lost, the frames that do not lean on it are read all
+//! the same, and the error of the others names the base.
 
 use std::sync::Arc;
 
-use super::container::{self, Header, Refusal};
-use super::frame::{Decoder, Kind};
+use super::container::{self, Delta, Frame, Header, Refusal};
+use super::frame::{Decoder, Kind, decode_patch};
 use super::id::{ChunkId, frame_matches, zero_frame_matches};
+use super::name::ChunkName;
 use super::{CHUNK_LEN, FRAME_LEN};
 use crate::backend::{Backend, StoredChunk};
 use crate::error::{Error, Result};
@@ -13,18 +17,60 @@ use crate::error::{Error, Result};
 /// A chunk whose header is proven and whose frames can be read.
 #[derive(Debug)]
 pub(crate) struct OpenChunk {
-    id: ChunkId,
+    name: ChunkName,
     header: Header,
     file: Box<dyn StoredChunk>,
+    base: Option<Base>,
 }
 
-/// Opens a chunk and proves its header.
-pub(crate) fn open(backend: &dyn Backend, id: &ChunkId) -> Result<OpenChunk> {
-    let Some(file) = backend.open(id)? else { return Err(Error::ChunkMissing { id: *id }) };
+/// What a delta leans on.
+#[derive(Debug)]
+enum Base {
+    Open(Box<OpenChunk>),
+    Missing(ChunkId),
+    Corrupt(ChunkId, String),
+}
+
+/// Opens a chunk and proves its header. Whatever form a map names, the full one is as good, and is taken where it is.
+pub(crate) fn open(backend: &dyn Backend, name: &ChunkName) -> Result<OpenChunk> {
+    let full = open_file(backend, &ChunkName::full(name.id));
+    let Some(base) = name.base else { return full };
+    match full {
+        Err(error) if error.is_damage() => match open_delta(backend, name, &base) {
+            // That the full form is damaged says more than that there is no other.
+            Err(Error::ChunkMissing { .. }) => Err(error),
+            other => other,
+        },
+        other => other,
+    }
+}
+
+fn open_delta(backend: &dyn Backend, name: &ChunkName, base: &ChunkId) -> Result<OpenChunk> {
+    let mut chunk = open_file(backend, name)?;
+    chunk.base = Some(match open_file(backend, &ChunkName::full(*base)) {
+        Ok(open) if open.plain_len() == chunk.plain_len() => Base::Open(Box::new(open)),
+        Ok(_) => Base::Corrupt(*base, "it has another length than a chunk that leans on it".to_owned()),
+        Err(Error::ChunkMissing { .. }) => Base::Missing(*base),
+        Err(Error::ChunkCorrupt { reason, .. }) => Base::Corrupt(*base, reason),
+        Err(error) => return Err(error),
+    });
+    Ok(chunk)
+}
+
+/// Opens one file, without what it leans on.
+fn open_file(backend: &dyn Backend, name: &ChunkName) -> Result<OpenChunk> {
+    let id = &name.id;
+    let Some(file) = backend.open(name)? else { return Err(Error::ChunkMissing { id: *id }) };
     let mut bytes = [0; container::HEADER_LEN_MAX];
     let length = file.read_at(&mut bytes, 0).map_err(|error| read_error(id, &error))?;
     match container::parse_header(&bytes[..length], file.len(), id) {
-        Ok(header) => Ok(OpenChunk { id: *id, header, file }),
+        Ok(header) if header.delta.map(|delta| delta.base) == name.base => {
+            Ok(OpenChunk { name: *name, header, file, base: None })
+        }
+        Ok(_) => {
+            let reason = "its file leans on another base than its name says".to_owned();
+            Err(Error::ChunkCorrupt { id: *id, reason })
+        }
         Err(Refusal::Corrupt(reason)) => Err(Error::ChunkCorrupt { id: *id, reason }),
         Err(Refusal::Newer(found)) => Err(Error::FormatNewer {
             what: format!("chunk {id}"),
@@ -40,9 +86,12 @@ fn read_error(id: &ChunkId, error: &std::io::Error) -> Error {
 }
 
 impl OpenChunk {
-    /// Begins to fetch the file, without waiting for it.
+    /// Begins to fetch what it is read from, without waiting for it.
     pub(crate) fn will_need(&self) {
         self.file.will_need();
+        if let Some(Base::Open(base)) = &self.base {
+            base.file.will_need();
+        }
     }
 
     /// Bytes of the image in this chunk.
@@ -50,73 +99,141 @@ impl OpenChunk {
         self.header.plain_len
     }
 
+    /// The file that was opened.
+    pub(crate) fn name(&self) -> &ChunkName {
+        &self.name
+    }
+
     /// What the chunk's file says of its frames, proven against the id.
     pub(crate) fn header(&self) -> &Header {
         &self.header
     }
 
-    /// Reads and verifies all of the chunk into `out`, which has its length, and leaves the file's bytes in `stored`.
-    pub(crate) fn read_keeping(
-        &self,
-        decoder: &mut FrameScratch,
-        out: &mut [u8],
-        stored: &mut Vec<u8>,
-    ) -> Result<()> {
-        // The header proves this to be at most a chunk and its table.
-        stored.resize(usize::try_from(self.header.file_len).unwrap_or(0), 0);
-        let length = self.file.read_at(stored, 0).map_err(|error| read_error(&self.id, &error))?;
-        if length != stored.len() {
-            return Err(self.corrupt(0, "its file became shorter"));
+    /// What a delta says of itself.
+    pub(crate) fn delta(&self) -> Option<&Delta> {
+        self.header.delta.as_ref()
+    }
+
+    /// The base of a delta; an error for it when it is lost, and for a full chunk.
+    pub(crate) fn base(&self) -> Result<&OpenChunk> {
+        match &self.base {
+            Some(Base::Open(base)) => Ok(base),
+            Some(Base::Missing(id)) => Err(Error::ChunkMissing { id: *id }),
+            Some(Base::Corrupt(id, reason)) => Err(Error::ChunkCorrupt { id: *id, reason: reason.clone() }),
+            None => Err(self.corrupt(0, "it has no base")),
         }
-        for (number, out) in out.chunks_mut(FRAME_LEN).enumerate() {
-            let frame = &self.header.frames[number];
-            let bytes = &stored[frame.offset as usize..(frame.offset + frame.stored_len) as usize];
-            self.decode(number, bytes, &mut decoder.decoder, out)?;
-        }
-        Ok(())
+    }
+
+    /// Returns how a frame is kept, in this file or, where it is the same there, in the base's.
+    pub(crate) fn kept(&self, number: usize) -> Result<&Frame> {
+        let frame = &self.header.frames[number];
+        if frame.kind == Kind::Same { self.base()?.kept(number) } else { Ok(frame) }
     }
 
     /// Reads, decodes and verifies frame `number` into `out`, which has its length.
     pub(crate) fn read_frame(&self, number: usize, scratch: &mut FrameScratch, out: &mut [u8]) -> Result<()> {
+        self.read_frame_through(number, &mut [], scratch, out)
+    }
+
+    /// As [`OpenChunk::read_frame`], taking what is stored from `windows`: on this file and on the base's.
+    fn read_frame_through(
+        &self,
+        number: usize,
+        windows: &mut [Window],
+        scratch: &mut FrameScratch,
+        out: &mut [u8],
+    ) -> Result<()> {
         let frame = self.header.frames[number];
-        let stored = &mut scratch.stored[..frame.stored_len as usize];
+        let (own, of_base) = match windows.split_first_mut() {
+            Some((own, rest)) => (Some(own), rest),
+            None => (None, windows),
+        };
+        match frame.kind {
+            Kind::Same => {
+                let base = self.base()?;
+                if base.header.frames[number].value != frame.value {
+                    return Err(self.corrupt(number, "its base has another frame there"));
+                }
+                base.read_frame_through(number, of_base, scratch, out)
+            }
+            Kind::Patch => {
+                let mut plain = std::mem::take(&mut scratch.base);
+                plain.resize(FRAME_LEN, 0);
+                let on = &mut plain[..out.len()];
+                let read = self.base().and_then(|base| base.read_frame_through(number, of_base, scratch, on));
+                let decoded = read.and_then(|()| {
+                    let stored = self.stored(number, own, &mut scratch.stored[..])?;
+                    decode_patch(stored, on, out).map_err(|reason| self.corrupt(number, &reason))
+                });
+                scratch.base = plain;
+                decoded.and_then(|()| self.verify(number, out))
+            }
+            Kind::Zero | Kind::Raw | Kind::Zstd => {
+                let stored = self.stored(number, own, &mut scratch.stored[..])?;
+                let decoded = scratch.decoder.decode(frame.kind, stored, out);
+                decoded.map_err(|reason| self.corrupt(number, &reason))?;
+                self.verify(number, out)
+            }
+        }
+    }
+
+    /// Returns the bytes of a frame as they are in this file: from the window, or read into `room`.
+    fn stored<'a>(
+        &self,
+        number: usize,
+        window: Option<&'a mut Window>,
+        room: &'a mut [u8],
+    ) -> Result<&'a [u8]> {
+        let frame = &self.header.frames[number];
+        if let Some(window) = window
+            && window.cover(self, frame)
+        {
+            return Ok(window.bytes(frame));
+        }
+        let stored = &mut room[..frame.stored_len as usize];
         let length = self
             .file
             .read_at(stored, u64::from(frame.offset))
-            .map_err(|error| read_error(&self.id, &error))?;
+            .map_err(|error| read_error(&self.name.id, &error))?;
         if length != stored.len() {
             return Err(self.corrupt(number, "its file became shorter"));
         }
-        self.decode(number, stored, &mut scratch.decoder, out)
+        Ok(stored)
     }
 
-    fn decode(&self, number: usize, stored: &[u8], decoder: &mut Decoder, out: &mut [u8]) -> Result<()> {
+    fn verify(&self, number: usize, plain: &[u8]) -> Result<()> {
         let frame = &self.header.frames[number];
         let frames = self.header.frames.len();
-        decoder.decode(frame.kind, stored, out).map_err(|reason| self.corrupt(number, &reason))?;
         let matches = match frame.kind {
-            Kind::Zero => zero_frame_matches(&frame.value, number, frames, out.len()),
-            _ => frame_matches(&frame.value, number, frames, out),
+            Kind::Zero => zero_frame_matches(&frame.value, number, frames, plain.len()),
+            _ => frame_matches(&frame.value, number, frames, plain),
         };
         if matches { Ok(()) } else { Err(self.corrupt(number, "its bytes do not have the hash they should")) }
     }
 
     fn corrupt(&self, number: usize, reason: &str) -> Error {
-        Error::ChunkCorrupt { id: self.id, reason: format!("frame {number}: {reason}") }
+        Error::ChunkCorrupt { id: self.name.id, reason: format!("frame {number}: {reason}") }
     }
 }
 
-/// What reading single frames needs: a decoder and room for the stored bytes of one.
+/// What reading single frames needs: a decoder, room for the stored bytes of one and for a base's.
 pub(crate) struct FrameScratch {
     decoder: Decoder,
     stored: Box<[u8; FRAME_LEN]>,
+    /// Empty until a patch is read.
+    base: Vec<u8>,
 }
 
 impl FrameScratch {
     pub(crate) fn new() -> Self {
         // The only way to fail is to run out of memory for a context of fixed size.
         let decoder = Decoder::new().expect("a zstd decoding context can be allocated");
-        Self { decoder, stored: Box::new([0; FRAME_LEN]) }
+        Self { decoder, stored: Box::new([0; FRAME_LEN]), base: Vec::new() }
+    }
+
+    /// What was read from a file for the last frame, as [`OpenChunk::kept`] describes it.
+    pub(crate) fn stored(&self, kept: &Frame) -> &[u8] {
+        &self.stored[..kept.stored_len as usize]
     }
 }
 
@@ -125,10 +242,44 @@ const STORED_LEN: usize = 512 << 10;
 
 const _: () = assert!(STORED_LEN >= FRAME_LEN);
 
+/// A part of a chunk's file in memory.
+#[derive(Default)]
+struct Window {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Window {
+    /// Forgets the file that it was on.
+    fn leave(&mut self) {
+        (self.start, self.end) = (0, 0);
+    }
+
+    /// Whether it holds a frame of this file, after moving on to it. Where reading fails or is short, frames are to
+    /// be read one by one to find the bad ones.
+    fn cover(&mut self, chunk: &OpenChunk, frame: &Frame) -> bool {
+        let (first, last) = (frame.offset as usize, (frame.offset + frame.stored_len) as usize);
+        if last > self.end {
+            self.bytes.resize(STORED_LEN, 0);
+            let length = STORED_LEN.min(chunk.header.file_len as usize - first);
+            let read = chunk.file.read_at(&mut self.bytes[..length], first as u64);
+            (self.start, self.end) = (first, first + read.unwrap_or(0));
+        }
+        first >= self.start && last <= self.end
+    }
+
+    fn bytes(&self, frame: &Frame) -> &[u8] {
+        let first = frame.offset as usize - self.start;
+        &self.bytes[first..first + frame.stored_len as usize]
+    }
+}
+
 /// What reading whole chunks needs; one per thread, reused.
 pub(crate) struct Scratch {
     frames: FrameScratch,
-    stored: Vec<u8>,
+    /// On the chunk's file, and on its base's.
+    windows: [Window; 2],
     plain: Vec<u8>,
 }
 
@@ -148,12 +299,12 @@ pub(crate) struct PlainChunk<'s> {
 
 impl Scratch {
     pub(crate) fn new() -> Self {
-        Self { frames: FrameScratch::new(), stored: Vec::new(), plain: Vec::new() }
+        Self { frames: FrameScratch::new(), windows: Default::default(), plain: Vec::new() }
     }
 
     /// Room for a file and for a chunk, for who decodes in another way.
     pub(crate) fn buffers(&mut self) -> (&mut Vec<u8>, &mut Vec<u8>) {
-        (&mut self.stored, &mut self.plain)
+        (&mut self.windows[0].bytes, &mut self.plain)
     }
 
     /// Reads and verifies all of a chunk; the first bad frame is the error.
@@ -177,30 +328,21 @@ impl Scratch {
     /// Reads what can be read of a chunk into `out`, which has its length; returns numbers and errors of the frames
     /// that could not be read, which are zeros there.
     pub(crate) fn read_into(&mut self, chunk: &OpenChunk, out: &mut [u8]) -> Vec<(usize, Error)> {
-        // Many frames are read at once; where that fails or is short, they are read one by one to find the bad ones.
-        self.stored.resize(STORED_LEN, 0);
+        self.windows.iter_mut().for_each(Window::leave);
         let mut bad = Vec::new();
-        // What part of the file is in `stored`.
-        let (mut start, mut end) = (0, 0);
         for (number, out) in out.chunks_mut(FRAME_LEN).enumerate() {
-            let frame = chunk.header.frames[number];
-            let (first, last) = (frame.offset as usize, (frame.offset + frame.stored_len) as usize);
-            if last > end {
-                let length = STORED_LEN.min(chunk.header.file_len as usize - first);
-                let read = chunk.file.read_at(&mut self.stored[..length], first as u64);
-                (start, end) = (first, first + read.unwrap_or(0));
-            }
-            let decoded = if first >= start && last <= end {
-                chunk.decode(number, &self.stored[first - start..last - start], &mut self.frames.decoder, out)
-            } else {
-                chunk.read_frame(number, &mut self.frames, out)
-            };
-            if let Err(error) = decoded {
+            let read = chunk.read_frame_through(number, &mut self.windows, &mut self.frames, out);
+            if let Err(error) = read {
                 out.fill(0);
                 bad.push((number, error));
             }
         }
         bad
+    }
+
+    /// What reading single frames needs.
+    pub(crate) fn frames(&mut self) -> &mut FrameScratch {
+        &mut self.frames
     }
 
     /// Reads and verifies one frame into `out`, which has its length.

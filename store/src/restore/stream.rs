@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::{Piece, Run};
+use crate::chunk::CHUNK_SIZE;
 use crate::chunk::layout::chunk_len;
 use crate::chunk::store::Scratch;
-use crate::chunk::{CHUNK_SIZE, ChunkId};
 use crate::error::{Error, Result};
-use crate::revision::map::PAGE_ENTRIES;
+use crate::revision::map::{Entry, PAGE_ENTRIES};
 
 /// Chunks that may wait to be written, for each thread.
 const WAITING_PER_THREAD: u64 = 2;
@@ -25,18 +25,13 @@ struct Queue {
 
 pub(super) fn copy(run: &Run<'_>, mut out: Box<dyn Write + Send>) -> Result<()> {
     for page in 0..run.image.page_count() {
-        let ids = run.page(page)?;
-        copy_page(run, page * PAGE_ENTRIES, &ids, &mut out)?;
+        let entries = run.page(page)?;
+        copy_page(run, page * PAGE_ENTRIES, &entries, &mut out)?;
     }
     out.flush().map_err(|error| Error::io("write to", "standard output", error))
 }
 
-fn copy_page(
-    run: &Run<'_>,
-    first: u64,
-    ids: &[Option<ChunkId>],
-    out: &mut Box<dyn Write + Send>,
-) -> Result<()> {
+fn copy_page(run: &Run<'_>, first: u64, entries: &[Entry], out: &mut Box<dyn Write + Send>) -> Result<()> {
     let threads = run.options.threads.max(1) as u64;
     let taken = AtomicU64::new(0);
     let queue = Mutex::new(Queue { ready: BTreeMap::new(), next: 0, failed: None, stopped: false });
@@ -48,7 +43,7 @@ fn copy_page(
                 let mut scratch = Scratch::new();
                 loop {
                     let at = taken.fetch_add(1, Ordering::Relaxed);
-                    let Some(id) = ids.get(at as usize) else { return };
+                    let Some(entry) = entries.get(at as usize) else { return };
                     let mut state = lock();
                     while at >= state.next + threads * WAITING_PER_THREAD && !state.stopped {
                         state = changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -57,7 +52,7 @@ fn copy_page(
                         return;
                     }
                     drop(state);
-                    let piece = run.piece(first + at, *id, &mut scratch).map(|piece| match piece {
+                    let piece = run.piece(first + at, *entry, &mut scratch).map(|piece| match piece {
                         Piece::Hole => None,
                         Piece::Data(data) => Some(data.to_vec()),
                     });
@@ -71,7 +66,7 @@ fn copy_page(
                 }
             });
         }
-        let result = write_in_order(run, first, ids.len() as u64, out, &queue, &changed);
+        let result = write_in_order(run, first, entries.len() as u64, out, &queue, &changed);
         lock().stopped = true;
         changed.notify_all();
         result

@@ -2,12 +2,13 @@
 //! reads revisions reads through this, so that all of it works on both.
 
 use super::Revision;
-use super::map::{ChunkMap, Entry, PAGE_ENTRIES, entry};
+use super::map::{ChunkMap, Entry, PAGE_ENTRIES};
 use super::reader::pin;
 use crate::backend::local::LocalBackend;
+use crate::chunk::CHUNK_SIZE;
 use crate::chunk::layout::{chunk_count, chunk_len};
+use crate::chunk::name::ChunkName;
 use crate::chunk::store::{self, PlainChunk, Scratch};
-use crate::chunk::{CHUNK_SIZE, ChunkId};
 use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::legacy::image::OldImage;
@@ -17,7 +18,7 @@ use crate::session::Session;
 #[derive(Debug)]
 pub(crate) enum Image {
     /// Our own.
-    Framed(Framed),
+    Framed(Box<Framed>),
     /// The original's.
     Old(OldImage),
 }
@@ -48,7 +49,8 @@ impl Image {
 
     fn open_framed(job: &Job, revision: &Revision) -> Result<Self> {
         let (session, map) = pin(job, revision)?;
-        Ok(Self::Framed(Framed { map, backend: job.repository().backend()?, _session: session }))
+        let backend = job.repository().backend()?;
+        Ok(Self::Framed(Box::new(Framed { map, backend, _session: session })))
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {
@@ -76,11 +78,11 @@ impl Image {
     /// Returns what lies at the places of a page.
     pub(crate) fn page(&self, page: u64) -> Result<Vec<Entry>> {
         match self {
-            Self::Framed(framed) => Ok(framed.map.read_page(page)?.chunks_exact(32).map(entry).collect()),
+            Self::Framed(framed) => framed.map.read_entries(page),
             Self::Old(old) => {
                 let first = page * PAGE_ENTRIES;
                 let end = (first + PAGE_ENTRIES).min(self.chunk_count());
-                Ok((first..end).map(|number| old.get(number)).collect())
+                Ok((first..end).map(|number| old.get(number).map(ChunkName::full)).collect())
             }
         }
     }
@@ -89,18 +91,18 @@ impl Image {
     pub(crate) fn read<'s>(
         &self,
         number: u64,
-        id: &ChunkId,
+        name: &ChunkName,
         scratch: &'s mut Scratch,
     ) -> Result<PlainChunk<'s>> {
         let framed = match self {
             Self::Framed(framed) => framed,
-            Self::Old(old) => return old.read(number, id, scratch),
+            Self::Old(old) => return old.read(number, &name.id, scratch),
         };
-        let chunk = store::open(&framed.backend, id)?;
+        let chunk = store::open(&framed.backend, name)?;
         let (found, expected) = (chunk.plain_len(), chunk_len(self.size_bytes(), number));
         if found != expected {
             let reason = format!("it holds {found} bytes where the image has {expected}");
-            return Err(Error::ChunkCorrupt { id: *id, reason });
+            return Err(Error::ChunkCorrupt { id: name.id, reason });
         }
         Ok(scratch.salvage(&chunk))
     }

@@ -6,11 +6,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::image::{Framed, Image};
-use super::map::{self, ChunkMap, Entry, PAGE_ENTRIES};
+use super::map::{self, ChunkMap, PAGE_ENTRIES};
 use super::{Revision, RevisionId};
 use crate::chunk::block::Block;
 use crate::chunk::cache::{FrameCache, Key};
 use crate::chunk::layout::{chunk_len, frame_len};
+use crate::chunk::name::ChunkName;
 use crate::chunk::store::{self, Scratch, SharedChunk};
 use crate::chunk::{CHUNK_LEN, CHUNK_SIZE, ChunkId, FRAME_SIZE};
 use crate::error::{Error, Result};
@@ -243,8 +244,9 @@ impl RevisionReader {
         })
     }
 
-    fn entry(&self, number: u64) -> Result<Entry> {
-        let Framed { map, .. } = match &self.image {
+    /// The chunk at a place; `None` in a hole.
+    fn entry(&self, number: u64) -> Result<Option<ChunkId>> {
+        let Framed { map, .. } = &**match &self.image {
             Image::Framed(framed) => framed,
             Image::Old(old) => return Ok(old.get(number)),
         };
@@ -254,8 +256,19 @@ impl RevisionReader {
             .cache
             .get_or_load(&key, || map.read_page(page).map(Block::from))
             .map_err(|cause| self.damaged(page * PAGE_ENTRIES * CHUNK_SIZE, cause))?;
-        let at = (number % PAGE_ENTRIES) as usize * 32;
-        Ok(map::entry(&bytes[at..at + 32]))
+        Ok(map::id_at(&bytes, number % PAGE_ENTRIES))
+    }
+
+    /// Names the file of the chunk `id`, which lies at a place.
+    fn name(&self, framed: &Framed, number: u64, id: &ChunkId) -> Result<ChunkName> {
+        let page = number / PAGE_ENTRIES;
+        if framed.map.bases_hash(page).is_none() {
+            return Ok(ChunkName::full(*id));
+        }
+        let key = Key::BasePage(*framed.map.seal(), page);
+        let load = || framed.map.read_bases(page).map(|bytes| Block::from(bytes.unwrap_or_default()));
+        let bytes = self.cache.get_or_load(&key, load)?;
+        Ok(ChunkName { id: *id, base: map::id_at(&bytes, number % PAGE_ENTRIES) })
     }
 
     fn chunk_len(&self, number: u64) -> usize {
@@ -264,7 +277,11 @@ impl RevisionReader {
 
     fn open_chunk(&self, number: u64, id: &ChunkId) -> Result<SharedChunk> {
         let Image::Framed(framed) = &self.image else { return Err(Error::ChunkMissing { id: *id }) };
-        let chunk = self.cache.chunk(self.store, id, || store::open(&framed.backend, id).map(Arc::new))?;
+        let open = || {
+            let name = self.name(framed, number, id)?;
+            store::open(&framed.backend, &name).map(Arc::new)
+        };
+        let chunk = self.cache.chunk(self.store, id, open)?;
         let expected = self.chunk_len(number);
         if chunk.plain_len() != expected {
             let reason = format!("it holds {} bytes where the image has {expected}", chunk.plain_len());
@@ -421,7 +438,7 @@ mod tests {
         let other = write_revision(&job, &short, None);
         // A map that names a short chunk where a full one belongs: no program of ours writes it, but it has a seal.
         let map = crate::revision::map::MapWriter::create(&job.dir().join("m"), 5 << 20).unwrap();
-        map.set(0, Some(ChunkId::of(&short))).unwrap();
+        map.set(0, Some(ChunkName::full(ChunkId::of(&short)))).unwrap();
         let (seal, _) = map.seal().unwrap();
         let cache = Arc::new(FrameCache::new(1 << 25));
         let whole = job.open_revision(&other, &cache).unwrap();

@@ -9,7 +9,13 @@
 //! and no run died or failed before it was durable; while the job has distrusted revisions, it is read
 //! completely first ([`Reuse::Full`]).
 
+mod chunks;
+mod encode;
 mod rest;
+#[cfg(test)]
+mod tests_of_deltas;
+
+pub use chunks::ChunkWriter;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -20,17 +26,15 @@ use super::map::{ChunkMap, MapWriter};
 use super::{BackendType, Revision, RevisionId, Stats, Trust};
 use crate::backend::Backend;
 use crate::backend::local::LocalBackend;
-use crate::chunk::container::{HEADER_LEN_MAX, header_len, write_header};
-use crate::chunk::frame::{Encoder, Kind};
-use crate::chunk::id::{self, ChunkCheck, ChunkId, Digest};
-use crate::chunk::layout::chunk_len;
+use crate::chunk::id::{self, ChunkCheck, ChunkId};
 use crate::chunk::store::{self, Scratch};
-use crate::chunk::{CHUNK_LEN, FRAME_LEN, FRAMES_MAX};
+use crate::damage;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::legacy::job::Known;
 use crate::lock::BackupGuard;
+use crate::monitor::Silent;
 use crate::name::Tag;
 use crate::session::{Session, Sessions, Suspects};
 use crate::timestamp::Timestamp;
@@ -161,14 +165,8 @@ impl RevisionWriter {
             finished: false,
         };
         if let Some((_, base)) = &writer.base {
-            writer.map.copy_from(base, &mut |entries| {
-                // Chunks of the base count as found here: the barrier must cover their names as well.
-                entries
-                    .chunks_exact(32)
-                    .filter_map(super::map::entry)
-                    .for_each(|id| writer.backend.use_existing(&id));
-                Ok(())
-            })?;
+            // Chunks of the base count as found here: the barrier must cover their names as well.
+            writer.map.copy_from(base, &mut |name| writer.backend.use_existing(name))?;
         }
         Ok(writer)
     }
@@ -194,20 +192,6 @@ impl RevisionWriter {
         self.map.chunk_count()
     }
 
-    /// A putter for the calling thread; make one per thread.
-    pub fn chunk_writer(&self) -> Result<ChunkWriter<'_>> {
-        let encoder =
-            Encoder::new(self.new.level).map_err(|error| Error::io("set up", "the zstd encoder", error))?;
-        Ok(ChunkWriter {
-            writer: self,
-            encoder,
-            digest: Digest::default(),
-            file: Vec::new(),
-            scratch: Scratch::new(),
-            kept: rest::Kept::default(),
-        })
-    }
-
     /// Sums so far.
     pub fn stats(&self) -> WriteStats {
         let sum = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -226,14 +210,21 @@ impl RevisionWriter {
 
     /// A comparison with what is recorded at place `number`.
     pub fn check(&self, number: u64) -> Result<ChunkCheck> {
-        Ok(ChunkCheck::expecting(self.map.get(number)?))
+        Ok(ChunkCheck::expecting(self.map.get(number)?.map(|name| name.id)))
     }
 
     /// Reads the chunk recorded at place `number` back from the store, verified; `None` for a hole. For reports.
     pub fn read_back(&self, number: u64) -> Result<Option<Vec<u8>>> {
-        let Some(id) = self.map.get(number)? else { return Ok(None) };
-        let chunk = store::open(&self.backend, &id)?;
+        let Some(name) = self.map.get(number)? else { return Ok(None) };
+        let chunk = store::open(&self.backend, &name)?;
         Scratch::new().read(&chunk).map(|data| Some(data.to_vec()))
+    }
+
+    /// Records damage that was met in a stored chunk; from then on nothing is used again that was not read completely.
+    fn note_damage(&self, error: &Error) -> Result<()> {
+        self.met_damage.store(true, Ordering::Relaxed);
+        let ids: Vec<ChunkId> = error.damaged_chunk().into_iter().collect();
+        damage::record_chunks(self.job.repository(), &ids, &Silent).map(drop)
     }
 
     fn barrier(&self) -> Result<()> {
@@ -319,194 +310,6 @@ impl Drop for RevisionWriter {
         {
             tracing::debug!(%error, "cannot remove an unfinished map");
         }
-    }
-}
-
-/// Puts chunks from one thread; has its own buffers and compressor.
-#[derive(Debug)]
-pub struct ChunkWriter<'w> {
-    writer: &'w RevisionWriter,
-    encoder: Encoder,
-    digest: Digest,
-    file: Vec<u8>,
-    scratch: Scratch,
-    /// The chunk that was read last as it is recorded.
-    kept: rest::Kept,
-}
-
-/// What is to be done with a chunk that the store may have.
-enum Existing {
-    Usable,
-    Missing,
-    Unusable,
-}
-
-impl ChunkWriter<'_> {
-    /// Puts the whole chunk at place `number`, counting from 0: 4 MiB, or the rest of the image for the last one.
-    pub fn put(&mut self, number: u64, data: &[u8]) -> Result<Put> {
-        assert_eq!(
-            data.len(),
-            chunk_len(self.writer.size_bytes(), number),
-            "chunk {number} has the wrong length"
-        );
-        self.kept.unchanged = 0;
-        match self.digest.update(data) {
-            Some(id) => self.put_hashed(number, id, data),
-            None => self.hole(number),
-        }
-    }
-
-    /// Puts a chunk whose hash was just taken.
-    fn put_hashed(&mut self, number: u64, id: ChunkId, data: &[u8]) -> Result<Put> {
-        let writer = self.writer;
-        if let Some(known) = &writer.known
-            && known.has(number, data, self.scratch.buffers().1)
-        {
-            writer.counters.recognised.fetch_add(data.len() as u64, Ordering::Relaxed);
-        }
-        let before = writer.map.get(number)?;
-        if before != Some(id) {
-            let _shard = writer.backend.lock_shard(id.shard(), false)?;
-            writer.session.refer(id.as_bytes())?;
-        }
-        let length = data.len() as u64;
-        let count = |counter: &AtomicU64, bytes| {
-            counter.fetch_add(bytes, Ordering::Relaxed);
-        };
-        let put = match self.existing(&id, data.len())? {
-            Existing::Usable if before == Some(id) => {
-                count(&writer.counters.unchanged, length);
-                return Ok(Put::Unchanged);
-            }
-            Existing::Usable => {
-                writer.backend.use_existing(&id);
-                count(&writer.counters.known, length);
-                Put::Known
-            }
-            Existing::Missing => self.store(&id, data, false)?,
-            Existing::Unusable => self.store(&id, data, true)?,
-        };
-        if before != Some(id) {
-            writer.map.set(number, Some(id))?;
-        }
-        Ok(put)
-    }
-
-    /// Puts a chunk; returns its id, `None` for a hole.
-    pub(crate) fn put_id(&mut self, number: u64, data: &[u8]) -> Result<Option<ChunkId>> {
-        self.put(number, data)?;
-        self.writer.map.get(number)
-    }
-
-    /// Puts a chunk at place `number` that was put elsewhere before, with the same length. Returns `false` when it cannot
-    /// be used again: then its bytes must be put.
-    pub(crate) fn place(&mut self, number: u64, id: &ChunkId) -> Result<bool> {
-        let writer = self.writer;
-        let length = chunk_len(writer.size_bytes(), number);
-        let _shard = writer.backend.lock_shard(id.shard(), false)?;
-        writer.session.refer(id.as_bytes())?;
-        if !matches!(self.existing(id, length)?, Existing::Usable) {
-            return Ok(false);
-        }
-        writer.backend.use_existing(id);
-        writer.counters.known.fetch_add(length as u64, Ordering::Relaxed);
-        writer.map.set(number, Some(*id))?;
-        Ok(true)
-    }
-
-    /// Notes that the chunk at place `number` is lost: reading fails there, and names the chunk of the original.
-    pub(crate) fn lose(&mut self, number: u64, old: &ChunkId) -> Result<()> {
-        self.writer.map.set(number, Some(*old))
-    }
-
-    /// Keeps the base's chunk at place `number`, whose bytes were compared with a [`ChunkCheck`] and agree. Returns
-    /// `false` when that chunk cannot be used again: then it must be put.
-    pub fn keep(&mut self, number: u64) -> Result<bool> {
-        let writer = self.writer;
-        let Some(id) = writer.map.get(number)? else { return Ok(false) };
-        let length = chunk_len(writer.size_bytes(), number);
-        let usable = matches!(self.existing(&id, length)?, Existing::Usable);
-        if usable {
-            writer.counters.unchanged.fetch_add(length as u64, Ordering::Relaxed);
-        }
-        Ok(usable)
-    }
-
-    /// Records a hole at place `number` without looking at data.
-    pub fn hole(&mut self, number: u64) -> Result<Put> {
-        let writer = self.writer;
-        if writer.map.get(number)?.is_some() {
-            writer.map.set(number, None)?;
-        }
-        let length = chunk_len(writer.size_bytes(), number) as u64;
-        writer.counters.hole.fetch_add(length, Ordering::Relaxed);
-        Ok(Put::Hole)
-    }
-
-    fn existing(&mut self, id: &ChunkId, plain_len: usize) -> Result<Existing> {
-        let writer = self.writer;
-        let marked = writer.suspects.failed.contains(id) || writer.job.repository().damage_mark(id).exists();
-        let met_damage = writer.met_damage.load(Ordering::Relaxed);
-        let full = writer.new.reuse == Reuse::Full || met_damage || writer.suspects.unproven.contains(id);
-        let checked = store::open(&writer.backend, id).and_then(|chunk| {
-            if full && !marked {
-                self.scratch.read(&chunk)?;
-            }
-            Ok(!marked && chunk.plain_len() == plain_len)
-        });
-        match checked {
-            Ok(true) => Ok(Existing::Usable),
-            Err(Error::ChunkMissing { .. }) => Ok(Existing::Missing),
-            Err(error) if !error.is_damage() => Err(error),
-            Ok(false) | Err(_) => Ok(Existing::Unusable),
-        }
-    }
-
-    fn store(&mut self, id: &ChunkId, data: &[u8], replace: bool) -> Result<Put> {
-        let writer = self.writer;
-        let length = self.encode(id, data)?;
-        writer.session.record_new(id)?;
-        let number = writer.counters.temporaries.fetch_add(1, Ordering::Relaxed);
-        let temporary = format!("{}.{number}", writer.session.name());
-        writer.backend.put(id, &self.file[..length], &temporary, replace)?;
-        // A chunk that was missing can be marked as well.
-        if replace || writer.job.repository().damage_mark(id).exists() {
-            tracing::info!(chunk = %id, "a damaged chunk was written anew");
-            writer.healed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(*id);
-        }
-        let bytes = length as u64;
-        writer.counters.new.fetch_add(data.len() as u64, Ordering::Relaxed);
-        let before = writer.counters.stored.fetch_add(bytes, Ordering::Relaxed);
-        if before / BARRIER_EVERY_BYTES != (before + bytes) / BARRIER_EVERY_BYTES {
-            writer.barrier()?;
-        }
-        Ok(Put::Stored { bytes })
-    }
-
-    /// Writes the chunk file of `data`, whose digest was just taken, to the beginning of `self.file`; returns its length.
-    fn encode(&mut self, id: &ChunkId, data: &[u8]) -> Result<usize> {
-        let header = header_len(data.len());
-        // Made once: what an earlier chunk left in it is overwritten or lies behind the end.
-        self.file.resize(HEADER_LEN_MAX + CHUNK_LEN, 0);
-        let mut frames = [(Kind::Zero, 0); FRAMES_MAX];
-        let count = self.digest.values.len();
-        let mut end = header;
-        for (number, frame) in data.chunks(FRAME_LEN).enumerate() {
-            if self.digest.zero_frames >> number & 1 != 0 {
-                continue;
-            }
-            if let Some((kind, stored)) = self.kept.frame(number) {
-                self.file[end..end + stored.len()].copy_from_slice(stored);
-                frames[number] = (kind, stored.len());
-            } else {
-                let encoded = self.encoder.encode(frame, &mut self.file[end..]);
-                frames[number] =
-                    encoded.map_err(|error| Error::io("compress", format!("chunk {id}"), error))?;
-            }
-            end += frames[number].1;
-        }
-        write_header(&mut self.file[..header], data.len(), &frames[..count], &self.digest.values);
-        Ok(end)
     }
 }
 

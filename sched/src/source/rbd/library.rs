@@ -115,11 +115,9 @@ impl Copy<'_> {
             return if self.from.is_some() { Ok(()) } else { putter.hole(number).map(drop) };
         }
         let is_partial = !gaps(&changed, chunk).is_empty();
-        if is_partial && self.from.is_some() {
-            putter.recorded(number, buf)?;
-            cut(&changes.zeros, chunk).for_each(|range| part(buf, &range, chunk).fill(0));
-        } else {
-            buf.fill(0);
+        match is_partial && self.from.is_some() {
+            true => cut(&changes.zeros, chunk).for_each(|range| part(buf, &range, chunk).fill(0)),
+            false => buf.fill(0),
         }
         for range in &data {
             let read = self.image.read_at(range.start, part(buf, range, chunk));

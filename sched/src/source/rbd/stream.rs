@@ -160,30 +160,21 @@ impl Work<'_> {
     fn record<'s>(
         &'s self,
         chunk: &mut Gathered,
-        state: &mut Option<(Box<dyn ChunkPutter + 's>, Vec<u8>)>,
+        state: &mut Option<Box<dyn ChunkPutter + 's>>,
     ) -> Result<()> {
-        let (putter, rest) = match state {
-            Some(state) => state,
-            None => state.insert((self.to.chunk_putter()?, Vec::new())),
+        let putter = match state {
+            Some(putter) => putter,
+            None => state.insert(self.to.chunk_putter()?),
         };
         let range = chunks::range(chunk.number, self.size_bytes);
         let length = chunks::length(&range);
         let gaps = gaps(&chunk.parts, &range);
-        let is_changed_only = chunk.on_recorded && !gaps.is_empty();
-        if is_changed_only {
-            rest.resize(length, 0);
-            putter.recorded(chunk.number, rest)?;
+        if chunk.on_recorded && !gaps.is_empty() {
+            putter.put_changed(chunk.number, &mut chunk.buf, &indices(&chunk.parts, &range))?;
+        } else {
+            gaps.iter().for_each(|gap| part(&mut chunk.buf, gap, &range).fill(0));
+            putter.put(chunk.number, &chunk.buf)?;
         }
-        for gap in gaps {
-            match chunk.on_recorded {
-                true => part(&mut chunk.buf, &gap, &range).copy_from_slice(part(rest, &gap, &range)),
-                false => part(&mut chunk.buf, &gap, &range).fill(0),
-            }
-        }
-        match is_changed_only {
-            true => putter.put_changed(chunk.number, &chunk.buf, &indices(&chunk.parts, &range))?,
-            false => putter.put(chunk.number, &chunk.buf)?,
-        };
         self.monitor.advance(length as u64);
         Ok(())
     }

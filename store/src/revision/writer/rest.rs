@@ -1,22 +1,22 @@
-//! What a source that knows only parts of a chunk needs: the rest of it, as it was recorded before.
+//! What a source that knows only what changed needs: the rest of a chunk, as it was recorded before.
 //!
-//! Every byte that is given out was verified. A chunk that is damaged is marked, and the revisions that use it
+//! Frames that did not change are not read where the new chunk can lean on the old one, and of those that changed in
+//! part the old bytes are verified. Where a chunk turns out to be damaged, it is marked, and the revisions that use it
 //! are distrusted, before the error is returned: whoever then puts the whole chunk from the source writes it anew.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
-use super::{ChunkWriter, Put, RevisionWriter};
+use super::chunks::ChunkWriter;
+use super::encode::Before;
+use super::{Put, RevisionWriter};
 use crate::CHUNK_SIZE;
-use crate::chunk::container::Header;
 use crate::chunk::frame::Kind;
-use crate::chunk::layout::chunk_len;
-use crate::chunk::layout::frame_len;
-use crate::chunk::store::{self, FrameScratch};
-use crate::chunk::{CHUNK_LEN, ChunkId, FRAME_LEN};
-use crate::damage;
+use crate::chunk::layout::{chunk_len, frame_count, frame_len};
+use crate::chunk::name::ChunkName;
+use crate::chunk::store::{self, OpenChunk, Scratch};
+use crate::chunk::{CHUNK_LEN, FRAME_LEN};
 use crate::error::{Error, Result};
-use crate::monitor::Silent;
+use crate::revision::map::PAGE_ENTRIES;
 
 impl RevisionWriter {
     /// Carries over the chunk in which the smaller one of base and new image ends, cut or filled up with zeros. With
@@ -28,122 +28,120 @@ impl RevisionWriter {
         if base.size_bytes() == self.size_bytes() || end.is_multiple_of(CHUNK_SIZE) {
             return Ok(());
         }
-        let page = base.read_page(number / crate::revision::map::PAGE_ENTRIES)?;
-        let at = (number % crate::revision::map::PAGE_ENTRIES) as usize * 32;
-        let Some(id) = crate::revision::map::entry(&page[at..at + 32]) else { return Ok(()) };
-        let mut data = vec![0; chunk_len(base.size_bytes(), number)];
-        self.read_chunk(&id, &mut data, &mut Kept::default())?;
+        let entries = base.read_entries(number / PAGE_ENTRIES)?;
+        let Some(name) = entries[(number % PAGE_ENTRIES) as usize] else { return Ok(()) };
+        let mut scratch = Scratch::new();
+        let chunk = self.open_recorded(&name, chunk_len(base.size_bytes(), number))?;
+        let mut data = self.or_note(scratch.read(&chunk))?.to_vec();
         // What lies behind the end of the smaller image is not part of it.
         data.truncate((end % CHUNK_SIZE) as usize);
         data.resize(chunk_len(self.size_bytes(), number), 0);
         self.chunk_writer()?.put(number, &data).map(drop)
     }
 
-    /// Fills `buf` with a chunk of this length, verified.
-    fn read_chunk(&self, id: &ChunkId, buf: &mut [u8], kept: &mut Kept) -> Result<()> {
-        debug_assert!(buf.len() <= CHUNK_LEN);
-        let read = store::open(&self.backend, id).and_then(|chunk| {
-            if chunk.plain_len() != buf.len() {
-                let reason =
-                    format!("it holds {} bytes where the image has {}", chunk.plain_len(), buf.len());
-                return Err(Error::ChunkCorrupt { id: *id, reason });
+    /// Opens a chunk that is recorded with this length.
+    fn open_recorded(&self, name: &ChunkName, length: usize) -> Result<OpenChunk> {
+        self.or_note(store::open(&self.backend, name).and_then(|chunk| {
+            if chunk.plain_len() == length {
+                return Ok(chunk);
             }
-            let scratch = kept.scratch.get_or_insert_with(FrameScratch::new);
-            chunk.read_keeping(scratch, buf, &mut kept.stored)?;
-            kept.header = Some(chunk.header().clone());
-            Ok(())
-        });
-        if let Err(error) = &read
+            let reason = format!("it holds {} bytes where the image has {length}", chunk.plain_len());
+            Err(Error::ChunkCorrupt { id: name.id, reason })
+        }))
+    }
+
+    /// Records the damage that a result is about.
+    fn or_note<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result
             && error.is_damage()
         {
-            self.met_damage.store(true, Ordering::Relaxed);
-            damage::record_chunks(self.job.repository(), &[*id], &Silent)?;
+            self.note_damage(error)?;
         }
-        read
-    }
-}
-
-/// A chunk as it is recorded: what of it does not change is not compressed and hashed again, but taken over, after it
-/// was read and verified.
-#[derive(Default)]
-pub(super) struct Kept {
-    scratch: Option<FrameScratch>,
-    /// The bytes of its file.
-    stored: Vec<u8>,
-    /// What its file says of its frames.
-    header: Option<Header>,
-    /// Its place.
-    number: u64,
-    /// Bit n: frame n of the chunk that is being put is frame n of this one.
-    pub(super) unchanged: u64,
-}
-
-impl std::fmt::Debug for Kept {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.write_str("Kept")
-    }
-}
-
-impl Kept {
-    /// Returns a frame as it is stored, if the chunk that is being put has the same one.
-    pub(super) fn frame(&self, number: usize) -> Option<(Kind, &[u8])> {
-        let frame = self.header.as_ref()?.frames.get(number).filter(|_| self.unchanged >> number & 1 != 0)?;
-        let start = frame.offset as usize;
-        Some((frame.kind, &self.stored[start..start + frame.stored_len as usize]))
+        result
     }
 }
 
 impl ChunkWriter<'_> {
-    /// Fills `buf` with what is recorded at place `number`: the base's bytes as long as nothing was put there.
-    pub fn recorded(&mut self, number: u64, buf: &mut [u8]) -> Result<()> {
-        let writer = self.writer;
-        assert_eq!(buf.len(), chunk_len(writer.size_bytes(), number), "chunk {number} has another length");
-        self.kept.header = None;
-        self.kept.number = number;
-        match writer.map.get(number)? {
-            Some(id) => writer.read_chunk(&id, buf, &mut self.kept),
-            None => {
-                buf.fill(0);
-                Ok(())
-            }
-        }
-    }
-
-    /// Puts a chunk that differs from what [`ChunkWriter::recorded`] gave for this place only in the given parts of it.
-    pub fn put_changed(&mut self, number: u64, data: &[u8], changed: &[Range<usize>]) -> Result<Put> {
-        let is_same = |header: &&Header| header.plain_len == data.len() && header.frames.len() > 1;
-        let Some(header) =
-            self.kept.header.take().filter(|header| self.kept.number == number && is_same(&header))
-        else {
+    /// Puts a chunk that differs from what is recorded at place `number` (the base's, as long as nothing was put there)
+    /// only in the given parts of it, whose bytes are in `data`. The other bytes of `data` need not be those of the
+    /// image, and some are overwritten.
+    pub fn put_changed(&mut self, number: u64, data: &mut [u8], changed: &[Range<usize>]) -> Result<Put> {
+        assert_eq!(
+            data.len(),
+            chunk_len(self.writer.size_bytes(), number),
+            "chunk {number} has another length"
+        );
+        let mut changed = changed.to_vec();
+        changed.sort_unstable_by_key(|part| part.start);
+        let Some(name) = self.writer.map.get(number)? else {
+            gaps(&changed, 0..data.len()).for_each(|gap| data[gap].fill(0));
             return self.put(number, data);
         };
-        let mut unchanged = 0;
-        for frame in 0..header.frames.len() {
-            let start = frame * FRAME_LEN;
-            let bytes = start..start + frame_len(data.len(), frame);
-            let is_touched = changed.iter().any(|part| part.start < bytes.end && bytes.start < part.end);
-            unchanged |= u64::from(!is_touched) << frame;
-        }
+        let chunk = self.writer.open_recorded(&name, data.len())?;
+        let absent = self.writer.or_note(complete(&chunk, data, &changed, &mut self.scratch))?;
         let known = |frame: usize| {
-            let found = &header.frames[frame];
-            (unchanged >> frame & 1 != 0).then_some((found.value, found.kind == Kind::Zero))
+            let found = &chunk.header().frames[frame];
+            let is_zero = chunk.kept(frame).is_ok_and(|kept| kept.kind == Kind::Zero);
+            (absent >> frame & 1 != 0).then_some((found.value, is_zero))
         };
-        let id = self.digest.update_but(data, known);
-        self.kept.unchanged = unchanged;
-        self.kept.header = Some(header);
-        let put = match id {
-            Some(id) => self.put_hashed(number, id, data),
+        match self.digest.update_but(data, known) {
+            Some(id) => {
+                let put = self.put_hashed(number, id, data, Some(Before { chunk, absent }));
+                self.writer.or_note(put)
+            }
             None => self.hole(number),
-        };
-        self.kept.header = None;
-        put
+        }
     }
+}
+
+/// Fills in what the frames that `changed` touches keep of `chunk`; returns which frames it does not touch.
+fn complete(
+    chunk: &OpenChunk,
+    data: &mut [u8],
+    changed: &[Range<usize>],
+    scratch: &mut Scratch,
+) -> Result<u64> {
+    debug_assert!(data.len() <= CHUNK_LEN);
+    let mut absent = 0;
+    let mut plain = [0; FRAME_LEN];
+    let is_alone = frame_count(data.len()) == 1;
+    for frame in 0..frame_count(data.len()) {
+        let start = frame * FRAME_LEN;
+        let bytes = start..start + frame_len(data.len(), frame);
+        let is_touched = changed.iter().any(|part| part.start < bytes.end && bytes.start < part.end);
+        // The value of a lone frame is the id of its chunk, and is taken of the whole.
+        if !is_touched && !is_alone {
+            absent |= 1 << frame;
+            continue;
+        }
+        let mut gaps = gaps(changed, bytes.clone()).peekable();
+        if gaps.peek().is_some() {
+            let plain = &mut plain[..bytes.len()];
+            scratch.read_frame(chunk, frame, plain)?;
+            gaps.for_each(|gap| {
+                data[gap.clone()].copy_from_slice(&plain[gap.start - start..gap.end - start]);
+            });
+        }
+    }
+    Ok(absent)
+}
+
+/// Returns the parts of `range` that lie in none of `parts`, which are in order.
+fn gaps(parts: &[Range<usize>], range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let ends = std::iter::once(range.end..range.end);
+    let mut at = range.start;
+    parts.iter().cloned().chain(ends).filter_map(move |part| {
+        let gap = at..part.start.clamp(at, range.end);
+        at = at.max(part.end.min(range.end));
+        (!gap.is_empty()).then_some(gap)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{image, new_job, new_revision, write_revision};
+    use crate::testing::{image, new_job, new_revision, noise, write_revision};
+    use crate::{ChunkId, Stats};
 
     #[test]
     fn the_end_of_the_smaller_image_is_carried_over() {
@@ -160,13 +158,24 @@ mod tests {
             writer.carry_end().unwrap();
             let mut expected = data[..before.min(after)].to_vec();
             expected.resize(after, 0);
-            let mut putter = writer.chunk_writer().unwrap();
             for (number, expected) in expected.chunks(c).enumerate() {
-                let mut found = vec![9; expected.len()];
-                putter.recorded(number as u64, &mut found).unwrap();
+                let found = writer.read_back(number as u64).unwrap();
+                let found = found.unwrap_or_else(|| vec![0; expected.len()]);
                 assert!(found == expected, "{before} to {after}, chunk {number}");
             }
         }
+    }
+
+    #[test]
+    fn gaps_are_what_the_parts_leave() {
+        let left = |parts: &[(usize, usize)]| {
+            let parts: Vec<_> = parts.iter().map(|&(start, end)| start..end).collect();
+            gaps(&parts, 10..20).map(|gap| (gap.start, gap.end)).collect::<Vec<_>>()
+        };
+        assert_eq!(left(&[]), [(10, 20)]);
+        assert_eq!(left(&[(0, 5), (12, 14), (13, 15), (18, 40)]), [(10, 12), (15, 18)]);
+        assert_eq!(left(&[(0, 30)]), []);
+        assert_eq!(left(&[(25, 30)]), [(10, 20)]);
     }
 
     #[test]
@@ -176,34 +185,74 @@ mod tests {
         for (seed, length) in [(1, 4 << 20), (2, (4 << 20) - 3), (3, 70_000), (4, 65_536), (5, 200_000)] {
             let mut data = image(seed, length);
             data[length / 2..length / 2 + 20_000].fill(0);
+            data[length / 2 - 5] = 9;
             let base = write_revision(&job, &data, None);
-            for changed in
-                [vec![0..1], vec![length - 1..length], vec![65_535..65_537, length / 3..length / 3 + 9]]
-            {
+            let half = length / 2;
+            for changed in [
+                vec![0..1],
+                vec![length - 1..length],
+                vec![65_535..65_537, length / 3..length / 3 + 9],
+                // Nearly everything: a full chunk, the rest of which is taken over.
+                vec![0..half - 10, half..length],
+            ] {
                 let changed: Vec<_> =
                     changed.into_iter().filter(|part: &Range<usize>| part.end <= length).collect();
-                for byte in [0, 7] {
-                    let guard = job.lock_for_backup().unwrap();
-                    let writer = job.new_revision(&guard, new_revision(&data, Some(base.clone()))).unwrap();
-                    let mut putter = writer.chunk_writer().unwrap();
-                    let mut buf = vec![0; length];
-                    putter.recorded(0, &mut buf).unwrap();
-                    assert!(buf == data);
-                    changed.iter().for_each(|part| buf[part.clone()].fill(byte));
-                    putter.put_changed(0, &buf, &changed).unwrap();
-                    assert_eq!(writer.map.get(0).unwrap(), Some(ChunkId::of(&buf)), "{length} {changed:?}");
-                    let mut back = vec![1; length];
-                    putter.recorded(0, &mut back).unwrap();
-                    assert!(back == buf, "{length} {changed:?}");
-                    // Twice in a row, from what was put; then all zeros.
-                    putter.put_changed(0, &data, &changed).unwrap();
-                    assert_eq!(writer.map.get(0).unwrap(), Some(ChunkId::of(&data)));
-                    putter.recorded(0, &mut back).unwrap();
-                    back.fill(0);
-                    assert_eq!(putter.put_changed(0, &back, &[0..length]).unwrap(), Put::Hole);
+                let guard = job.lock_for_backup().unwrap();
+                let writer = job.new_revision(&guard, new_revision(&data, Some(base.clone()))).unwrap();
+                let mut putter = writer.chunk_writer().unwrap();
+                let mut expected = data.clone();
+                for round in 0..4 {
+                    let fresh = noise(seed + round, length);
+                    // What lies outside of the changes is not to be looked at.
+                    let mut buf = vec![0xee; length];
+                    for part in &changed {
+                        let new = if round == 2 { &vec![0; part.len()] } else { &fresh[part.clone()] };
+                        buf[part.clone()].copy_from_slice(new);
+                        expected[part.clone()].copy_from_slice(new);
+                    }
+                    putter.put_changed(0, &mut buf, &changed).unwrap();
+                    let name = writer.map.get(0).unwrap().unwrap();
+                    assert_eq!(name.id, ChunkId::of(&expected), "{length} {changed:?}");
+                    assert!(writer.read_back(0).unwrap().unwrap() == expected, "{length} {changed:?} {name}");
                 }
+                let mut zeros = vec![0; length];
+                assert_eq!(putter.put_changed(0, &mut zeros, &[0..length]).unwrap(), Put::Hole);
+                let mut buf = vec![0xee; length];
+                buf[5] = 1;
+                putter.put_changed(0, &mut buf, &[5..6]).unwrap();
+                zeros[5] = 1;
+                assert!(writer.read_back(0).unwrap().unwrap() == zeros, "on a hole");
             }
         }
+    }
+
+    #[test]
+    fn a_small_change_makes_a_delta_that_reads_nothing_but_the_touched_frame() {
+        let (_dir, job) = new_job("web01");
+        let mut data = noise(5, 1 << 22);
+        let base = write_revision(&job, &data, None);
+        let chunk = ChunkName::full(ChunkId::of(&data));
+        // All other frames are broken, and nobody looks at them.
+        let path = job.repository().root().join(format!("chunks/{:02x}/{chunk}", chunk.id.shard()));
+        let mut file = std::fs::read(&path).unwrap();
+        let header = crate::chunk::container::header_len(data.len());
+        let frame = header + 7 * FRAME_LEN..header + 8 * FRAME_LEN;
+        (header..file.len()).filter(|at| !frame.contains(at)).for_each(|at| file[at] ^= 0x55);
+        std::fs::write(&path, file).unwrap();
+        let guard = job.lock_for_backup().unwrap();
+        let writer = job.new_revision(&guard, new_revision(&data, Some(base))).unwrap();
+        let mut putter = writer.chunk_writer().unwrap();
+        let part = 7 * FRAME_LEN + 100..7 * FRAME_LEN + 4196;
+        let mut buf = vec![0; data.len()];
+        buf[part.clone()].copy_from_slice(&noise(6, 4096));
+        data[part.clone()].copy_from_slice(&noise(6, 4096));
+        let put = putter.put_changed(0, &mut buf, &[part]).unwrap();
+        let Put::Stored { bytes } = put else { panic!("{put:?}") };
+        assert!((4096..6700).contains(&bytes), "{bytes}");
+        let name = writer.map.get(0).unwrap().unwrap();
+        assert_eq!(name, ChunkName::delta(ChunkId::of(&data), chunk.id));
+        drop(putter);
+        writer.finish(&guard, Stats::default(), Default::default()).unwrap();
     }
 
     #[test]
@@ -222,11 +271,12 @@ mod tests {
         let new = new_revision(&data, Some(base.clone()));
         let writer = job.new_revision(&guard, new).unwrap();
         let mut putter = writer.chunk_writer().unwrap();
-        let mut buf = vec![0; data.len()];
-        assert!(putter.recorded(0, &mut buf).unwrap_err().is_damage());
+        let last = data.len() - 1;
+        let mut buf = data.clone();
+        let changed = last..last + 1;
+        assert!(putter.put_changed(0, &mut buf, &[changed]).unwrap_err().is_damage());
         assert_eq!(job.revision(&base.id).unwrap().trust, crate::Trust::Distrusted);
         assert!(matches!(putter.put(0, &data).unwrap(), crate::Put::Stored { .. }));
-        putter.recorded(0, &mut buf).unwrap();
-        assert!(buf == data);
+        assert!(writer.read_back(0).unwrap().unwrap() == data);
     }
 }

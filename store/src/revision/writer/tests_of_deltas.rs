@@ -1,0 +1,335 @@
+//! What deltas must stand: bases that are damaged, lost, forgotten or swept, and many days on one base.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::*;
+use crate::restore::{RestoreOptions, Target, restore};
+use crate::sweep::{SweepOptions, sweep};
+use crate::testing::{image, new_job, new_revision, noise, now, write_revision};
+use crate::verify::verify;
+use crate::{CHUNK_SIZE, FRAME_SIZE, FrameCache, Trust};
+
+const CHUNK: usize = CHUNK_SIZE as usize;
+const FRAME: usize = FRAME_SIZE as usize;
+
+fn files(job: &Job) -> Vec<(String, u64)> {
+    let mut found = Vec::new();
+    for shard in 0..=255u8 {
+        let dir = job.repository().root().join(format!("chunks/{shard:02x}"));
+        for entry in std::fs::read_dir(dir).unwrap().flatten() {
+            found.push((entry.file_name().into_string().unwrap(), entry.metadata().unwrap().len()));
+        }
+    }
+    found.sort();
+    found
+}
+
+fn deltas(job: &Job) -> Vec<(String, u64)> {
+    files(job).into_iter().filter(|(name, _)| name.contains('.')).collect()
+}
+
+fn path(job: &Job, name: &str) -> PathBuf {
+    job.repository().root().join(format!("chunks/{}/{name}", &name[..2]))
+}
+
+/// Flips a bit of the file of a chunk, counted from the end.
+fn flip(job: &Job, name: &str, from_end: usize) {
+    let mut bytes = std::fs::read(path(job, name)).unwrap();
+    let at = bytes.len() - from_end;
+    bytes[at] ^= 0x10;
+    std::fs::write(path(job, name), bytes).unwrap();
+}
+
+fn read(job: &Job, revision: &Revision) -> Result<Vec<u8>> {
+    let reader = job.open_revision(revision, &Arc::new(FrameCache::new(1 << 22)))?;
+    let mut data = vec![9; reader.size_bytes() as usize];
+    reader.read_at(0, &mut data).map(|_| data)
+}
+
+/// The image, and what of it is lost.
+type Restored = (Vec<u8>, Vec<(u64, u64)>);
+
+fn restored(job: &Job, revision: &Revision, salvage: bool) -> Result<Restored> {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("image");
+    let options = RestoreOptions { force: false, salvage, threads: 2 };
+    let report = restore(job, revision, Target::Path(target.clone()), &options, &crate::Silent)?;
+    Ok((std::fs::read(target).unwrap(), report.lost))
+}
+
+fn purge(job: &Job) -> crate::sweep::SweepReport {
+    let options = SweepOptions { dry_run: false, force: false, hold_secs: 0, now: now() };
+    sweep(job.repository(), &options, &crate::Silent).unwrap()
+}
+
+fn forget(job: &Job, revision: &Revision) {
+    job.forget(&job.lock_manifests().unwrap(), &revision.id, now()).unwrap();
+}
+
+fn verified(job: &Job, revision: &Revision) -> bool {
+    let report = verify(job, std::slice::from_ref(revision), 2, now(), &crate::Silent).unwrap();
+    report.bad.is_empty()
+}
+
+/// A job with a revision of noise and one with a changed page in the second chunk; their images and the names of the
+/// base and the delta.
+struct Pair {
+    _dir: tempfile::TempDir,
+    job: Job,
+    images: [Vec<u8>; 2],
+    revisions: [Revision; 2],
+    base: String,
+    delta: String,
+}
+
+fn pair() -> Pair {
+    let (dir, job) = new_job("web01");
+    let before = noise(1, 2 * CHUNK);
+    let mut after = before.clone();
+    after[CHUNK + 5 * FRAME..][..4096].copy_from_slice(&noise(2, 4096));
+    let first = write_revision(&job, &before, None);
+    let second = write_revision(&job, &after, Some(first.clone()));
+    let base = ChunkId::of(&before[CHUNK..]).to_string();
+    let [(delta, length)] = &deltas(&job)[..] else { panic!("{:?}", files(&job)) };
+    assert!(*length < 6700, "{length}");
+    assert_eq!(*delta, format!("{}.{base}", ChunkId::of(&after[CHUNK..])));
+    let delta = delta.clone();
+    Pair { _dir: dir, job, images: [before, after], revisions: [first, second], base, delta }
+}
+
+#[test]
+fn a_small_change_stores_little_and_reads_back_everywhere() {
+    let pair = pair();
+    for (revision, image) in pair.revisions.iter().zip(&pair.images) {
+        assert!(read(&pair.job, revision).unwrap() == *image);
+        assert!(restored(&pair.job, revision, false).unwrap().0 == *image);
+        assert!(verified(&pair.job, revision));
+    }
+    // A whole chunk at once, as sequential readers get it.
+    let reader = pair.job.open_revision(&pair.revisions[1], &Arc::new(FrameCache::new(1 << 23))).unwrap();
+    let piece = reader.piece(CHUNK_SIZE, CHUNK, crate::Extent::Chunk).unwrap();
+    assert!(*piece == pair.images[1][CHUNK..]);
+}
+
+#[test]
+fn the_same_state_again_is_known_and_the_old_state_needs_no_delta() {
+    let Pair { job, images, revisions, .. } = &pair();
+    let before = files(job);
+    let third = write_revision(job, &images[0], Some(revisions[1].clone()));
+    let fourth = write_revision(job, &images[1], Some(third.clone()));
+    assert_eq!(files(job), before);
+    for revision in [&third, &fourth] {
+        assert!(verified(job, revision));
+    }
+    // The map of the third names no delta, so the base alone is enough for it.
+    for revision in [&revisions[0], &revisions[1], &fourth] {
+        forget(job, revision);
+    }
+    purge(job);
+    assert_eq!((files(job).len(), deltas(job).len()), (2, 0));
+    assert!(read(job, &third).unwrap() == images[0]);
+}
+
+#[test]
+fn a_base_stays_as_long_as_a_delta_leans_on_it() {
+    let Pair { job, images, revisions, .. } = &pair();
+    forget(job, &revisions[0]);
+    let report = purge(job);
+    assert_eq!((report.chunks_deleted, report.chunks_kept), (0, 3));
+    assert!(read(job, &revisions[1]).unwrap() == images[1]);
+    forget(job, &revisions[1]);
+    assert_eq!(purge(job).chunks_deleted, 3);
+}
+
+#[test]
+fn a_base_that_is_purged_while_a_delta_is_written_stays() {
+    let Pair { job, images, revisions, .. } = &pair();
+    let guard = job.lock_for_backup().unwrap();
+    let mut data = images[1].clone();
+    data[CHUNK + 9 * FRAME] ^= 1;
+    let writer = job.new_revision(&guard, new_revision(&data, Some(revisions[1].clone()))).unwrap();
+    revisions.iter().for_each(|revision| forget(job, revision));
+    purge(job);
+    let mut chunks = writer.chunk_writer().unwrap();
+    chunks.put(1, &data[CHUNK..]).unwrap();
+    purge(job);
+    drop(chunks);
+    let third = writer.finish(&guard, Stats::default(), BTreeMap::new()).unwrap();
+    purge(job);
+    assert_eq!(deltas(job).len(), 1, "the old delta went, the new one is there");
+    assert!(read(job, &third).unwrap() == data);
+}
+
+#[test]
+fn damage_of_a_base_is_damage_of_all_that_lean_on_it_where_they_do() {
+    let Pair { job, images, revisions, base, .. } = &pair();
+    // The last frame of the base, which both revisions use, and none of their own.
+    flip(job, base, 10);
+    let last = 2 * CHUNK_SIZE - FRAME_SIZE;
+    for (revision, image) in revisions.iter().zip(images) {
+        let error = restored(job, revision, false).unwrap_err();
+        assert_eq!(error.damaged_chunk().unwrap().to_string(), *base);
+        let (found, lost) = restored(job, revision, true).unwrap();
+        assert_eq!(lost, [(last, FRAME_SIZE)]);
+        assert!(found[..last as usize] == image[..last as usize]);
+    }
+    for revision in revisions {
+        assert_eq!(job.revision(&revision.id).unwrap().trust, Trust::Distrusted);
+        assert!(!verified(job, revision));
+    }
+}
+
+#[test]
+fn what_does_not_lean_on_a_lost_base_is_read() {
+    let Pair { job, images, revisions, base, .. } = &pair();
+    let mut data = images[1].clone();
+    data[CHUNK + 7 * FRAME..][..FRAME].fill(0);
+    let third = write_revision(job, &data, Some(revisions[1].clone()));
+    disk::remove(&path(job, base)).unwrap();
+    let (found, lost) = restored(job, &third, true).unwrap();
+    // Frame 5 is a patch and so lost as well; frame 7 is zeros.
+    assert_eq!(lost, [(CHUNK_SIZE, 7 * FRAME_SIZE), (CHUNK_SIZE + 8 * FRAME_SIZE, 56 * FRAME_SIZE)]);
+    assert!(found[..CHUNK] == data[..CHUNK]);
+}
+
+#[test]
+fn the_next_backup_heals_what_leans_on_a_damaged_base() {
+    for is_missing in [false, true] {
+        let Pair { job, images, revisions, base, .. } = &pair();
+        if is_missing {
+            disk::remove(&path(job, base)).unwrap()
+        } else {
+            flip(job, base, 10)
+        }
+        assert!(!verified(job, &revisions[1]));
+        // The second state again, from the source: in full, since its base is not to be relied on.
+        let third = write_revision(job, &images[1], Some(revisions[1].clone()));
+        assert!(read(job, &third).unwrap() == images[1], "missing: {is_missing}");
+        assert!(verified(job, &revisions[1]), "the older revision is healed as well");
+        assert!(!verified(job, &revisions[0]));
+        let fourth = write_revision(job, &images[0], Some(third.clone()));
+        assert!(read(job, &fourth).unwrap() == images[0]);
+        assert!(verified(job, &revisions[0]));
+        // The delta stays as long as both its chunks do, though the full form is read instead.
+        forget(job, &fourth);
+        forget(job, &revisions[0]);
+        forget(job, &revisions[1]);
+        purge(job);
+        assert!(deltas(job).is_empty() && read(job, &third).unwrap() == images[1]);
+        assert_eq!(std::fs::read_dir(job.repository().root().join("damaged")).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_damaged_delta_is_written_anew_in_full() {
+    let Pair { job, images, revisions, delta, .. } = &pair();
+    flip(job, delta, 10);
+    assert!(!verified(job, &revisions[1]));
+    assert_eq!(job.revision(&revisions[0].id).unwrap().trust, Trust::Trusted, "it does not use the delta");
+    purge(job);
+    let mark = job.repository().damage_mark(&ChunkId::of(&images[1][CHUNK..]));
+    assert!(mark.exists(), "the mark of a chunk that is there only as a delta is not stale");
+    let third = write_revision(job, &images[1], Some(revisions[1].clone()));
+    assert!(!mark.exists());
+    assert!(verified(job, &revisions[1]) && verified(job, &third));
+}
+
+#[test]
+fn nothing_leans_on_what_is_in_doubt() {
+    let Pair { job, images, revisions, base, .. } = &pair();
+    let change = |byte: usize| {
+        let mut data = images[1].clone();
+        data[CHUNK + byte] ^= 1;
+        data
+    };
+    std::fs::write(job.repository().damage_mark(&ChunkId::parse(base).unwrap()), b"").unwrap();
+    write_revision(job, &change(1), Some(revisions[1].clone()));
+    assert_eq!(deltas(job).len(), 1);
+    disk::remove(&job.repository().damage_mark(&ChunkId::parse(base).unwrap())).unwrap();
+    let guard = job.lock_for_backup().unwrap();
+    let data = change(2);
+    let new = NewRevision { reuse: Reuse::Full, ..new_revision(&data, Some(revisions[1].clone())) };
+    let writer = job.new_revision(&guard, new).unwrap();
+    writer.chunk_writer().unwrap().put(1, &data[CHUNK..]).unwrap();
+    assert_eq!(deltas(job).len(), 1);
+    // A base whose frame turns out to be bad while a patch is made on it: in full, and told.
+    drop((writer, guard));
+    flip(job, base, 10);
+    let data = change(CHUNK - 3);
+    let last = write_revision(job, &data, Some(revisions[1].clone()));
+    assert_eq!(deltas(job).len(), 1);
+    assert_eq!(job.revision(&revisions[0].id).unwrap().trust, Trust::Distrusted);
+    assert!(read(job, &last).unwrap()[CHUNK..] == data[CHUNK..]);
+}
+
+#[test]
+fn deltas_end_when_together_they_are_as_large_as_their_base() {
+    let (_dir, job) = new_job("web01");
+    let mut data = noise(1, CHUNK);
+    let mut revisions = vec![write_revision(&job, &data, None)];
+    let mut images = vec![data.clone()];
+    for day in 0..24u64 {
+        // Four fresh frames a day: 262 KB.
+        let at = (day as usize * 4 % 64) * FRAME;
+        data[at..at + 4 * FRAME].copy_from_slice(&noise(100 + day, 4 * FRAME));
+        revisions.push(write_revision(&job, &data, revisions.last().cloned()));
+        images.push(data.clone());
+    }
+    for (revision, image) in revisions.iter().zip(&images) {
+        assert!(read(&job, revision).unwrap() == *image);
+    }
+    // 1 + 2 + 3 + 4 + 5 quarters of a megabyte are 3.9, with the next it would be more than the base.
+    let bases: BTreeSet<String> =
+        deltas(&job).iter().map(|(name, _)| name.split_once('.').unwrap().1.to_owned()).collect();
+    assert_eq!((bases.len(), files(&job).len()), (4, 25));
+    let stored: u64 = files(&job).iter().map(|(_, length)| length).sum();
+    assert!(stored < 25 * CHUNK_SIZE * 4 / 10, "{stored}");
+}
+
+#[test]
+fn a_change_of_most_of_a_chunk_is_stored_in_full() {
+    let Pair { job, images, revisions, .. } = &pair();
+    let mut data = images[1].clone();
+    data[CHUNK..CHUNK + 40 * FRAME].copy_from_slice(&noise(7, 40 * FRAME));
+    let third = write_revision(job, &data, Some(revisions[1].clone()));
+    assert_eq!(deltas(job).len(), 1);
+    assert!(read(job, &third).unwrap() == data);
+}
+
+#[test]
+fn random_days_come_back_exactly() {
+    let (_dir, job) = new_job("web01");
+    let length = 2 * CHUNK + 3 * FRAME + 777;
+    let mut data = image(1, length);
+    let mut history = vec![(write_revision(&job, &data, None), data.clone())];
+    let mut state = 12_345u64;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    for day in 0..25 {
+        for _ in 0..random(12) {
+            let at = random(length);
+            let size = [1, 512, 4096, 70_000][random(4)].min(length - at);
+            match random(4) {
+                0 => data[at..at + size].fill(0),
+                1 => data.copy_within(0..size, at),
+                _ => data[at..at + size].copy_from_slice(&noise(random(1 << 20) as u64, size)),
+            }
+        }
+        // Sometimes the base is an older revision, as after the newest was distrusted.
+        let base = history[history.len() - 1 - random(history.len().min(3))].0.clone();
+        history.push((write_revision(&job, &data, Some(base)), data.clone()));
+        if day % 4 == 3 {
+            let (gone, _) = history.remove(random(history.len()));
+            forget(&job, &gone);
+            purge(&job);
+        }
+    }
+    for (revision, image) in &history {
+        assert!(read(&job, revision).unwrap() == *image);
+        assert!(restored(&job, revision, false).unwrap().0 == *image);
+    }
+    assert!(deltas(&job).len() > 10);
+}
