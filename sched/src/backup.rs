@@ -368,6 +368,7 @@ impl Backup<'_> {
             ("unchanged_bytes".to_owned(), sums.unchanged_bytes.into()),
             ("known_bytes".to_owned(), sums.known_bytes.into()),
             ("new_bytes".to_owned(), sums.new_bytes.into()),
+            ("changed_bytes".to_owned(), sums.changed_bytes.into()),
         ]);
         let duration_secs = (self.request.clock)().secs_since(started).max(0.0);
         let stats = Stats {

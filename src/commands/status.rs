@@ -2,6 +2,8 @@
 //!
 //! What cannot be read is named on standard error and shows in the exit status; the rest is listed.
 
+mod space;
+
 use std::fmt::Write as _;
 
 use backy_store::revision::{manifest, select};
@@ -33,11 +35,17 @@ pub(crate) struct Arguments {
     /// List what `undelete` can bring back
     #[arg(long, conflicts_with = "revision")]
     forgotten: bool,
+    /// Show what each revision or job takes alone, and what the store takes for all
+    #[arg(long, conflicts_with_all = ["yaml", "forgotten"])]
+    space: bool,
 }
 
 /// Lists.
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     let location = context.location()?;
+    if arguments.space {
+        return space::run(context, location, arguments.revision.as_deref(), arguments.json);
+    }
     let of_jobs = arguments.revision.is_none() && !arguments.yaml && !arguments.forgotten;
     if location.job.is_none() && of_jobs {
         return list_jobs(&location.repository, &context.zone, arguments.json);
@@ -66,6 +74,7 @@ fn revision_table(revisions: &[Revision], zone: &Zone, width: Option<usize>) -> 
         Column::left(format!("Date ({})", zone.name())),
         Column::left("ID"),
         Column::right("Size"),
+        Column::right("Stored"),
         Column::right("Duration"),
         Column::wrapping("Tags"),
         Column::left("Trust"),
@@ -76,6 +85,7 @@ fn revision_table(revisions: &[Revision], zone: &Zone, width: Option<usize>) -> 
             revision.timestamp.format(zone),
             revision.id.to_string(),
             human_bytes(revision.stats.bytes_written),
+            revision.stored_bytes.map_or_else(|| "-".to_owned(), human_bytes),
             revision.stats.duration_secs.map_or_else(|| "-".to_owned(), human_duration),
             tags_cell(revision),
             revision.trust.to_string(),

@@ -21,6 +21,7 @@ pub mod restore;
 pub mod revision;
 pub(crate) mod session;
 mod snapshots;
+pub mod space;
 pub mod sweep;
 #[cfg(test)]
 pub(crate) mod testing;

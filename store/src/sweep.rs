@@ -363,7 +363,7 @@ impl Sweep<'_> {
         if self.options.dry_run {
             self.report.chunks_deleted = unnamed.len() as u64;
             for name in &unnamed {
-                self.report.bytes_deleted += self.backend.open(name)?.map_or(0, |chunk| chunk.len());
+                self.report.bytes_deleted += self.backend.len(name)?.unwrap_or(0);
             }
         }
         let explained = !self.report.revisions_deleted.is_empty() || self.intent_path().exists();
@@ -398,7 +398,7 @@ impl Sweep<'_> {
             })?;
             self.report.chunks_kept += kept;
             for (name, length) in &mut candidates {
-                *length = self.backend.open(name).ok().flatten().map_or(0, |chunk| chunk.len());
+                *length = self.backend.len(name)?.unwrap_or(0);
             }
             if candidates.is_empty() {
                 continue;

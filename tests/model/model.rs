@@ -84,10 +84,11 @@ impl Model {
             let last = image.0.len().saturating_sub(1) / CHUNK;
             // Few contents, so that the same chunk comes back.
             let (place, seed) = (self.random.below(chunks) as usize, self.random.below(12));
-            image = match self.random.below(7) {
+            image = match self.random.below(11) {
                 0 | 1 if !image.0.is_empty() => image.words(place, seed),
                 2 if !image.0.is_empty() => image.noise(place, seed),
                 3 => image.zero(place.min(last)),
+                7..=10 if !image.0.is_empty() => image.edit(place, seed),
                 4 if whole > 1 => {
                     let (from, to) = (self.random.below(whole) as usize, self.random.below(whole) as usize);
                     image.copy(from, to)

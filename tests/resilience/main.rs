@@ -6,6 +6,7 @@
 
 mod crash;
 mod damage;
+mod deltas;
 mod errors;
 mod full_disk;
 mod locks;

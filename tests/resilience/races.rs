@@ -51,7 +51,7 @@ fn go_as_far_as_it_can<T>(thread: &thread::ScopedJoinHandle<'_, T>) {
 fn a_purge_while_a_backup_stands_still_anywhere_takes_nothing_of_it() {
     let mut scene = scene();
     // The backup will want chunks that only the forgotten revision had.
-    let next = Arc::new((*scene.oldest_image()).clone().words(2, 77));
+    let next = Arc::new((*scene.oldest_image()).clone().words(2, 77).edit(0, 78));
     scene.world.write_image(&next);
     scene.world.ok(&["forget", "-r", "first"]);
     scene.world.expected.remove(&scene.first);
@@ -107,7 +107,7 @@ fn a_backup_keeps_the_chunks_of_its_base_when_that_is_purged_meanwhile() {
 #[test]
 fn a_backup_while_a_purge_stands_still_anywhere_has_all_its_chunks() {
     let mut scene = scene();
-    let next = Arc::new((*scene.oldest_image()).clone().words(2, 77));
+    let next = Arc::new((*scene.oldest_image()).clone().words(2, 77).edit(0, 78));
     scene.world.write_image(&next);
     scene.world.ok(&["forget", "-r", "first"]);
     scene.world.expected.remove(&scene.first);
@@ -141,7 +141,12 @@ const JOBS: [&str; 3] = ["web01", "web02", "web03"];
 /// One of 40 images that share their chunks.
 fn shared(number: u64) -> Image {
     let mut random = Random::new(number);
-    (0..4).fold(Image::zeros(4 * CHUNK), |image, place| image.words(place, random.below(8)))
+    let image = (0..4).fold(Image::zeros(4 * CHUNK), |image, place| image.words(place, random.below(8)));
+    // Deltas on bases that other jobs make, use and forget.
+    (0..4).fold(image, |image, place| match random.below(3) {
+        0 => image,
+        _ => image.edit(place, random.below(4)),
+    })
 }
 
 /// One job: makes revisions, forgets some, restores some. Counts what it did.

@@ -14,7 +14,8 @@ pub(crate) struct Scene {
     pub(crate) first: String,
     /// The newer one.
     pub(crate) second: String,
-    /// The image on disk: changed, new, duplicate, zeroed and unchanged chunks, and a longer end.
+    /// The image on disk: changed, new, duplicate, zeroed and unchanged chunks, one changed a little that was a delta before,
+    /// and a longer end.
     pub(crate) next: Arc<Image>,
 }
 
@@ -22,8 +23,16 @@ pub(crate) struct Scene {
 pub(crate) fn scene() -> Scene {
     let mut world = World::new(BINARY);
     let one = Image::zeros(5 * CHUNK + 777).words(0, 1).noise(1, 2).words(3, 3).copy(0, 4).words(5, 4);
-    let two = one.clone().noise(1, 5);
-    let next = two.clone().words(0, 6).zero(1).words(2, 7).copy(2, 4).resize(5 * CHUNK + 90_000).noise(5, 8);
+    let two = one.clone().noise(1, 5).edit(3, 6);
+    let next = two
+        .clone()
+        .words(0, 6)
+        .zero(1)
+        .words(2, 7)
+        .copy(2, 4)
+        .edit(3, 9)
+        .resize(5 * CHUNK + 90_000)
+        .noise(5, 8);
     let (first, second) = (world.backup(&Arc::new(one), "daily"), world.backup(&Arc::new(two), "weekly"));
     world.write_image(&next);
     Scene { world, first, second, next: Arc::new(next) }

@@ -105,6 +105,15 @@ impl Backend for LocalBackend {
         }
     }
 
+    fn len(&self, name: &ChunkName) -> Result<Option<u64>> {
+        let path = self.path(name);
+        match std::fs::symlink_metadata(&path) {
+            Ok(facts) => Ok(Some(facts.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("examine", path, error)),
+        }
+    }
+
     fn put(&self, name: &ChunkName, bytes: &[u8], temporary: &str, replace: bool) -> Result<()> {
         let temporary = self.temporaries.join(temporary);
         let target = self.path(name);

@@ -28,6 +28,9 @@ pub(crate) trait Backend: Debug + Send + Sync {
     /// Opens a chunk's file, `None` when it is not there.
     fn open(&self, name: &ChunkName) -> Result<Option<Box<dyn StoredChunk>>>;
 
+    /// Returns the length of a chunk's file, `None` when it is not there.
+    fn len(&self, name: &ChunkName) -> Result<Option<u64>>;
+
     /// Keeps `bytes` under `name`. What is there already stays, unless `replace` says that it is damaged.
     /// `temporary` is a name that nothing else uses now; it is gone when this returns or shows a dead run.
     fn put(&self, name: &ChunkName, bytes: &[u8], temporary: &str, replace: bool) -> Result<()>;

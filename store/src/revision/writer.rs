@@ -12,10 +12,12 @@
 mod chunks;
 mod encode;
 mod rest;
+mod siblings;
 #[cfg(test)]
 mod tests_of_deltas;
 
 pub use chunks::ChunkWriter;
+use siblings::Siblings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -103,6 +105,8 @@ pub struct WriteStats {
     pub new_bytes: u64,
     /// Length of the chunk files written.
     pub stored_bytes: u64,
+    /// Of what was put, what was not at its place before: in frames where that is known, in chunks elsewhere.
+    pub changed_bytes: u64,
     /// Of all but zeros, what the revision of the original that is continued had at this place.
     pub recognised_bytes: u64,
 }
@@ -114,6 +118,7 @@ struct Counters {
     known: AtomicU64,
     new: AtomicU64,
     stored: AtomicU64,
+    changed: AtomicU64,
     recognised: AtomicU64,
     temporaries: AtomicU64,
 }
@@ -135,6 +140,8 @@ pub struct RevisionWriter {
     known: Option<Known>,
     /// The base's map, and what keeps its chunks alive (nothing on a read-only file system).
     base: Option<(Option<Session>, ChunkMap)>,
+    /// Without a base: other disks that deltas may lean on.
+    siblings: Option<Siblings>,
     finished: bool,
 }
 
@@ -146,6 +153,10 @@ impl RevisionWriter {
         let session = Session::begin_writer(&root)?;
         let backend = job.repository().backend()?;
         let base = new.base.as_ref().map(|base| super::reader::pin(&job, base)).transpose()?;
+        let siblings = match base.is_none() && new.reuse == Reuse::Header {
+            true => Some(Siblings::find(&job, new.image_size_bytes)?),
+            false => None,
+        };
         let map = MapWriter::create(&disk::temporary_in(job.dir())?, new.image_size_bytes)?;
         let counters = Counters::default();
         let healed = Mutex::new(Vec::new());
@@ -162,6 +173,7 @@ impl RevisionWriter {
             healed,
             known: None,
             base,
+            siblings,
             finished: false,
         };
         if let Some((_, base)) = &writer.base {
@@ -204,6 +216,7 @@ impl RevisionWriter {
             known_bytes,
             new_bytes,
             stored_bytes: sum(&self.counters.stored),
+            changed_bytes: sum(&self.counters.changed),
             recognised_bytes: sum(&self.counters.recognised),
         }
     }

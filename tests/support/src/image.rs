@@ -54,6 +54,18 @@ impl Image {
         self
     }
 
+    /// A few hundred bytes of chunk `number` become others: what a delta is made of.
+    pub fn edit(mut self, number: usize, seed: u64) -> Self {
+        let data = self.data(number);
+        let mut random = Random::new(seed);
+        for _ in 0..2 {
+            let at = random.below(data.len().max(1) as u64) as usize;
+            let end = (at + 1 + random.below(300) as usize).min(data.len());
+            random.fill(&mut data[at..end]);
+        }
+        self
+    }
+
     /// Chunk `number` becomes zeros.
     pub fn zero(mut self, number: usize) -> Self {
         let end = ((number + 1) * CHUNK).min(self.0.len());

@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::encode::Before;
+use super::siblings::is_near;
 use super::{BARRIER_EVERY_BYTES, Put, Reuse, RevisionWriter};
 use crate::backend::Backend;
 use crate::chunk::frame::Encoder;
@@ -91,18 +92,21 @@ impl ChunkWriter<'_> {
             return self.store_full(number, &id, data, before.as_ref(), true);
         }
         self.refer(&id)?;
-        let base = there.map(|name| name.base.unwrap_or(name.id)).filter(|base| *base != id);
+        let near = writer.siblings.as_ref().and_then(|siblings| siblings.compare(number, &id));
+        let on = there.or(near);
+        let base = on.map(|name| name.base.unwrap_or(name.id)).filter(|base| *base != id);
         match self.existing(&ChunkName { id, base }, data.len())? {
             Existing::Usable(found) => {
                 writer.backend.use_existing(&found);
                 count(&writer.counters.known, data.len() as u64);
+                count(&writer.counters.changed, data.len() as u64);
                 writer.map.set(number, Some(found))?;
                 Ok(Put::Known)
             }
             Existing::Missing => {
-                if let Some(there) = there
-                    && self.may_lean(&id, &there)
-                    && let Some(put) = self.store_delta(number, &id, data, &there, before.as_ref())?
+                if let Some(on) = on
+                    && self.may_lean(&id, &on)
+                    && let Some(put) = self.store_delta(number, &id, data, &on, before.as_ref())?
                 {
                     return Ok(put);
                 }
@@ -200,35 +204,45 @@ impl ChunkWriter<'_> {
         }
     }
 
-    /// Whether the new chunk `id` may lean on what is at its place. Nothing may that is to be healed, and nothing may
+    /// Whether the new chunk `id` may lean on another, or on its base. Nothing may that is to be healed, and nothing may
     /// lean on what is not beyond doubt.
-    fn may_lean(&self, id: &ChunkId, there: &ChunkName) -> bool {
+    fn may_lean(&self, id: &ChunkId, on: &ChunkName) -> bool {
         let writer = self.writer;
         writer.new.reuse == Reuse::Header
             && !writer.met_damage.load(Ordering::Relaxed)
             && !self.is_marked(id)
-            && !there.ids().any(|id| self.is_marked(&id) || writer.suspects.unproven.contains(&id))
+            && !on.ids().any(|id| self.is_marked(&id) || writer.suspects.unproven.contains(&id))
     }
 
-    /// Writes a chunk as a delta on the base of what is at its place; `None` where a full one is better or the base
-    /// turns out to be damaged.
+    /// Writes a chunk as a delta on another, which is at its place here or on another disk, or on that one's base; `None`
+    /// where a full one is better or the base turns out to be damaged.
     fn store_delta(
         &mut self,
         number: u64,
         id: &ChunkId,
         data: &[u8],
-        there: &ChunkName,
+        on: &ChunkName,
         before: Option<&Before>,
     ) -> Result<Option<Put>> {
         let mut opened = None;
         let parent = match before {
             Some(before) => Ok(&before.chunk),
-            None => store::open(&self.writer.backend, there).map(|chunk| &*opened.insert(chunk)),
+            None => store::open(&self.writer.backend, on).map(|chunk| &*opened.insert(chunk)),
         };
+        if self.writer.siblings.is_some()
+            && parent.as_ref().is_ok_and(|parent| !is_near(&self.digest, parent))
+        {
+            return Ok(None);
+        }
         let leaning = parent.and_then(|parent| Ok((parent, Self::base_of(parent)?)));
         let encoded = leaning.and_then(|(parent, base)| self.encode_delta(id, data, parent, base));
         match encoded {
-            Ok(Some((name, length))) => self.write(number, &name, length, data.len(), false).map(Some),
+            Ok(Some((name, length, changed))) => {
+                // From another disk: here, all of it is new.
+                let changed = if self.writer.siblings.is_some() { data.len() as u64 } else { changed };
+                count(&self.writer.counters.changed, changed);
+                self.write(number, &name, length, data.len(), false).map(Some)
+            }
             Ok(None) => Ok(None),
             Err(error) if error.is_damage() => {
                 self.writer.note_damage(&error)?;
@@ -252,6 +266,7 @@ impl ChunkWriter<'_> {
         replace: bool,
     ) -> Result<Put> {
         let length = self.encode_full(id, data, before)?;
+        count(&self.writer.counters.changed, data.len() as u64);
         self.write(number, &ChunkName::full(*id), length, data.len(), replace)
     }
 

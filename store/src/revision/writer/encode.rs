@@ -101,14 +101,14 @@ impl ChunkWriter<'_> {
     }
 
     /// Writes a delta that leans on `base`, as `parent` before it may do, to the beginning of `self.file`; returns its
-    /// name and length. `None` where a full chunk is the better one.
+    /// name and length, and how many bytes are not as in `parent`. `None` where a full chunk is the better one.
     pub(super) fn encode_delta(
         &mut self,
         id: &ChunkId,
         data: &[u8],
         parent: &OpenChunk,
         base: &OpenChunk,
-    ) -> Result<Option<(ChunkName, usize)>> {
+    ) -> Result<Option<(ChunkName, usize, u64)>> {
         let lengths = [parent.plain_len(), base.plain_len()];
         if lengths != [data.len(); 2] || frame_count(data.len()) == 1 {
             return Ok(None);
@@ -128,7 +128,10 @@ impl ChunkWriter<'_> {
         let kept = &frames.kept[..self.digest.values.len()];
         let header = &mut self.file[..delta_header_len(data.len())];
         write_header(header, data.len(), kept, &self.digest.values, Some(&delta));
-        Ok(Some((name, frames.end)))
+        let places = self.digest.values.iter().zip(&parent.header().frames).enumerate();
+        let changed = places.filter(|(_, (value, before))| **value != before.value);
+        let changed_bytes = changed.map(|(number, _)| frame_len(data.len(), number) as u64).sum();
+        Ok(Some((name, frames.end, changed_bytes)))
     }
 
     /// Decides how a frame is made.

@@ -298,6 +298,33 @@ fn a_change_of_most_of_a_chunk_is_stored_in_full() {
 }
 
 #[test]
+fn a_machine_made_from_the_same_image_leans_on_the_other_one() {
+    let (_dir, job) = new_job("web01");
+    let first = noise(1, 6 * CHUNK);
+    let unlike = noise(2, 6 * CHUNK);
+    let others = [("web00", &unlike), ("web02", &first)].map(|(name, data)| {
+        let name = crate::JobName::parse(name).unwrap();
+        let other = job.repository().create_job(&name, false, "{}\n", now()).unwrap();
+        let revision = write_revision(&other, data, None);
+        (other, revision)
+    });
+    let mut data = first.clone();
+    data[5 * CHUNK + 3 * FRAME..][..4096].copy_from_slice(&noise(3, 4096));
+    let second = write_revision(&job, &data, None);
+    assert_eq!((deltas(&job).len(), files(&job).len()), (1, 13));
+    assert!(second.stored_bytes.unwrap() < 7000);
+    // The other machine goes, and what is leaned on stays.
+    forget(&others[1].0, &others[1].1);
+    purge(&job);
+    assert!(read(&job, &second).unwrap() == data && verified(&job, &second));
+    // Nothing in common: nothing is tried.
+    let name = crate::JobName::parse("db01").unwrap();
+    let db = job.repository().create_job(&name, false, "{}\n", now()).unwrap();
+    let third = write_revision(&db, &noise(4, 6 * CHUNK), None);
+    assert_eq!(third.stored_bytes, Some(6 * (CHUNK_SIZE + 2336)));
+}
+
+#[test]
 fn random_days_come_back_exactly() {
     let (_dir, job) = new_job("web01");
     let length = 2 * CHUNK + 3 * FRAME + 777;

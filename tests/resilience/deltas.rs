@@ -1,0 +1,184 @@
+//! Damage of deltas and of what they lean on: found, named, limited to those concerned, and healed by a backup that has
+//! the content again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use backy_testkit::{CHUNK, Image, World, each};
+
+use crate::scene::BINARY;
+
+/// A store with a full chunk and two deltas on it, in a revision each, and another chunk that all three have.
+struct Leaning {
+    world: World,
+    ids: [String; 3],
+    images: [Arc<Image>; 3],
+    base: PathBuf,
+    deltas: [PathBuf; 2],
+}
+
+fn is_delta(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().contains('.'))
+}
+
+fn leaning() -> Leaning {
+    let mut world = World::new(BINARY);
+    let one = Image::zeros(2 * CHUNK).noise(0, 1).words(1, 2);
+    let images = [one.clone(), one.clone().edit(0, 3), one.edit(0, 4)].map(Arc::new);
+    let mut seen: Vec<PathBuf> = Vec::new();
+    let [(first, full), (second, delta), (third, other)] = [0, 1, 2].map(|number: usize| {
+        let id = world.backup(&images[number], "daily");
+        let new = world.chunks().into_iter().filter(|path| !seen.contains(path)).collect::<Vec<_>>();
+        seen.extend(new.clone());
+        (id, new)
+    });
+    assert!(full.iter().all(|path| !is_delta(path)), "{full:?}");
+    let ([delta], [other]) = (&delta[..], &other[..]) else { panic!("{delta:?} {other:?}") };
+    let base = delta.extension().expect("a delta names its base").to_owned();
+    assert_eq!(other.extension(), Some(&*base), "both lean on the full one");
+    let inside = |path: &Path| path.strip_prefix(world.store()).expect("it is in the store").to_owned();
+    let base = full.iter().find(|path| path.file_name() == Some(&*base)).expect("the base is there");
+    let (base, deltas) = (inside(base), [inside(delta), inside(other)]);
+    Leaning { world, ids: [first, second, third], images, base, deltas }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Harm {
+    Delete,
+    Empty,
+    Halve,
+    /// A bit at so many thousandths.
+    Flip(u64),
+}
+
+const HARMS: [Harm; 9] = [
+    Harm::Delete,
+    Harm::Empty,
+    Harm::Halve,
+    Harm::Flip(0),
+    Harm::Flip(11),
+    // The name of the base in a delta's header.
+    Harm::Flip(17),
+    Harm::Flip(300),
+    Harm::Flip(900),
+    Harm::Flip(999),
+];
+
+fn harm(path: &Path, harm: Harm) {
+    let mut bytes = fs::read(path).unwrap();
+    match harm {
+        Harm::Delete => return fs::remove_file(path).unwrap(),
+        Harm::Empty => bytes.clear(),
+        Harm::Halve => bytes.truncate(bytes.len() / 2),
+        Harm::Flip(thousandths) => {
+            let at = (bytes.len() - 1) as u64 * thousandths / 1000;
+            bytes[at as usize] ^= 0x10;
+        }
+    }
+    fs::write(path, bytes).unwrap();
+}
+
+/// Whether a revision restores; wrong bytes, a panic or another status is a failure of the test.
+fn restores(world: &World, id: &str, what: &str) -> bool {
+    let (run, image) = world.restore(id);
+    assert!(!run.stderr.contains("panicked"), "{what}: {run}");
+    if run.code() == 0 {
+        assert!(image.as_ref() == Some(&*world.expected[id]), "{what}: wrong bytes with status 0");
+        return true;
+    }
+    assert!(run.code() == 1 && image.is_none(), "{what}: {run}");
+    false
+}
+
+fn trust(world: &World, id: &str) -> String {
+    let status = world.ok(&["status", "--json", "-r", id]).json();
+    status["revisions"][0]["trust"].as_str().expect("a text").to_owned()
+}
+
+#[test]
+fn a_damaged_delta_concerns_its_own_revision_only_and_is_healed() {
+    let scene = leaning();
+    each(&HARMS, |&sort| {
+        let what = format!("{sort:?} of a delta");
+        let mut world = scene.world.copy();
+        let [first, second, third] = &scene.ids;
+        harm(&world.store().join(&scene.deltas[0]), sort);
+        assert!(!restores(&world, second, &what), "{what}: what was damaged?");
+        assert!(restores(&world, first, &what) && restores(&world, third, &what), "{what}");
+        assert_eq!(
+            (trust(&world, second), trust(&world, third)),
+            ("distrusted".into(), "trusted".into()),
+            "{what}"
+        );
+        let verified = world.run(&["verify", "-r", "all"]).expect(1);
+        assert!(verified.text().contains(&format!("{second} bad")), "{what}: {verified}");
+        world.ok(&["purge", "--now"]);
+        // From the source again: in full, which serves the old revision as well.
+        let again = world.backup(&scene.images[1], "daily");
+        world.must_restore(&again, &scene.images[1], &what);
+        world.ok(&["verify", "-r", "all"]);
+        world.ok(&["purge", "--now"]);
+        world.must_restore_all(&what);
+    });
+}
+
+#[test]
+fn a_damaged_base_concerns_all_that_lean_on_it_and_is_healed() {
+    let scene = leaning();
+    each(&HARMS, |&sort| {
+        let what = format!("{sort:?} of a base");
+        let mut world = scene.world.copy();
+        harm(&world.store().join(&scene.base), sort);
+        assert!(!restores(&world, &scene.ids[0], &what), "{what}: what was damaged?");
+        world.run(&["verify", "-r", "all"]).expect(1);
+        for id in &scene.ids {
+            assert_eq!(trust(&world, id), "distrusted", "{what}");
+        }
+        world.ok(&["purge", "--now"]);
+        // Each content comes again from the source, and with it the revision that has it.
+        for (number, image) in scene.images.iter().enumerate().rev() {
+            let again = world.backup(image, "daily");
+            world.must_restore(&again, image, &what);
+            world.must_restore(&scene.ids[number], image, &what);
+        }
+        world.ok(&["verify", "-r", "all"]);
+        world.ok(&["purge", "--now"]);
+        world.must_restore_all(&what);
+    });
+}
+
+#[test]
+fn what_a_damaged_base_leaves_of_a_delta_is_salvaged() {
+    let scene = leaning();
+    let world = scene.world.copy();
+    harm(&world.store().join(&scene.base), Harm::Delete);
+    let target = world.path("salvaged");
+    world.run(&["restore", "-r", &scene.ids[1], "--salvage", &target.to_string_lossy()]).expect(1);
+    let found = fs::read(&target).unwrap();
+    let wanted = &scene.images[1].0;
+    assert!(found[CHUNK..] == wanted[CHUNK..], "the other chunk is whole");
+    let differing =
+        found.chunks(64 << 10).zip(wanted.chunks(64 << 10)).filter(|(found, wanted)| found != wanted);
+    // Three frames hold data, and of those none is without the base.
+    assert!(differing.count() <= 3);
+}
+
+#[test]
+fn a_base_outlives_its_revision_for_the_deltas() {
+    let scene = leaning();
+    let mut world = scene.world.copy();
+    world.ok(&["forget", "-r", &scene.ids[0]]);
+    world.ok(&["purge", "--now"]);
+    world.expected.remove(&scene.ids[0]);
+    assert!(world.store().join(&scene.base).exists());
+    world.must_restore_all("after the base's revision was purged");
+    for id in &scene.ids[1..] {
+        world.ok(&["forget", "-r", id]);
+        world.expected.remove(id);
+    }
+    let last = world.backup(&Arc::new(Image::zeros(CHUNK).words(0, 9)), "daily");
+    world.ok(&["purge", "--now"]);
+    assert!(!world.store().join(&scene.base).exists() && !world.chunks().iter().any(|path| is_delta(path)));
+    world.must_restore(&last, &world.expected[&last].clone(), "at the end");
+}
