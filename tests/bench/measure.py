@@ -15,8 +15,11 @@ class Failed(Exception):
     """A command did not do what it was measured at; the other cases still run."""
 
     def __init__(self, status, text):
-        super().__init__(text)
+        super().__init__(status, text)
         self.status = status
+
+    def __str__(self):
+        return self.args[1]
 
 
 class Errors:
@@ -74,6 +77,12 @@ def counters(pid):
     with open(f"/proc/{pid}/stat") as file:
         fields = file.read().rsplit(")", 1)[1].split()
     return asked, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_of(pid):
+    """The largest resident memory so far of a process that runs, in bytes."""
+    with open(f"/proc/{pid}/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
 
 
 def processors():

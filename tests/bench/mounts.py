@@ -1,11 +1,10 @@
 """File systems in user space that are mounted while something is measured."""
 
-import contextlib
 import os
 import subprocess
 import time
 
-from bench.measure import Cost, Failed, counters, finish, run
+from bench.measure import Cost, Failed, counters, finish, peak_of, run
 
 
 class Mount:
@@ -29,19 +28,26 @@ class Mount:
     def counters(self):
         return counters(self.process.pid)
 
+    def peak(self):
+        return peak_of(self.process.pid)
+
     def end(self):
         """Unmounts; returns what the process has cost."""
         subprocess.run(["umount", self.mountpoint], check=True)
         return finish(self.process, self.start)
 
     def abandon(self):
-        """Ends it in whatever state it is."""
+        """Ends it in whatever state it is; some programs do not end by themselves when they are unmounted."""
         if self.process.poll() is None:
             self.process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
                 self.process.wait(10)
-        if os.path.ismount(self.mountpoint):
-            subprocess.run(["umount", "-l", self.mountpoint], check=False)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        # After a process that was killed the directory is still a mount point, which cannot be looked at.
+        if os.path.ismount(self.mountpoint) or not os.path.exists(self.mountpoint):
+            subprocess.run(["umount", "-l", self.mountpoint], check=False, stderr=subprocess.DEVNULL)
 
 
 def dd_twice(mount, path):

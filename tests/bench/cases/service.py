@@ -9,7 +9,7 @@ import subprocess
 import time
 
 from bench.files import remove, write_small
-from bench.measure import Failed, counters, median, run, say, text_of
+from bench.measure import Failed, counters, median, peak_of, run, say, text_of
 
 
 def year(bench):
@@ -51,9 +51,7 @@ def service(bench):
     before, secs = counters(process.pid)[1], 10 if bench.options.quick else 120
     time.sleep(secs)
     bench.fact(f"{name}: CPU while idle", f"{(counters(process.pid)[1] - before) / secs:.2%}")
-    with open(f"/proc/{process.pid}/status") as file:
-        peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
-    bench.fact(f"{name}: peak", f"{peak * 1024 / 1e6:.0f} MB", "150 MB")
+    bench.fact(f"{name}: peak", f"{peak_of(process.pid) / 1e6:.0f} MB", "150 MB")
     stop_service(process)
     shutil.rmtree(base)
 
