@@ -2,11 +2,11 @@
 
 import argparse
 import os
-import shutil
 import signal
 import sys
 
 from bench.cases import CASES, WITHOUT_IMAGE
+from bench.cases.peers import TOOLS
 from bench.measure import Errors, Failed
 from bench.report import print_tables
 from bench.setting import Bench
@@ -32,11 +32,21 @@ def parse(description):
     parser.add_argument("--original", metavar="BINARY", help="the original's program, for the case `original` (PyPI: backy 2.5)")
     parser.add_argument("--cold", action="store_true", help="empty the page cache before every measurement (root)")
     parser.add_argument("--keep", action="store_true", help="keep image and stores for the next run")
+    peers = parser.add_argument_group("for the case `peers`")
+    peers.add_argument("--peers", metavar="LIST", default=",".join(TOOLS), help="programs to compare with (default: %(default)s)")
+    peers.add_argument("--install", action="store_true", help="install those that are missing: PyPI, Debian, crates.io")
+    peers.add_argument(
+        "--render", metavar="JSON", help="measure nothing, show the numbers of an earlier run (WORK/results/peers.json)"
+    )
     parser.add_argument("--verbose", action="store_true", help="show what the commands say")
     options = parser.parse_args()
     for name in options.case:
         if name not in CASES:
             parser.error(f"there is no case {name}")
+    options.peers = [name for name in options.peers.split(",") if name]
+    for name in options.peers:
+        if name not in TOOLS:
+            parser.error(f"there is no peer {name}")
     options.case = options.case or list(CASES)
     options.gib = options.gib or (0.2 if options.quick else 2.2)
     options.repeat = options.repeat or (1 if options.quick else 3)
@@ -58,7 +68,7 @@ def main(description):
     finally:
         bench.end_leftovers()
         if not options.keep:
-            shutil.rmtree(options.work, ignore_errors=True)
+            bench.remove_files()
     if failures:
         sys.exit("\n".join(failures))
 

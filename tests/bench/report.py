@@ -8,7 +8,8 @@ from bench.measure import processors, run, text_of
 
 
 def print_tables(bench):
-    print(f"{machine(bench)}\n")
+    if bench.costs or bench.rates or bench.facts:
+        print(f"{machine(bench)}\n")
     if bench.costs:
         print("| case | wall s | CPU s | peak MB | reference | wall s | CPU s | CPU ratio | at most |")
         print("| --- | --: | --: | --: | --- | --: | --: | --: | --- |")

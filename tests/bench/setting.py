@@ -1,5 +1,6 @@
 """What the cases share: the image and its allocated bytes, jobs of backy, mounts, and the rows that they add to the tables."""
 
+import contextlib
 import os
 import shutil
 
@@ -17,6 +18,8 @@ class Bench:
         self.tools = os.path.join(os.path.dirname(options.backy), "examples")
         self.image, self.data, self.packed = (f"{self.work}/{name}" for name in ("image.img", "data", "data.zst"))
         self.mountpoint = f"{self.work}/mnt"
+        # Files that stay, for example raw numbers.
+        self.results = f"{self.work}/results"
         # Rows of the three tables, and what was written for a table of its own.
         self.costs, self.rates, self.facts, self.texts = [], [], [], []
         self.cleanups = []
@@ -90,6 +93,15 @@ class Bench:
         """Ends what a failed case has left running."""
         while self.cleanups:
             self.cleanups.pop()()
+
+    def remove_files(self):
+        """Removes everything but the results."""
+        for name in os.listdir(self.work):
+            path = f"{self.work}/{name}"
+            if path != self.results:
+                shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+        with contextlib.suppress(OSError):
+            os.rmdir(self.work)
 
     # Measuring
 

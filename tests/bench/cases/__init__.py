@@ -1,6 +1,6 @@
 """What can be measured: each case is a function of the bench, and the first line of its docstring stands in the help."""
 
-from bench.cases import backup, ceph, inside, many, original, purge, reading, service
+from bench.cases import backup, ceph, inside, many, original, peers, purge, reading, service
 
 # In the order in which they run.
 CASES = {
@@ -19,7 +19,8 @@ CASES = {
     "year": service.year,
     "service": service.service,
     "ceph": ceph.ceph,
+    "peers": peers.peers,
 }
 
 # These make what they need themselves.
-WITHOUT_IMAGE = {"listing", "revisions", "purge", "year", "service"}
+WITHOUT_IMAGE = {"listing", "revisions", "purge", "year", "service", "peers"}
