@@ -1,5 +1,6 @@
 """Files for the cases: what is allocated of a sparse one, trees of many, and the state of the page cache."""
 
+import itertools
 import os
 import shutil
 
@@ -63,9 +64,10 @@ def remove(path):
 
 
 def files_below(top):
-    """All regular files below a directory, or the file itself."""
-    paths = [top, *(f"{folder}/{name}" for folder, _, names in os.walk(top) for name in names)]
-    return [path for path in paths if os.path.isfile(path)]
+    """Yields all regular files below a directory, or the file itself; without a list, since memory that this process has once used
+    shows as the peak of those that it starts."""
+    paths = (f"{folder}/{name}" for folder, _, names in os.walk(top) for name in names)
+    return (path for path in itertools.chain([top], paths) if os.path.isfile(path))
 
 
 def cool():

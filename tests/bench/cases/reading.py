@@ -14,7 +14,7 @@ def dd(bench):
     """dd of a mounted image, against what FUSE, the codec and the disk allow"""
     store = os.path.dirname(bench.filled_job())
     bench.pack()
-    chunks = files_below(f"{store}/chunks")
+    chunks = list(files_below(f"{store}/chunks"))
     size = os.path.getsize(bench.image)
     measured = {}
     # Whoever uses memory first that the system had given back pays for it: nobody who is measured.

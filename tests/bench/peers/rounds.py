@@ -141,6 +141,9 @@ class Rounds:
 
 def size_of(store):
     """The apparent bytes of all files of a store, and what is allocated for them and their directories."""
-    files = [os.stat(path) for path in files_below(store)]
-    folders = [os.stat(folder) for folder, _, _ in os.walk(store)]
-    return sum(stat.st_size for stat in files), sum(stat.st_blocks * 512 for stat in files + folders)
+    apparent = allocated = 0
+    for path in files_below(store):
+        stat = os.stat(path)
+        apparent += stat.st_size
+        allocated += stat.st_blocks * 512
+    return apparent, allocated + sum(os.stat(folder).st_blocks * 512 for folder, _, _ in os.walk(store))
