@@ -1,5 +1,5 @@
 //! The limit that FUSE itself sets: one file of zeros, served from memory with the settings of our mount.
-//! `scripts/bench mount` measures us against it.
+//! `scripts/bench dd random` measures us against it.
 //!
 //! ```text
 //! zeros MOUNTPOINT BYTES THREADS
