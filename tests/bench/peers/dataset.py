@@ -10,7 +10,7 @@ import shutil
 from bench.files import GIB, cool, copy_allocated, extents
 from bench.measure import run, say
 from bench.peers.changes import changed_bytes, pass_day, scatter
-from bench.peers.machines import choose_packages, make_machine
+from bench.peers.machines import choose_packages, make_template, settle
 
 STATES = ("base", "day", "scattered", "second")
 WRITES = 2000
@@ -46,7 +46,9 @@ class Dataset:
     def make(self):
         say(f"making disk images with {self.gib:g} GiB of files")
         packages = choose_packages("/usr", int(self.gib * 0.75 * GIB), SEED)
-        make_machine(self.image("base"), self.gib, list(packages), "web01", SEED + 1)
+        make_template(self.image("template"), self.gib, list(packages), SEED)
+        self.copy("template", "base")
+        settle(self.image("base"), self.gib, "web01", SEED + 1)
         self.dig_holes("base")
         say("a day passes")
         self.copy("base", "day")
@@ -55,8 +57,10 @@ class Dataset:
         self.copy("day", "scattered")
         scatter(self.image("scattered"), WRITES, SEED + 3)
         say("making a second machine")
-        make_machine(self.image("second"), self.gib, list(packages), "db02", SEED + 4)
+        self.copy("template", "second")
+        settle(self.image("second"), self.gib, "db02", SEED + 4)
         self.dig_holes("second")
+        os.remove(self.image("template"))
         # Which ranges are allocated is known for certain once all is written.
         cool()
         copy_allocated(self.image("base"), self.data)

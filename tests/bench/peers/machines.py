@@ -1,4 +1,4 @@
-"""Disk images of two machines that were installed separately: GPT, ext4, Debian's files, a database, logs, incompressible files.
+"""Disk images of machines that were made from one template: GPT, ext4, Debian's files; a database, logs, incompressible files.
 
 The same seed and the same files of /usr give the same machine, but for the times and places that the kernel's file system chooses.
 """
@@ -22,8 +22,8 @@ WORDS = (
 )
 
 
-def make_machine(image, gib, packages, hostname, seed):
-    """Makes a disk image with so many GiB of files in a file system of about three times the size."""
+def make_template(image, gib, packages, seed):
+    """Makes a disk image with the packages' files in a file system of about three times so many GiB."""
     size = int(gib * 3.2 * GIB) // MIB * MIB
     draw = random.Random(seed)
     with open(image, "wb") as file:
@@ -39,6 +39,12 @@ def make_machine(image, gib, packages, hostname, seed):
         draw.shuffle(packages)
         for package in packages:
             install_package(root, package)
+
+
+def settle(image, gib, hostname, seed):
+    """Makes a machine of a copy of the template: its name and keys, its database, logs and files."""
+    draw = random.Random(seed)
+    with mounted(image) as root:
         write_identity(root, hostname, draw)
         write_database(f"{root}/srv/db/main.sqlite", int(gib * 0.05 * GIB), draw)
         for name in ("syslog", "mail.log", "access.log", "app.log"):
@@ -98,7 +104,7 @@ def install_package(root, paths):
 
 
 def write_identity(root, hostname, draw):
-    """What tells two installed machines apart."""
+    """What tells two machines apart."""
     for path, text in (
         ("etc/hostname", f"{hostname}\n"),
         ("etc/hosts", f"127.0.0.1 localhost\n10.0.0.{draw.randrange(2, 250)} {hostname}.example.org {hostname}\n"),

@@ -45,7 +45,7 @@ def conditions(document):
         f"the rest a database, logs and incompressible files. The day: {data['day']};",
         f"{data['day_bytes'] / 1e6:.1f} MB of the disk changed, in blocks of 4 KiB.",
         f"Scattered: {data['writes']:,} blocks of 4 KiB of the allocated parts overwritten with noise.",
-        "The second machine: the same files of /usr, installed separately in another order, its own database, logs and files;",
+        "The second machine: made from a copy of the same template, with its own name, keys, database, logs and files;",
         f"{second} allocated. Every backup and every restore ends with a sync, which is counted.",
         "What a program keeps outside its store, as caches, is not counted as growth.",
         f"Peaks below {document['floor'] / 1e6:.0f} MB do not show.",
