@@ -3,10 +3,11 @@
 //!
 //! Chunks go under the original's exclusive lock `.purge`, so nobody reads or writes them, the original neither. A map
 //! that cannot be read keeps all chunks of its job. `.purge_pending`, the original's own marker, says that there may be
-//! something to free; it is made before the first change and removed after the last, so whatever is cut off in between
+//! something to free; it is made before the first change and removed when the last is durable, so whatever is cut off in between
 //! is done by the next purge, of either program.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::chunk::OldChunks;
@@ -14,7 +15,7 @@ use super::lock::{self, OldPurgeGuard};
 use super::map::OldMap;
 use crate::chunk::ChunkId;
 use crate::disk;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::job::{Job, JobFile, job_files};
 use crate::monitor::Monitor;
 use crate::revision::{BackendType, RevisionId, manifest};
@@ -177,6 +178,7 @@ fn needed(job: &Job) -> Result<HashSet<ChunkId>> {
 /// Removes the chunks of the original in a job that no revision needs. `Locked` while somebody reads them.
 pub(crate) fn purge(job: &Job, monitor: &dyn Monitor) -> Result<Freed> {
     let guard = lock::for_purge(job.dir(), job.name())?;
+    let dir = disk::open(job.dir()).context("open", job.dir())?;
     let needed = needed(job)?;
     let chunks = OldChunks::open(job.dir())?;
     let mut unneeded = Vec::new();
@@ -186,8 +188,19 @@ pub(crate) fn purge(job: &Job, monitor: &dyn Monitor) -> Result<Freed> {
         }
     })?;
     let freed = remove(&chunks, &guard, &unneeded, monitor)?;
+    sync_removals(job, &dir, &chunks)?;
     disk::remove(&marker(job))?;
     Ok(freed)
+}
+
+/// Makes all removals durable, those of a run that was killed as well. If the marker's could survive a power loss and theirs
+/// could not, nobody would remove those files any more.
+fn sync_removals(job: &Job, dir: &File, chunks: &OldChunks) -> Result<()> {
+    if disk::has_reliable_syncfs(dir) {
+        return disk::sync_file_system(dir, job.dir());
+    }
+    chunks.sync_dirs()?;
+    disk::sync_dir(job.dir())
 }
 
 /// Removes these chunks.

@@ -22,6 +22,7 @@ use crate::chunk::layout::{chunk_count, chunk_len};
 use crate::chunk::store::Scratch;
 use crate::chunk::{CHUNK_SIZE, ChunkId};
 use crate::damage::{self, Difference};
+use crate::disk;
 use crate::error::{Context, Error, Result};
 use crate::job::{Job, JobFile, job_files};
 use crate::lock::BackupGuard;
@@ -132,6 +133,8 @@ pub fn upgrade(
     let mut report = UpgradeReport { left: plan.left.clone(), ..UpgradeReport::default() };
     if !plan.revisions.is_empty() {
         purge::set_pending(job)?;
+        // A marker that was found may be of a run that was killed before it was durable.
+        disk::sync_dir(job.dir())?;
     }
     report.freed.add(purge::remove_leftovers(job)?);
     let (references, memo) = (References::count(job)?, Mutex::default());
