@@ -9,6 +9,8 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::chunk::OldChunks;
 use super::lock::{self, OldPurgeGuard};
@@ -38,6 +40,9 @@ impl Freed {
 
 /// The end of the name of an image that is being removed.
 const REMOVED: &str = "purged";
+
+/// Removing files is waiting for what the file system knows of their space, so more threads than processors are of use.
+const REMOVERS: usize = 4;
 
 /// The shortest id of the original. Shorter names may be other files of the job.
 const ID_LEN_MIN: usize = 20;
@@ -203,20 +208,25 @@ fn sync_removals(job: &Job, dir: &File, chunks: &OldChunks) -> Result<()> {
     disk::sync_dir(job.dir())
 }
 
-/// Removes these chunks.
+/// Removes these chunks, on several threads.
 pub(crate) fn remove(
     chunks: &OldChunks,
     guard: &OldPurgeGuard,
     unneeded: &[ChunkId],
     monitor: &dyn Monitor,
 ) -> Result<Freed> {
-    let mut freed = Freed::default();
-    for id in unneeded {
-        if monitor.cancelled() {
-            return Err(Error::Cancelled);
+    let (next, freed) = (AtomicUsize::new(0), Mutex::new(Freed::default()));
+    let threads = REMOVERS.min(unneeded.len().div_ceil(REMOVERS)).max(1);
+    crate::threads::run(threads, || {
+        while let Some(id) = unneeded.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if monitor.cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let bytes = chunks.remove(guard, id)?;
+            let mut freed = freed.lock().unwrap_or_else(PoisonError::into_inner);
+            freed.add(Freed { chunks: u64::from(bytes > 0), bytes });
         }
-        let bytes = chunks.remove(guard, id)?;
-        freed.add(Freed { chunks: u64::from(bytes > 0), bytes });
-    }
-    Ok(freed)
+        Ok(())
+    })?;
+    Ok(freed.into_inner().unwrap_or_else(PoisonError::into_inner))
 }

@@ -236,7 +236,8 @@ impl RevisionWriter {
         Scratch::new().read(&chunk).map(|data| Some(data.to_vec()))
     }
 
-    fn barrier(&self) -> Result<()> {
+    /// Makes everything durable that was put until now.
+    pub(crate) fn barrier(&self) -> Result<()> {
         self.backend.barrier().inspect_err(|_| self.session.new_has_failed())
     }
 
