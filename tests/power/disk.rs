@@ -88,7 +88,8 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// Takes a directory as completely durable. The index is left out: it is not part of the record.
+    /// Takes a directory as completely durable. The index is left out: it is not part of the record; so are symbolic
+    /// links, which only the original makes.
     pub(crate) fn of(root: &Path) -> Self {
         let mut disk = Self::default();
         disk.take(root, Path::new(""));
@@ -101,9 +102,11 @@ impl Disk {
         for entry in fs::read_dir(root.join(inside)).expect("a directory") {
             let entry = entry.expect("an entry");
             let path = inside.join(entry.file_name());
-            if entry.file_type().expect("a type").is_dir() {
+            let kind = entry.file_type().expect("a type");
+            if kind.is_dir() {
                 self.take(root, &path);
-            } else if !entry.file_name().to_string_lossy().starts_with("index.sqlite")
+            } else if kind.is_file()
+                && !entry.file_name().to_string_lossy().starts_with("index.sqlite")
                 && !path.ends_with(".reserve")
             {
                 let content = fs::read(entry.path()).expect("a file");

@@ -4,12 +4,13 @@
 //! first n of them over the state before the run and then loses what was not synced, in several ways. On each
 //! outcome the real program must find: the old revisions exact, the new one exact if the run had ended (its
 //! success had been reported) and exact or absent otherwise, the next backup succeeding without manual steps, a
-//! purge without force, and a clean verify.
+//! purge without force, and a clean verify. What an upgrade must leave is in `upgrade.rs`.
 
 #![expect(clippy::print_stdout, reason = "tests tell what they did and what they skip")]
 #![expect(clippy::disallowed_methods, reason = "tests change files beside the program")]
 
 mod disk;
+mod upgrade;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -135,7 +136,7 @@ fn check(store: &Path, expected: &Expected<'_>, case: &str) {
     assert_eq!(left, 0, "{case}: temporary files are left");
 }
 
-/// Plays `changes` back to every point and loses power there in every way, on two threads.
+/// Plays `changes` back to every point and loses power there in every way.
 fn lose_power_everywhere(
     world: &World,
     before: &Disk,
@@ -143,23 +144,37 @@ fn lose_power_everywhere(
     expected: &Expected<'_>,
     what: &str,
 ) {
-    assert!(changes.len() > 3, "{what} recorded only {} changes", changes.len());
     let cases: Vec<(usize, Loss)> =
         (0..=changes.len()).flat_map(|count| LOSSES.into_iter().map(move |loss| (count, loss))).collect();
+    play(world.dir.path(), before, changes, &cases, what, &|store, acknowledged, case| {
+        check(store, &Expected { acknowledged, ..*expected }, case);
+    });
+}
+
+/// Plays the first changes back, as many as each case says, and loses power then in its way, on two threads. `check` gets
+/// the store as it is then, and whether the run had ended.
+fn play(
+    dir: &Path,
+    before: &Disk,
+    changes: &[Change],
+    cases: &[(usize, Loss)],
+    what: &str,
+    check: &(dyn Fn(&Path, bool, &str) + Sync),
+) {
+    assert!(changes.len() > 3, "{what} recorded only {} changes", changes.len());
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for thread in 0..2 {
-            let (cases, next) = (&cases, &next);
+            let next = &next;
             scope.spawn(move || {
-                let store = world.dir.path().join(format!("trial{thread}"));
+                let store = dir.join(format!("trial{thread}"));
                 while let Some(&(count, loss)) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let case =
                         format!("{what}, power lost after {count} of {} changes, {loss:?}", changes.len());
                     let mut disk = before.clone();
                     changes[..count].iter().for_each(|change| disk.apply(change));
                     disk.after_power_loss(loss, count as u64).write_to(&store);
-                    let acknowledged = count == changes.len();
-                    check(&store, &Expected { acknowledged, ..*expected }, &case);
+                    check(&store, count == changes.len(), &case);
                 }
             });
         }

@@ -133,6 +133,25 @@ impl OldChunks {
     pub(crate) fn list(&self, found: &mut dyn FnMut(ChunkId)) -> Result<()> {
         list_below(&self.dir, 0, found)
     }
+
+    /// Makes the removal of chunks durable, each directory by itself.
+    pub(crate) fn sync_dirs(&self) -> Result<()> {
+        sync_below(&self.dir, 0)
+    }
+}
+
+fn sync_below(dir: &Path, depth: usize) -> Result<()> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.context("list", dir)?,
+    };
+    for entry in entries {
+        let entry = entry.context("list", dir)?;
+        if depth < 2 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            sync_below(&entry.path(), depth + 1)?;
+        }
+    }
+    disk::sync_dir(dir)
 }
 
 /// Chunk files lie below one or two directories.

@@ -3,18 +3,21 @@
 //!
 //! Chunks go under the original's exclusive lock `.purge`, so nobody reads or writes them, the original neither. A map
 //! that cannot be read keeps all chunks of its job. `.purge_pending`, the original's own marker, says that there may be
-//! something to free; it is made before the first change and removed after the last, so whatever is cut off in between
+//! something to free; it is made before the first change and removed when the last is durable, so whatever is cut off in between
 //! is done by the next purge, of either program.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::chunk::OldChunks;
 use super::lock::{self, OldPurgeGuard};
 use super::map::OldMap;
 use crate::chunk::ChunkId;
 use crate::disk;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::job::{Job, JobFile, job_files};
 use crate::monitor::Monitor;
 use crate::revision::{BackendType, RevisionId, manifest};
@@ -37,6 +40,9 @@ impl Freed {
 
 /// The end of the name of an image that is being removed.
 const REMOVED: &str = "purged";
+
+/// Removing files is waiting for what the file system knows of their space, so more threads than processors are of use.
+const REMOVERS: usize = 4;
 
 /// The shortest id of the original. Shorter names may be other files of the job.
 const ID_LEN_MIN: usize = 20;
@@ -177,6 +183,7 @@ fn needed(job: &Job) -> Result<HashSet<ChunkId>> {
 /// Removes the chunks of the original in a job that no revision needs. `Locked` while somebody reads them.
 pub(crate) fn purge(job: &Job, monitor: &dyn Monitor) -> Result<Freed> {
     let guard = lock::for_purge(job.dir(), job.name())?;
+    let dir = disk::open(job.dir()).context("open", job.dir())?;
     let needed = needed(job)?;
     let chunks = OldChunks::open(job.dir())?;
     let mut unneeded = Vec::new();
@@ -186,24 +193,40 @@ pub(crate) fn purge(job: &Job, monitor: &dyn Monitor) -> Result<Freed> {
         }
     })?;
     let freed = remove(&chunks, &guard, &unneeded, monitor)?;
+    sync_removals(job, &dir, &chunks)?;
     disk::remove(&marker(job))?;
     Ok(freed)
 }
 
-/// Removes these chunks.
+/// Makes all removals durable, those of a run that was killed as well. If the marker's could survive a power loss and theirs
+/// could not, nobody would remove those files any more.
+fn sync_removals(job: &Job, dir: &File, chunks: &OldChunks) -> Result<()> {
+    if disk::has_reliable_syncfs(dir) {
+        return disk::sync_file_system(dir, job.dir());
+    }
+    chunks.sync_dirs()?;
+    disk::sync_dir(job.dir())
+}
+
+/// Removes these chunks, on several threads.
 pub(crate) fn remove(
     chunks: &OldChunks,
     guard: &OldPurgeGuard,
     unneeded: &[ChunkId],
     monitor: &dyn Monitor,
 ) -> Result<Freed> {
-    let mut freed = Freed::default();
-    for id in unneeded {
-        if monitor.cancelled() {
-            return Err(Error::Cancelled);
+    let (next, freed) = (AtomicUsize::new(0), Mutex::new(Freed::default()));
+    let threads = REMOVERS.min(unneeded.len().div_ceil(REMOVERS)).max(1);
+    crate::threads::run(threads, || {
+        while let Some(id) = unneeded.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if monitor.cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let bytes = chunks.remove(guard, id)?;
+            let mut freed = freed.lock().unwrap_or_else(PoisonError::into_inner);
+            freed.add(Freed { chunks: u64::from(bytes > 0), bytes });
         }
-        let bytes = chunks.remove(guard, id)?;
-        freed.add(Freed { chunks: u64::from(bytes > 0), bytes });
-    }
-    Ok(freed)
+        Ok(())
+    })?;
+    Ok(freed.into_inner().unwrap_or_else(PoisonError::into_inner))
 }

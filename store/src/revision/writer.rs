@@ -240,7 +240,8 @@ impl RevisionWriter {
         damage::record_chunks(self.job.repository(), &ids, &Silent).map(drop)
     }
 
-    fn barrier(&self) -> Result<()> {
+    /// Makes everything durable that was put until now.
+    pub(crate) fn barrier(&self) -> Result<()> {
         self.backend.barrier().inspect_err(|_| self.session.new_has_failed())
     }
 
