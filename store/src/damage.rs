@@ -114,14 +114,20 @@ fn mark(repository: &Repository, id: &ChunkId) -> Result<()> {
     if path.exists() { Ok(()) } else { repository.with_reserve(|| disk::create_new(&path).map(drop)) }
 }
 
-/// Removes the marks of chunks that are not in the store any more. Returns how many there were.
-pub(crate) fn remove_stale_marks(repository: &Repository, backend: &dyn Backend) -> Result<u64> {
+/// Removes the marks of chunks that are not in the store any more, and that nothing in `live` names: one that is missing
+/// and needed stays marked, to be written in full. Returns how many there were.
+pub(crate) fn remove_stale_marks(
+    repository: &Repository,
+    backend: &dyn Backend,
+    live: &HashSet<ChunkId>,
+) -> Result<u64> {
     use crate::error::Context;
     let dir = repository.root().join("damaged");
     let mut marks = HashMap::new();
     for entry in std::fs::read_dir(&dir).context("list", &dir)? {
         let entry = entry.context("list", &dir)?;
         if let Some(id) = entry.file_name().to_str().and_then(ChunkId::parse)
+            && !live.contains(&id)
             && backend.open(&ChunkName::full(id))?.is_none()
         {
             marks.insert(id, entry.path());

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::monitor::{Finding, Monitor};
 use crate::repository::Repository;
-use crate::revision::map::ChunkMap;
+use crate::revision::map::{ChunkMap, PageKey};
 use crate::revision::{BackendType, Revision};
 
 /// What a store takes.
@@ -50,11 +50,9 @@ enum Owner {
     Others,
 }
 
-/// What is known of equal pages.
-type PageKey = ([u8; 32], Option<[u8; 32]>);
-
 /// Returns what the store takes.
 pub fn store_space(repository: &Repository, monitor: &dyn Monitor) -> Result<StoreSpace> {
+    repository.check_ours()?;
     let backend = repository.backend()?;
     let mut space = StoreSpace::default();
     monitor.begin("measure chunks", Some(256));
@@ -77,8 +75,8 @@ pub fn store_space(repository: &Repository, monitor: &dyn Monitor) -> Result<Sto
     monitor.end();
     for job in jobs(repository)? {
         let revisions = job.revisions()?.revisions;
-        space.image_bytes +=
-            revisions.iter().filter(|revision| has_chunks(revision)).map(image_bytes).sum::<u64>();
+        let ours = revisions.iter().filter(|revision| has_chunks(revision));
+        space.image_bytes = ours.map(image_bytes).fold(space.image_bytes, u64::saturating_add);
     }
     Ok(space)
 }
@@ -90,6 +88,7 @@ pub fn group_space(
     groups: &[Vec<(Job, Revision)>],
     monitor: &dyn Monitor,
 ) -> Result<GroupSpace> {
+    repository.check_ours()?;
     let mut owners = Owners::default();
     let mut own = vec![0; groups.len()];
     let mut seen = HashSet::new();
@@ -175,20 +174,18 @@ impl Owners {
     fn add_map(&mut self, map: &ChunkMap, owner: Owner) -> Result<()> {
         for page in 0..map.page_count() {
             let key = (*map.page_hash(page), map.bases_hash(page).copied());
-            let owner = match self.pages.entry(key) {
-                Place::Vacant(place) => *place.insert(owner),
-                // Its files are known to belong to these, or to more.
-                Place::Occupied(place) if merged(*place.get(), owner) == *place.get() => continue,
-                Place::Occupied(mut place) => {
-                    let merged = merged(*place.get(), owner);
-                    place.insert(merged);
-                    merged
-                }
-            };
-            for name in map.read_entries(page)?.into_iter().flatten() {
-                let files = std::iter::once(name).chain(name.base.map(ChunkName::full));
-                files.for_each(|file| self.add_file(file, owner));
+            let known = self.pages.get(&key).copied();
+            let owner = known.map_or(owner, |known| merged(known, owner));
+            // Its files are known to belong to these.
+            if known == Some(owner) {
+                continue;
             }
+            for name in map.read_entries(page)?.into_iter().flatten() {
+                // A chunk that is there in full, too, is needed by whoever names it in any form.
+                let full = name.ids().map(ChunkName::full);
+                full.chain(name.base.map(|_| name)).for_each(|file| self.add_file(file, owner));
+            }
+            self.pages.insert(key, owner);
         }
         Ok(())
     }

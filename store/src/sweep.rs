@@ -1,8 +1,9 @@
 //! Removes chunks that nothing refers to, beside running backups, restores and mounts.
 //!
 //! The proof. A chunk is needed when a map names it (of a revision, a forgotten one, or one that a reader has
-//! pinned), as an entry or as the base of a delta, or a writer's log does. A delta's file is needed when both its chunk
-//! and its base are; the base comes from a map that the writer has pinned, so it needs no entry in the log. A writer logs an id with the shard locked shared, *then* looks for the chunk.
+//! pinned), as an entry or as the base of a delta, or a writer's log does. A delta's file is needed when a map names it,
+//! or a log names its chunk. What a writer leans on comes from a map that it has pinned, its base's or another disk's, or
+//! was put by itself and is in its log. A writer logs an id with the shard locked shared, *then* looks for the chunk.
 //! The sweep (1) tells dead sessions from live ones, (2) removes what is past the hold time, (3) reads the
 //! logs and the pins, *then* lists and reads the maps: a writer that commits in between is in one of the two,
 //! because logs of finished writers stay until a sweep that saw them dead in step 1 has ended (and what those
@@ -31,7 +32,7 @@ use crate::lock::{self, SweepGuard};
 use crate::monitor::{Finding, Monitor};
 use crate::name::{JobName, RESERVED};
 use crate::repository::Repository;
-use crate::revision::map::{ChunkMap, ids};
+use crate::revision::map::{ChunkMap, Entry, PageKey, ids};
 use crate::revision::{BackendType, RevisionId, manifest};
 use crate::session::{self, LogTails, Sessions};
 use crate::timestamp::Timestamp;
@@ -79,7 +80,12 @@ struct Sweep<'s> {
     options: &'s SweepOptions,
     monitor: &'s dyn Monitor,
     backend: LocalBackend,
+    /// What maps and logs name.
     live: HashSet<ChunkId>,
+    /// The deltas that maps name.
+    deltas: HashSet<ChunkName>,
+    /// What the logs name.
+    logged: HashSet<ChunkId>,
     tails: LogTails,
     /// Whether readers or writers alone hold chunks: those stay, and a later sweep may find them unnamed.
     has_ghosts: bool,
@@ -94,8 +100,18 @@ pub fn sweep(repository: &Repository, options: &SweepOptions, monitor: &dyn Moni
     check_place(repository, options)?;
     let (sessions, temporary_deleted) = Sessions::scan(repository.root())?;
     let report = SweepReport { temporary_deleted, ..SweepReport::default() };
-    let (live, tails) = (HashSet::new(), LogTails::new(&sessions));
-    let mut sweep = Sweep { repository, options, monitor, backend, live, tails, has_ghosts: false, report };
+    let mut sweep = Sweep {
+        repository,
+        options,
+        monitor,
+        backend,
+        live: HashSet::new(),
+        deltas: HashSet::new(),
+        logged: HashSet::new(),
+        tails: LogTails::new(&sessions),
+        has_ghosts: false,
+        report,
+    };
     let gone = sweep.remove_forgotten(&guard)?;
     sweep.mark(&sessions, &gone)?;
     let written_by_the_dead = sessions.suspects(repository.root())?.unproven;
@@ -104,7 +120,7 @@ pub fn sweep(repository: &Repository, options: &SweepOptions, monitor: &dyn Moni
         return Ok(sweep.report);
     }
     sweep.delete(&guard)?;
-    damage::remove_stale_marks(repository, &sweep.backend)?;
+    damage::remove_stale_marks(repository, &sweep.backend, &sweep.live)?;
     sessions.remove_dead(repository.root())?;
     if !sweep.has_ghosts {
         disk::remove(&sweep.intent_path())?;
@@ -227,7 +243,8 @@ impl Sweep<'_> {
         self.mark_below(root, 0, gone, &mut seen_pages)?;
         // What only a running writer names may have no name at all when that writer fails.
         self.has_ghosts |= !logged.is_subset(&self.live);
-        self.live.extend(logged);
+        self.live.extend(&logged);
+        self.logged = logged;
         self.monitor.end();
         Ok(())
     }
@@ -237,7 +254,7 @@ impl Sweep<'_> {
         dir: &Path,
         depth: usize,
         gone: &HashSet<PathBuf>,
-        seen: &mut HashSet<[u8; 32]>,
+        seen: &mut HashSet<PageKey>,
     ) -> Result<()> {
         let files = job_files(dir)?;
         let maps: HashSet<&RevisionId> = files
@@ -292,7 +309,7 @@ impl Sweep<'_> {
         ))
     }
 
-    fn mark_map(&mut self, path: &Path, seen: &mut HashSet<[u8; 32]>) -> Result<()> {
+    fn mark_map(&mut self, path: &Path, seen: &mut HashSet<PageKey>) -> Result<()> {
         if self.monitor.cancelled() {
             return Err(Error::Cancelled);
         }
@@ -304,29 +321,45 @@ impl Sweep<'_> {
             Err(error) => return Err(error),
         };
         for page in 0..map.page_count() {
-            if seen.insert(*map.page_hash(page)) {
-                self.mark_page(path, map.read_page(page))?;
+            let key = (*map.page_hash(page), map.bases_hash(page).copied());
+            if seen.contains(&key) {
+                continue;
             }
-            // What deltas lean on is needed as long as they are.
-            if map.bases_hash(page).is_some_and(|hash| seen.insert(*hash)) {
-                self.mark_page(path, map.read_bases(page).map(Option::unwrap_or_default))?;
+            match map.read_entries(page) {
+                Ok(entries) => {
+                    self.mark_entries(&entries);
+                    // Only what was read: the same page of another map may be whole.
+                    seen.insert(key);
+                }
+                Err(error) if error.is_damage() => {
+                    self.damaged_map(path, &error)?;
+                    // Where the user goes on in spite of it, half of it is better than nothing.
+                    let halves = [map.read_page(page), map.read_bases(page).map(Option::unwrap_or_default)];
+                    halves.iter().flatten().for_each(|half| self.live.extend(ids(half)));
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 
-    fn mark_page(&mut self, path: &Path, page: Result<Vec<u8>>) -> Result<()> {
-        match page {
-            Ok(bytes) => self.live.extend(ids(&bytes)),
-            Err(error) if error.is_damage() => self.damaged_map(path, &error)?,
-            Err(error) => return Err(error),
+    fn mark_entries(&mut self, entries: &[Entry]) {
+        for name in entries.iter().flatten() {
+            // What a delta leans on is needed as long as it is.
+            self.live.extend(name.ids());
+            if name.base.is_some() {
+                self.deltas.insert(*name);
+            }
         }
-        Ok(())
     }
 
-    /// Whether a file is needed: a delta only as long as its base is as well, for without it nothing names this form.
+    /// Whether a file is needed. A full chunk serves whoever names the chunk in any form; a delta those who name just it,
+    /// and a writer who has found it.
     fn is_live(&self, name: &ChunkName) -> bool {
-        name.ids().all(|id| self.live.contains(&id))
+        match name.base {
+            None => self.live.contains(&name.id),
+            Some(_) => self.deltas.contains(name) || self.logged.contains(&name.id),
+        }
     }
 
     fn damaged_map(&self, path: &Path, error: &Error) -> Result<()> {
@@ -404,9 +437,10 @@ impl Sweep<'_> {
                 continue;
             }
             let _shard = self.backend.lock_shard(shard, true)?;
-            let live = &mut self.live;
+            let (live, logged) = (&mut self.live, &mut self.logged);
             self.tails.read(self.repository.root(), &mut |id| {
                 live.insert(id);
+                logged.insert(id);
             })?;
             for (name, length) in candidates {
                 if self.is_live(&name) {

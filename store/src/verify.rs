@@ -81,7 +81,8 @@ pub fn verify(
         bytes: AtomicU64::new(0),
         now,
     };
-    let total = revisions.iter().filter_map(|revision| revision.image_size).sum();
+    let sizes = revisions.iter().filter_map(|revision| revision.image_size);
+    let total = sizes.fold(0, u64::saturating_add);
     monitor.begin("verify", Some(total));
     let mut report = VerifyReport::default();
     let mut stopped = Ok(());
@@ -249,7 +250,10 @@ fn read_file(job: &Job, name: &ChunkName, damaged: &BTreeSet<ChunkId>) -> Option
         return OldChunks::open(job.dir()).ok()?.read_file(&name.id, &mut bytes).ok().map(|_| bytes);
     }
     let base = name.base.filter(|base| damaged.contains(base)).map(ChunkName::full);
-    let file = job.repository().backend().ok()?.open(&base.unwrap_or(*name)).ok()??;
+    let backend = job.repository().backend().ok()?;
+    // As it is read: the full form, where there is one.
+    let names = base.map_or_else(|| vec![ChunkName::full(name.id), *name], |base| vec![base]);
+    let file = names.iter().find_map(|name| backend.open(name).ok()?)?;
     let mut bytes = vec![0; file.len().min(CHUNK_SIZE + 4096) as usize];
     let length = file.read_at(&mut bytes, 0).ok()?;
     bytes.truncate(length);

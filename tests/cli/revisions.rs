@@ -138,6 +138,45 @@ fn what_is_forgotten_comes_back_until_it_is_purged() {
 }
 
 #[test]
+fn what_status_calls_exclusive_is_what_a_purge_frees() {
+    let (world, [a, b, c]) = world();
+    let space = world.ok(&["status", "--space", "--json"]).json();
+    let rows = space["revisions"].as_array().expect("a list");
+    let ids: Vec<&str> = rows.iter().filter_map(|row| row["id"].as_str()).collect();
+    assert_eq!(ids, [&a, &b, &c]);
+    // Both later ones changed their words in a chunk, and no other byte.
+    let changed: Vec<u64> = rows.iter().filter_map(|row| row["changed_bytes"].as_u64()).collect();
+    assert!(changed[0] > changed[1] && changed[1] > 0, "{space}");
+    let number = |value: &serde_json::Value| value.as_u64().expect("a number");
+    let sizes = |world: &World| {
+        let chunks = world.chunks();
+        chunks.iter().map(|path| fs::metadata(path).expect("a chunk").len()).sum::<u64>()
+    };
+    let before = sizes(&world);
+    assert_eq!(number(&space["store"]["chunk_bytes"]), before);
+    assert_eq!(number(&space["store"]["chunks"]), world.chunks().len() as u64);
+    let facts = |id: &str| {
+        let paths = ["rev", "map"].map(|end| world.job().join(format!("{id}.{end}")));
+        paths.iter().map(|path| fs::metadata(path).expect("a file").len()).sum::<u64>()
+    };
+    let (exclusive, own) = (number(&rows[1]["exclusive_bytes"]), facts(&b));
+    // Two together free what they share, too.
+    let two = world.ok(&["status", "--space", "--json", "-r", &format!("{b},{c}")]).json();
+    let (together, owned) = (number(&two["together_bytes"]), own + facts(&c));
+    world.ok(&["forget", "-r", &b]);
+    world.ok(&["purge", "--now"]);
+    assert_eq!(before - sizes(&world), exclusive - own);
+    world.ok(&["forget", "-r", &c]);
+    world.ok(&["purge", "--now"]);
+    assert_eq!(before - sizes(&world), together - owned);
+    // And for people: the same lines, and the job in the store's.
+    let text = world.ok(&["status", "--space"]);
+    assert!(text.text().contains("forgotten together and purged") && text.text().contains(&a), "{text}");
+    let jobs = world.on_store(&["status", "--space"]).expect(0);
+    assert!(jobs.text().contains(JOB) && jobs.text().contains("of images"), "{jobs}");
+}
+
+#[test]
 fn expire_does_what_its_dry_run_explains() {
     let (world, [a, b, c]) = world();
     world.configure(
@@ -193,12 +232,14 @@ fn a_locked_job_or_store_has_a_status_of_its_own() {
         file.lock().unwrap();
         file
     };
+    // Released by name: a program that another test is starting has a copy of the descriptor until it runs.
+    let release = |file: fs::File| file.unlock().unwrap();
     let backup = hold("srv/web01/.backup");
     world.run(&["backup", "daily"]).expect(3).says("web01").says("hint: wait");
-    drop(backup);
+    release(backup);
     let purge = hold("srv/.sweep");
     world.run(&["purge"]).expect(3).says("srv").says("hint: wait");
     world.ok(&["backup", "daily"]);
-    drop(purge);
+    release(purge);
     world.ok(&["purge"]);
 }

@@ -110,11 +110,14 @@ def decode(kind, stored, length, name, base):
 
 
 def read_chunk(root, identity, base, length):
-    """A chunk's bytes, from its full form if that is there."""
+    """A chunk's bytes, from its full form if that is there and can be read."""
     folder = f"{root}/chunks/{identity.hex()[:2]}"
     full = f"{folder}/{identity.hex()}"
-    if base == HOLE or os.path.exists(full):
+    try:
         return read_file(full, identity, length, None, b"")
+    except (Damaged, OSError):
+        if base == HOLE:
+            raise
     leaning_on = read_chunk(root, base, HOLE, length)
     return read_file(f"{full}.{base.hex()}", identity, length, base, leaning_on)
 

@@ -141,9 +141,10 @@ const JOBS: [&str; 3] = ["web01", "web02", "web03"];
 /// One of 40 images that share their chunks.
 fn shared(number: u64) -> Image {
     let mut random = Random::new(number);
-    let image = (0..4).fold(Image::zeros(4 * CHUNK), |image, place| image.words(place, random.below(8)));
+    // The last chunks differ little: the first backup of a job leans on another job's disk there.
+    let image = (0..6).fold(Image::zeros(6 * CHUNK), |image, place| image.words(place, random.below(4)));
     // Deltas on bases that other jobs make, use and forget.
-    (0..4).fold(image, |image, place| match random.below(3) {
+    (0..6).fold(image, |image, place| match random.below(3) {
         0 => image,
         _ => image.edit(place, random.below(4)),
     })

@@ -118,8 +118,10 @@ impl Backend for LocalBackend {
         let temporary = self.temporaries.join(temporary);
         let target = self.path(name);
         let file = disk::create_new(&temporary)?;
+        // What takes the place of a damaged file is durable before it does: that one may have good frames still.
+        let is_synced = !self.reliable_syncfs || replace;
         let written = disk::append(&file, bytes, &temporary)
-            .and_then(|()| if self.reliable_syncfs { Ok(()) } else { disk::sync_file(&file, &temporary) });
+            .and_then(|()| if is_synced { disk::sync_file(&file, &temporary) } else { Ok(()) });
         drop(file);
         let placed = written.and_then(|()| match replace {
             true => disk::rename(&temporary, &target).map(|()| true),

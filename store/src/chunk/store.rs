@@ -49,7 +49,7 @@ fn open_delta(backend: &dyn Backend, name: &ChunkName, base: &ChunkId) -> Result
     let mut chunk = open_file(backend, name)?;
     chunk.base = Some(match open_file(backend, &ChunkName::full(*base)) {
         Ok(open) if open.plain_len() == chunk.plain_len() => Base::Open(Box::new(open)),
-        Ok(_) => Base::Corrupt(*base, "it has another length than a chunk that leans on it".to_owned()),
+        Ok(_) => return Err(chunk.corrupt(0, "its base has another length")),
         Err(Error::ChunkMissing { .. }) => Base::Missing(*base),
         Err(Error::ChunkCorrupt { reason, .. }) => Base::Corrupt(*base, reason),
         Err(error) => return Err(error),
@@ -211,7 +211,8 @@ impl OpenChunk {
         if matches { Ok(()) } else { Err(self.corrupt(number, "its bytes do not have the hash they should")) }
     }
 
-    fn corrupt(&self, number: usize, reason: &str) -> Error {
+    /// Says that something is wrong with a frame of this chunk.
+    pub(crate) fn corrupt(&self, number: usize, reason: &str) -> Error {
         Error::ChunkCorrupt { id: self.name.id, reason: format!("frame {number}: {reason}") }
     }
 }

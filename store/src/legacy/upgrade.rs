@@ -202,6 +202,8 @@ impl Upgrade<'_> {
             parent: None,
             reuse: Reuse::Header,
             level: self.options.level,
+            // Each chunk is placed again where a later revision has it, as what it was put.
+            with_siblings: false,
         }
     }
 

@@ -38,6 +38,9 @@ pub(crate) type Seal = [u8; 32];
 /// What lies at one place of an image: a chunk's file, or `None` for a hole.
 pub(crate) type Entry = Option<ChunkName>;
 
+/// What tells pages apart, with their bases: equal keys mean equal entries.
+pub(crate) type PageKey = ([u8; 32], Option<[u8; 32]>);
+
 fn page_count(entries: u64) -> u64 {
     entries.div_ceil(PAGE_ENTRIES)
 }
@@ -215,9 +218,7 @@ impl ChunkMap {
     /// Reads what lies at the places of a page.
     pub(crate) fn read_entries(&self, page: u64) -> Result<Vec<Entry>> {
         let (ids, bases) = (self.read_page(page)?, self.read_bases(page)?);
-        let base = |at| bases.as_deref().and_then(|bases| id_at(bases, at));
-        let places = 0..ids.len() as u64 / ENTRY_LEN;
-        Ok(places.map(|at| Some(ChunkName { id: id_at(&ids, at)?, base: base(at) })).collect())
+        Ok(entries_of(&ids, bases.as_deref()).collect())
     }
 
     fn read(&self, page: u64, what: &str, offset: u64, hash: &[u8; 32]) -> Result<Vec<u8>> {
@@ -229,6 +230,13 @@ impl ChunkMap {
         }
         Ok(bytes)
     }
+}
+
+/// Returns the entries of a page and of its page of bases.
+fn entries_of(ids: &[u8], bases: Option<&[u8]>) -> impl Iterator<Item = Entry> {
+    let base = move |at| bases.and_then(|bases| id_at(bases, at));
+    let places = 0..ids.len() as u64 / ENTRY_LEN;
+    places.map(move |at| Some(ChunkName { id: id_at(ids, at)?, base: base(at) }))
 }
 
 /// Cuts a table into hashes.
@@ -292,14 +300,14 @@ impl MapWriter {
             base.size_bytes.min(self.size_bytes) / crate::CHUNK_SIZE
         };
         for page in 0..page_count(whole) {
-            base.read_entries(page)?.iter().flatten().for_each(&mut *each);
-            let mut bytes = base.read_page(page)?;
-            bytes.truncate(page_len(whole, page));
-            disk::write_at(&self.file, &bytes, entries_offset(self.entries) + page * PAGE_LEN, &self.path)?;
-            if let Some(mut bytes) = base.read_bases(page)? {
+            let length = page_len(whole, page);
+            let (ids, bases) = (base.read_page(page)?, base.read_bases(page)?);
+            let (ids, bases) = (&ids[..length], bases.as_deref().map(|bases| &bases[..length]));
+            entries_of(ids, bases).flatten().for_each(|name| each(&name));
+            disk::write_at(&self.file, ids, entries_offset(self.entries) + page * PAGE_LEN, &self.path)?;
+            if let Some(bases) = bases {
                 self.has_bases.store(true, Ordering::Relaxed);
-                bytes.truncate(page_len(whole, page));
-                disk::write_at(&self.file, &bytes, self.base_offset(page * PAGE_ENTRIES), &self.path)?;
+                disk::write_at(&self.file, bases, self.base_offset(page * PAGE_ENTRIES), &self.path)?;
             }
         }
         Ok(())

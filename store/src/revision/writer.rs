@@ -72,6 +72,8 @@ pub struct NewRevision {
     pub reuse: Reuse,
     /// zstd level, 1 to 19.
     pub level: i32,
+    /// Without a base: whether chunks may lean on those of other jobs' disks.
+    pub with_siblings: bool,
 }
 
 /// What became of one chunk.
@@ -153,7 +155,7 @@ impl RevisionWriter {
         let session = Session::begin_writer(&root)?;
         let backend = job.repository().backend()?;
         let base = new.base.as_ref().map(|base| super::reader::pin(&job, base)).transpose()?;
-        let siblings = match base.is_none() && new.reuse == Reuse::Header {
+        let siblings = match new.with_siblings && base.is_none() && new.reuse == Reuse::Header {
             true => Some(Siblings::find(&job, new.image_size_bytes)?),
             false => None,
         };

@@ -9,7 +9,7 @@ use super::{BARRIER_EVERY_BYTES, Put, Reuse, RevisionWriter};
 use crate::backend::Backend;
 use crate::chunk::frame::Encoder;
 use crate::chunk::id::{ChunkId, Digest};
-use crate::chunk::layout::chunk_len;
+use crate::chunk::layout::{chunk_len, frame_len};
 use crate::chunk::name::ChunkName;
 use crate::chunk::store::{self, OpenChunk, Scratch};
 use crate::error::{Error, Result};
@@ -91,6 +91,7 @@ impl ChunkWriter<'_> {
             // Whole again in the form that serves every map that names it.
             return self.store_full(number, &id, data, before.as_ref(), true);
         }
+        count(&writer.counters.changed, self.changed_bytes(there.as_ref(), before.as_ref(), data.len()));
         self.refer(&id)?;
         let near = writer.siblings.as_ref().and_then(|siblings| siblings.compare(number, &id));
         let on = there.or(near);
@@ -99,7 +100,6 @@ impl ChunkWriter<'_> {
             Existing::Usable(found) => {
                 writer.backend.use_existing(&found);
                 count(&writer.counters.known, data.len() as u64);
-                count(&writer.counters.changed, data.len() as u64);
                 writer.map.set(number, Some(found))?;
                 Ok(Put::Known)
             }
@@ -114,6 +114,28 @@ impl ChunkWriter<'_> {
             }
             Existing::Unusable => self.store_full(number, &id, data, before.as_ref(), true),
         }
+    }
+
+    /// Counts the bytes of the frames that are not as in the chunk that was there; all where that cannot be told.
+    fn changed_bytes(&self, there: Option<&ChunkName>, before: Option<&Before>, length: usize) -> u64 {
+        let opened;
+        let old = match (before, there) {
+            (Some(before), _) => &before.chunk,
+            (None, Some(there)) => match store::open(&self.writer.backend, there) {
+                Ok(chunk) => {
+                    opened = chunk;
+                    &opened
+                }
+                Err(_) => return length as u64,
+            },
+            (None, None) => return length as u64,
+        };
+        if old.plain_len() != length {
+            return length as u64;
+        }
+        let frames = self.digest.values.iter().zip(&old.header().frames).enumerate();
+        let changed = frames.filter(|(_, (value, frame))| **value != frame.value);
+        changed.map(|(number, _)| frame_len(length, number) as u64).sum()
     }
 
     /// Records that this run uses a chunk, before it is looked for.
@@ -157,20 +179,20 @@ impl ChunkWriter<'_> {
             // A delta that was written anew as a full chunk leans on nothing any more. The base's map names the chunk.
             writer.backend.use_existing(&found);
             writer.map.set(number, Some(found))?;
-            count(&writer.counters.known, length as u64);
-        } else {
-            count(&writer.counters.unchanged, length as u64);
         }
+        count(&writer.counters.unchanged, length as u64);
         Ok(true)
     }
 
     /// Records a hole at place `number` without looking at data.
     pub fn hole(&mut self, number: u64) -> Result<Put> {
         let writer = self.writer;
+        let length = chunk_len(writer.size_bytes(), number) as u64;
         if writer.map.get(number)?.is_some() {
             writer.map.set(number, None)?;
+            count(&writer.counters.changed, length);
         }
-        count(&writer.counters.hole, chunk_len(writer.size_bytes(), number) as u64);
+        count(&writer.counters.hole, length);
         Ok(Put::Hole)
     }
 
@@ -235,16 +257,13 @@ impl ChunkWriter<'_> {
             return Ok(None);
         }
         let leaning = parent.and_then(|parent| Ok((parent, Self::base_of(parent)?)));
-        let encoded = leaning.and_then(|(parent, base)| self.encode_delta(id, data, parent, base));
+        let absent = before.map_or(0, |before| before.absent);
+        let encoded = leaning.and_then(|(parent, base)| self.encode_delta(id, data, absent, (parent, base)));
         match encoded {
-            Ok(Some((name, length, changed))) => {
-                // From another disk: here, all of it is new.
-                let changed = if self.writer.siblings.is_some() { data.len() as u64 } else { changed };
-                count(&self.writer.counters.changed, changed);
-                self.write(number, &name, length, data.len(), false).map(Some)
-            }
+            Ok(Some((name, length))) => self.write(number, &name, length, data.len(), false).map(Some),
             Ok(None) => Ok(None),
-            Err(error) if error.is_damage() => {
+            // Of a source that knows its changes the caller tells, and takes the whole chunk, and all others, from it.
+            Err(error) if error.is_damage() && before.is_none() => {
                 self.writer.note_damage(&error)?;
                 Ok(None)
             }
@@ -266,7 +285,6 @@ impl ChunkWriter<'_> {
         replace: bool,
     ) -> Result<Put> {
         let length = self.encode_full(id, data, before)?;
-        count(&self.writer.counters.changed, data.len() as u64);
         self.write(number, &ChunkName::full(*id), length, data.len(), replace)
     }
 
@@ -285,7 +303,8 @@ impl ChunkWriter<'_> {
         let temporary = format!("{}.{turn}", writer.session.name());
         writer.backend.put(name, &self.file[..length], &temporary, replace)?;
         // A chunk that was missing can be marked as well.
-        if replace || writer.job.repository().damage_mark(&name.id).exists() {
+        let is_full = name.base.is_none();
+        if is_full && (replace || writer.job.repository().damage_mark(&name.id).exists()) {
             tracing::info!(chunk = %name.id, "a damaged chunk was written anew");
             writer.healed.lock().unwrap_or_else(PoisonError::into_inner).push(name.id);
         }

@@ -15,6 +15,12 @@ use crate::chunk::store::OpenChunk;
 use crate::chunk::{CHUNK_LEN, FRAME_LEN, FRAMES_MAX};
 use crate::error::{Error, Result};
 
+/// From so many patches on it is tried whether they are short.
+const PATCHES_TRIED_FROM: usize = 16;
+
+/// So many of them.
+const TRIES: usize = 4;
+
 /// What lay at the place of a chunk of which only the changes are known.
 pub(super) struct Before {
     pub(super) chunk: OpenChunk,
@@ -101,21 +107,28 @@ impl ChunkWriter<'_> {
     }
 
     /// Writes a delta that leans on `base`, as `parent` before it may do, to the beginning of `self.file`; returns its
-    /// name and length, and how many bytes are not as in `parent`. `None` where a full chunk is the better one.
+    /// name and length. `None` where a full chunk is the better one.
     pub(super) fn encode_delta(
         &mut self,
         id: &ChunkId,
         data: &[u8],
-        parent: &OpenChunk,
-        base: &OpenChunk,
-    ) -> Result<Option<(ChunkName, usize, u64)>> {
+        absent: u64,
+        (parent, base): (&OpenChunk, &OpenChunk),
+    ) -> Result<Option<(ChunkName, usize)>> {
         let lengths = [parent.plain_len(), base.plain_len()];
-        if lengths != [data.len(); 2] || frame_count(data.len()) == 1 {
+        if lengths != [data.len(); 2] || frame_count(data.len()) == 1 || base.name().id == *id {
             return Ok(None);
         }
         let mut plans = [Plan::Plain; FRAMES_MAX];
         for (number, plan) in plans.iter_mut().enumerate().take(self.digest.values.len()) {
             *plan = self.plan(number, parent, base);
+            // What did not change is as the chunk before has it, or that one is not what it should be.
+            if absent >> number & 1 != 0 && matches!(plan, Plan::Plain | Plan::Patch(_)) {
+                return Err(parent.corrupt(number, "its frame table contradicts its base's"));
+            }
+        }
+        if !self.is_worth_patching(id, data, &plans, base)? {
+            return Ok(None);
         }
         self.read_base(data.len(), &plans, base)?;
         let spent_before = parent.delta().map_or(0, |delta| delta.spent_bytes);
@@ -128,10 +141,7 @@ impl ChunkWriter<'_> {
         let kept = &frames.kept[..self.digest.values.len()];
         let header = &mut self.file[..delta_header_len(data.len())];
         write_header(header, data.len(), kept, &self.digest.values, Some(&delta));
-        let places = self.digest.values.iter().zip(&parent.header().frames).enumerate();
-        let changed = places.filter(|(_, (value, before))| **value != before.value);
-        let changed_bytes = changed.map(|(number, _)| frame_len(data.len(), number) as u64).sum();
-        Ok(Some((name, frames.end, changed_bytes)))
+        Ok(Some((name, frames.end)))
     }
 
     /// Decides how a frame is made.
@@ -149,6 +159,38 @@ impl ChunkWriter<'_> {
             _ if on.kind == Kind::Zero => Plan::Plain,
             _ => Plan::Patch(on.stored_len as usize),
         }
+    }
+
+    /// Whether patches will be short. Where many frames are to be patched, some of them are tried: a chunk that was written
+    /// anew has nothing in common with the one before, and nearly all of it would be compressed twice to find that out.
+    fn is_worth_patching(
+        &mut self,
+        id: &ChunkId,
+        data: &[u8],
+        plans: &[Plan],
+        base: &OpenChunk,
+    ) -> Result<bool> {
+        let patches = plans.iter().enumerate().filter_map(|(number, plan)| match plan {
+            Plan::Patch(kept_len) => Some((number, *kept_len)),
+            _ => None,
+        });
+        let patches: Vec<(usize, usize)> = patches.collect();
+        if patches.len() < PATCHES_TRIED_FROM {
+            return Ok(true);
+        }
+        let mut room = [0; FRAME_LEN];
+        for (number, kept_len) in patches.iter().step_by(patches.len() / TRIES) {
+            let frame = &data[number * FRAME_LEN..];
+            let frame = &frame[..frame.len().min(FRAME_LEN)];
+            let mut on = vec![0; frame.len()];
+            base.read_frame(*number, self.scratch.frames(), &mut on)?;
+            let mut patcher = Patcher::new(self.writer.new.level).map_err(compressing(id))?;
+            let patch = patcher.encode(frame, &on, &mut room).map_err(compressing(id))?;
+            if patch.is_some_and(|length| length <= kept_len / 2) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Reads the frames of the base that patches are made on, each to its place.

@@ -11,6 +11,7 @@ use super::encode::Before;
 use super::{Put, RevisionWriter};
 use crate::CHUNK_SIZE;
 use crate::chunk::frame::Kind;
+use crate::chunk::id::zero_frame_matches;
 use crate::chunk::layout::{chunk_len, frame_count, frame_len};
 use crate::chunk::name::ChunkName;
 use crate::chunk::store::{self, OpenChunk, Scratch};
@@ -81,7 +82,9 @@ impl ChunkWriter<'_> {
         let absent = self.writer.or_note(complete(&chunk, data, &changed, &mut self.scratch))?;
         let known = |frame: usize| {
             let found = &chunk.header().frames[frame];
-            let is_zero = chunk.kept(frame).is_ok_and(|kept| kept.kind == Kind::Zero);
+            let (frames, length) = (chunk.header().frames.len(), frame_len(data.len(), frame));
+            let is_zero = chunk.kept(frame).is_ok_and(|kept| kept.kind == Kind::Zero)
+                && zero_frame_matches(&found.value, frame, frames, length);
             (absent >> frame & 1 != 0).then_some((found.value, is_zero))
         };
         match self.digest.update_but(data, known) {

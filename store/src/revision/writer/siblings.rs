@@ -1,6 +1,6 @@
 //! What the first backup of a machine may lean on: the disks of other machines that were made from the same image.
 //!
-//! Chunks that are equal are found by their ids, wherever they lie. Those of which a few pages differ are what this
+//! Full chunks that are equal are found by their ids, wherever they lie. Those of which a few pages differ are what this
 //! is for: of the disks that have had the most in common so far, the one with the chunk at the same place. The maps are
 //! pinned while the run lasts, so a purge keeps all that is named in them.
 
@@ -16,9 +16,10 @@ use crate::chunk::name::ChunkName;
 use crate::chunk::store::OpenChunk;
 use crate::error::Result;
 use crate::job::Job;
+use crate::name::JobName;
 use crate::session::Session;
 
-/// So many disks are compared with. Each costs a descriptor and the page of its map that is looked at.
+/// So many disks are compared with. Each costs two descriptors, a session and the page of its map that is looked at.
 const SIBLINGS_MAX: usize = 16;
 
 /// So many jobs are looked at to find them.
@@ -50,12 +51,16 @@ impl Siblings {
     /// read is none.
     pub(super) fn find(job: &Job, size_bytes: u64) -> Result<Self> {
         let repository = job.repository();
-        let others = repository
-            .jobs()?
-            .into_iter()
-            .filter(|other| other.name() != job.name() && other.repository().id() == repository.id());
+        // A job that is a link lies on another disk, which may hang: that is no reason for this run to hang as well.
+        let is_here = |name: &JobName| {
+            std::fs::symlink_metadata(repository.root().join(name.as_str())).is_ok_and(|facts| facts.is_dir())
+        };
+        let names = repository.job_names()?.into_iter().filter(|name| name != job.name() && is_here(name));
         let mut found: Vec<(u64, Job, Revision)> = Vec::new();
-        for other in others.take(JOBS_MAX) {
+        for other in names.take(JOBS_MAX).filter_map(|name| repository.job(&name).ok()) {
+            if other.repository().id() != repository.id() {
+                continue;
+            }
             let Ok(listing) = other.revisions() else { continue };
             if let Some(newest) = listing.revisions.into_iter().rfind(is_good)
                 && let Some(size) = newest.image_size

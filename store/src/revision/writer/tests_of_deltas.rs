@@ -211,12 +211,13 @@ fn the_next_backup_heals_what_leans_on_a_damaged_base() {
         let fourth = write_revision(job, &images[0], Some(third.clone()));
         assert!(read(job, &fourth).unwrap() == images[0]);
         assert!(verified(job, &revisions[0]));
-        // The delta stays as long as both its chunks do, though the full form is read instead.
-        forget(job, &fourth);
-        forget(job, &revisions[0]);
+        // The delta stays as long as a map names it, though the full form is read instead.
+        purge(job);
+        assert_eq!(deltas(job).len(), 1);
         forget(job, &revisions[1]);
         purge(job);
         assert!(deltas(job).is_empty() && read(job, &third).unwrap() == images[1]);
+        assert!(read(job, &fourth).unwrap() == images[0]);
         assert_eq!(std::fs::read_dir(job.repository().root().join("damaged")).unwrap().count(), 0);
     }
 }
@@ -298,30 +299,139 @@ fn a_change_of_most_of_a_chunk_is_stored_in_full() {
 }
 
 #[test]
+fn a_delta_that_only_a_dead_run_wrote_is_swept_although_its_chunks_are_in_use() {
+    let Pair { job, images, revisions, delta, .. } = &pair();
+    // Both chunks are in use, each in full; the delta is what a run left that never came to its end.
+    let name = crate::JobName::parse("web02").unwrap();
+    let other = job.repository().create_job(&name, true, "{}\n", now()).unwrap();
+    let whole = write_revision(&other, &images[1], None);
+    let full = delta.split_once('.').unwrap().0;
+    std::fs::copy(path(&other, full), path(job, full)).unwrap();
+    let third = write_revision(job, &images[1], Some(revisions[0].clone()));
+    forget(job, &revisions[1]);
+    assert!(read(&other, &whole).unwrap() == images[1]);
+    purge(job);
+    assert!(deltas(job).is_empty(), "no map names it");
+    assert!(read(job, &third).unwrap() == images[1] && read(job, &revisions[0]).unwrap() == images[0]);
+}
+
+#[test]
+fn a_forced_purge_keeps_what_a_whole_map_names_although_a_damaged_one_has_the_same_page() {
+    let Pair { job, images, revisions, .. } = &pair();
+    let third = write_revision(job, &images[1], Some(revisions[1].clone()));
+    let (maps, tables) = ([&revisions[1], &third].map(|revision| job.map_path(&revision.id)), 96);
+    let [one, two] = maps.clone().map(|path| std::fs::read(path).unwrap());
+    assert!(one == two, "both have the same pages");
+    for at in [tables + 5, one.len() - 5] {
+        for (damaged, whole, image) in [(&maps[0], &third, &images[1]), (&maps[1], &revisions[1], &images[1])]
+        {
+            let mut bytes = one.clone();
+            bytes[at] ^= 1;
+            std::fs::write(damaged, bytes).unwrap();
+            let options = SweepOptions { dry_run: false, force: false, hold_secs: 0, now: now() };
+            // In one of both orders the damaged map is met first.
+            sweep(job.repository(), &SweepOptions { force: true, ..options }, &crate::Silent).unwrap();
+            assert!(read(job, whole).unwrap() == *image, "byte {at} of {}", damaged.display());
+            std::fs::write(damaged, &one).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_chunk_that_is_missed_stays_marked_and_is_written_in_full() {
+    let Pair { job, images, revisions, base, .. } = &pair();
+    disk::remove(&path(job, base)).unwrap();
+    assert!(!verified(job, &revisions[0]));
+    purge(job);
+    let mark = job.repository().damage_mark(&ChunkId::parse(base).unwrap());
+    assert!(mark.exists());
+    // Another machine gets the content, in the place of something that it could lean on.
+    let other = new_job_beside(job, "web02");
+    let mut data = images[0].clone();
+    data[CHUNK + 9] ^= 1;
+    let before = write_revision(&other, &data, None);
+    let after = write_revision(&other, &images[0], Some(before.clone()));
+    assert!(!mark.exists() && read(job, &revisions[0]).unwrap() == images[0]);
+    [&before, &after].into_iter().for_each(|revision| forget(&other, revision));
+    purge(job);
+    assert!(verified(job, &revisions[0]) && verified(job, &revisions[1]));
+}
+
+#[test]
+fn nothing_leans_on_what_a_dead_run_wrote() {
+    let Pair { job, images, revisions, base, .. } = &pair();
+    let session = crate::session::Session::begin_writer(job.repository().root()).unwrap();
+    session.record_new(&ChunkId::parse(base).unwrap()).unwrap();
+    drop(session);
+    let mut data = images[1].clone();
+    data[CHUNK + 1] ^= 1;
+    write_revision(job, &data, Some(revisions[1].clone()));
+    assert_eq!(deltas(job).len(), 1);
+}
+
+#[test]
+fn a_chunk_with_nothing_in_common_is_not_tried_for_long() {
+    let Pair { job, images, revisions, .. } = &pair();
+    let mut data = images[1].clone();
+    data[..CHUNK].copy_from_slice(&noise(9, CHUNK));
+    let third = write_revision(job, &data, Some(revisions[1].clone()));
+    assert_eq!(deltas(job).len(), 1);
+    // Every frame changed in a page: each patch is short.
+    (0..64).for_each(|frame| data[frame * FRAME..][..512].copy_from_slice(&noise(frame as u64, 512)));
+    let fourth = write_revision(job, &data, Some(third));
+    assert_eq!(deltas(job).len(), 2);
+    assert!(read(job, &fourth).unwrap() == data);
+}
+
+fn new_job_beside(job: &Job, name: &str) -> Job {
+    let name = crate::JobName::parse(name).unwrap();
+    job.repository().create_job(&name, false, "{}\n", now()).unwrap()
+}
+
+/// Three jobs of one store: `web01` without a revision, one of a disk that has nothing in common with what comes, and
+/// one of the image that is returned.
+fn neighbours() -> (tempfile::TempDir, Job, (Job, Revision), Vec<u8>) {
+    let (dir, job) = new_job("web01");
+    write_revision(&new_job_beside(&job, "web00"), &noise(2, 6 * CHUNK), None);
+    let (other, image) = (new_job_beside(&job, "web02"), noise(1, 6 * CHUNK));
+    let revision = write_revision(&other, &image, None);
+    (dir, job, (other, revision), image)
+}
+
+#[test]
 fn a_machine_made_from_the_same_image_leans_on_the_other_one() {
-    let (_dir, job) = new_job("web01");
-    let first = noise(1, 6 * CHUNK);
-    let unlike = noise(2, 6 * CHUNK);
-    let others = [("web00", &unlike), ("web02", &first)].map(|(name, data)| {
-        let name = crate::JobName::parse(name).unwrap();
-        let other = job.repository().create_job(&name, false, "{}\n", now()).unwrap();
-        let revision = write_revision(&other, data, None);
-        (other, revision)
-    });
-    let mut data = first.clone();
+    let (_dir, job, (other, original), mut data) = neighbours();
     data[5 * CHUNK + 3 * FRAME..][..4096].copy_from_slice(&noise(3, 4096));
     let second = write_revision(&job, &data, None);
     assert_eq!((deltas(&job).len(), files(&job).len()), (1, 13));
     assert!(second.stored_bytes.unwrap() < 7000);
     // The other machine goes, and what is leaned on stays.
-    forget(&others[1].0, &others[1].1);
+    forget(&other, &original);
     purge(&job);
     assert!(read(&job, &second).unwrap() == data && verified(&job, &second));
     // Nothing in common: nothing is tried.
-    let name = crate::JobName::parse("db01").unwrap();
-    let db = job.repository().create_job(&name, false, "{}\n", now()).unwrap();
-    let third = write_revision(&db, &noise(4, 6 * CHUNK), None);
+    let third = write_revision(&new_job_beside(&job, "db01"), &noise(4, 6 * CHUNK), None);
     assert_eq!(third.stored_bytes, Some(6 * (CHUNK_SIZE + 2336)));
+}
+
+#[test]
+fn another_machine_may_be_forgotten_and_purged_while_a_run_leans_on_it() {
+    let (_dir, job, (other, original), mut data) = neighbours();
+    data[5 * CHUNK + 3 * FRAME] ^= 1;
+    let guard = job.lock_for_backup().unwrap();
+    let writer = job.new_revision(&guard, new_revision(&data, None)).unwrap();
+    forget(&other, &original);
+    purge(&job);
+    let mut chunks = writer.chunk_writer().unwrap();
+    for (number, chunk) in data.chunks(CHUNK).enumerate() {
+        chunks.put(number as u64, chunk).unwrap();
+    }
+    drop(chunks);
+    purge(&job);
+    let revision = writer.finish(&guard, Stats::default(), BTreeMap::new()).unwrap();
+    purge(&job);
+    assert!(revision.stored_bytes.unwrap() < 7000 && read(&job, &revision).unwrap() == data);
+    assert!(verified(&job, &revision));
 }
 
 #[test]
