@@ -224,7 +224,16 @@ impl Model {
             0 => fs::remove_file(&path).expect("remove a chunk"),
             _ => fs::write(&path, spoilt).expect("write a chunk"),
         }
-        let run = self.run(&["verify", "-r", "all"], when, 1);
+        let run = self.world.run(&["verify", "-r", "all"]);
+        if run.code() == 0 {
+            // A part of a base that no delta leans on, or a delta whose chunk was written in full since: nobody misses it.
+            // It is put back, or a later backup might lean on it.
+            self.count("damage, not missed");
+            self.check_all(when);
+            fs::write(&path, bytes).expect("write a chunk");
+            return;
+        }
+        let run = run.expect(1);
         let bad: Vec<String> =
             run.text().lines().filter_map(|line| line.strip_suffix(" bad")).map(str::to_owned).collect();
         assert!(!bad.is_empty(), "{when}: {run}");
