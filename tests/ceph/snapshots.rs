@@ -169,9 +169,9 @@ fn damage_of_the_base_is_noticed_and_not_carried_on() {
             fs::remove_file(&path).unwrap();
             fs::write(&path, bytes).unwrap();
         }
-        disk.change(4 * C, &[Write(500, noise(4, 500))]);
-        // The first chunk is completed from the base, and found damaged. The second one nobody would have looked at,
-        // but now everything is.
+        disk.change(4 * C, &[Write(C - 600, noise(4, 500))]);
+        // The changed frame of the first chunk is completed from the base, and found damaged. The second chunk nobody
+        // would have looked at, but now everything is.
         let second = scene.backup_in(&disk, "compared");
         assert_eq!(scene.revision(&second)["trust"], "trusted");
         scene.world.ok(&["verify", "-r", &second]);
