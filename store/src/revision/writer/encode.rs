@@ -175,7 +175,9 @@ impl ChunkWriter<'_> {
             _ => None,
         });
         let patches: Vec<(usize, usize)> = patches.collect();
-        if patches.len() < PATCHES_TRIED_FROM {
+        let patched_len: usize = patches.iter().map(|(_, kept_len)| kept_len).sum();
+        // Where most of the chunk is as it was, a delta is the better one whatever becomes of the rest.
+        if patches.len() < PATCHES_TRIED_FROM || patched_len as u64 <= base.header().file_len / 2 {
             return Ok(true);
         }
         let mut room = [0; FRAME_LEN];

@@ -376,10 +376,16 @@ fn a_chunk_with_nothing_in_common_is_not_tried_for_long() {
     data[..CHUNK].copy_from_slice(&noise(9, CHUNK));
     let third = write_revision(job, &data, Some(revisions[1].clone()));
     assert_eq!(deltas(job).len(), 1);
+    // A third of the frames written anew: a delta all the same, since the rest is as it was.
+    let mut part = data.clone();
+    part[..20 * FRAME].copy_from_slice(&noise(10, 20 * FRAME));
+    let other = write_revision(job, &part, Some(third.clone()));
+    assert_eq!(deltas(job).len(), 2);
+    assert!(read(job, &other).unwrap() == part);
     // Every frame changed in a page: each patch is short.
     (0..64).for_each(|frame| data[frame * FRAME..][..512].copy_from_slice(&noise(frame as u64, 512)));
     let fourth = write_revision(job, &data, Some(third));
-    assert_eq!(deltas(job).len(), 2);
+    assert_eq!(deltas(job).len(), 3);
     assert!(read(job, &fourth).unwrap() == data);
 }
 
