@@ -16,8 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use backy_store::lock::BackupGuard;
 use backy_store::{
-    BackendType, CHUNK_SIZE, Finding, Job, Monitor, NewRevision, Reuse, Revision, RevisionId, RevisionWriter,
-    Stats, Tag, Timestamp, Trust, WriteStats, damage, verify,
+    CHUNK_SIZE, Finding, Job, Monitor, NewRevision, Reuse, Revision, RevisionId, RevisionWriter, Stats, Tag,
+    Timestamp, Trust, WriteStats, damage, verify,
 };
 
 use crate::compare::{self, CompareStats, Difference, Selection};
@@ -92,12 +92,7 @@ pub fn run(
 /// Returns the revision whose map a new one can start from: the newest one in our own format, here,
 /// complete and not distrusted.
 fn choose_base(history: &[Revision]) -> Option<&Revision> {
-    history.iter().rfind(|revision| {
-        revision.backend_type == BackendType::Framed
-            && revision.is_local()
-            && revision.is_clean()
-            && revision.trust != Trust::Distrusted
-    })
+    history.iter().rfind(|revision| revision.is_fit_as_base())
 }
 
 /// Returns the revision of the original that a job without such a base continues.
@@ -405,6 +400,8 @@ impl Backup<'_> {
 
 #[cfg(test)]
 mod tests {
+    use backy_store::BackendType;
+
     use super::*;
     use crate::policy::testing;
 

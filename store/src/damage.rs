@@ -19,7 +19,7 @@ use crate::monitor::{Finding, Monitor};
 use crate::name::JobName;
 use crate::repository::Repository;
 use crate::revision::map::ids;
-use crate::revision::{BackendType, Revision, RevisionId, Trust};
+use crate::revision::{Revision, RevisionId, Trust};
 use crate::timestamp::Timestamp;
 
 /// Records damaged chunks that were met in a revision of `job`: ours as [`record_chunks`] does, of the original's the
@@ -51,14 +51,10 @@ pub fn record_chunks(
         return Ok(distrusted);
     }
     let mut clean_pages = HashSet::new();
-    for job in repository.jobs()? {
-        if job.repository().id() != repository.id() {
-            continue;
-        }
+    for job in repository.sharing_jobs()? {
         let mut users = BTreeSet::new();
         for revision in job.revisions()?.revisions {
-            let framed = revision.backend_type == BackendType::Framed && revision.is_local();
-            if !framed || revision.trust == Trust::Distrusted {
+            if !revision.has_chunks() || revision.trust == Trust::Distrusted {
                 continue;
             }
             match uses(&job, &revision, &wanted, &mut clean_pages) {

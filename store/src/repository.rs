@@ -296,6 +296,13 @@ impl Repository {
         Ok(jobs)
     }
 
+    /// The jobs whose chunks lie in this store: all but those with a store of their own.
+    pub fn sharing_jobs(&self) -> Result<Vec<Job>> {
+        let mut jobs = self.jobs()?;
+        jobs.retain(|job| job.repository().id() == self.id());
+        Ok(jobs)
+    }
+
     /// One job.
     pub fn job(&self, name: &JobName) -> Result<Job> {
         let unknown = || Error::JobUnknown { name: name.to_string(), store: self.root().to_owned() };

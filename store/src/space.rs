@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::monitor::{Finding, Monitor};
 use crate::repository::Repository;
+use crate::revision::Revision;
 use crate::revision::map::{ChunkMap, PageKey};
-use crate::revision::{BackendType, Revision};
 
 /// What a store takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,9 +73,9 @@ pub fn store_space(repository: &Repository, monitor: &dyn Monitor) -> Result<Sto
         monitor.advance(1);
     }
     monitor.end();
-    for job in jobs(repository)? {
+    for job in repository.sharing_jobs()? {
         let revisions = job.revisions()?.revisions;
-        let ours = revisions.iter().filter(|revision| has_chunks(revision));
+        let ours = revisions.iter().filter(|revision| revision.has_chunks());
         space.image_bytes = ours.map(image_bytes).fold(space.image_bytes, u64::saturating_add);
     }
     Ok(space)
@@ -93,15 +93,15 @@ pub fn group_space(
     let mut own = vec![0; groups.len()];
     let mut seen = HashSet::new();
     for (number, group) in groups.iter().enumerate() {
-        for (job, revision) in group.iter().filter(|(_, revision)| has_chunks(revision)) {
+        for (job, revision) in group.iter().filter(|(_, revision)| revision.has_chunks()) {
             check_stop(monitor)?;
             seen.insert((job.name().clone(), revision.id.clone()));
             owners.add(job, revision, Owner::Group(number), monitor)?;
             own[number] += facts_bytes(job, revision);
         }
     }
-    for job in jobs(repository)? {
-        for revision in job.revisions()?.revisions.iter().filter(|revision| has_chunks(revision)) {
+    for job in repository.sharing_jobs()? {
+        for revision in job.revisions()?.revisions.iter().filter(|revision| revision.has_chunks()) {
             check_stop(monitor)?;
             if !seen.contains(&(job.name().clone(), revision.id.clone())) {
                 owners.add(&job, revision, Owner::Others, monitor)?;
@@ -122,16 +122,6 @@ pub fn group_space(
 
 fn check_stop(monitor: &dyn Monitor) -> Result<()> {
     if monitor.cancelled() { Err(Error::Cancelled) } else { Ok(()) }
-}
-
-/// The jobs whose chunks lie in this store.
-fn jobs(repository: &Repository) -> Result<Vec<Job>> {
-    let jobs = repository.jobs()?.into_iter();
-    Ok(jobs.filter(|job| job.repository().id() == repository.id()).collect())
-}
-
-fn has_chunks(revision: &Revision) -> bool {
-    revision.backend_type == BackendType::Framed && revision.is_local()
 }
 
 fn image_bytes(revision: &Revision) -> u64 {

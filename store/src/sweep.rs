@@ -158,17 +158,11 @@ impl Sweep<'_> {
         self.repository.root().join(".purging")
     }
 
-    /// The jobs whose chunks lie in this store.
-    fn jobs(&self) -> Result<Vec<Job>> {
-        let jobs = self.repository.jobs()?.into_iter();
-        Ok(jobs.filter(|job| job.repository().id() == self.repository.id()).collect())
-    }
-
     /// Removes the manifests and maps past the hold time and what dead runs left in the jobs. Returns the maps
     /// that a dry run has to take as removed.
     fn remove_forgotten(&mut self, _guard: &SweepGuard) -> Result<HashSet<PathBuf>> {
         let mut gone = HashSet::new();
-        for job in self.jobs()? {
+        for job in self.repository.sharing_jobs()? {
             let manifests = job.lock_manifests()?;
             if !self.options.dry_run {
                 self.report.old.add(purge::remove_leftovers(&job)?);
@@ -203,7 +197,7 @@ impl Sweep<'_> {
 
     /// Frees the original's chunks, job by job. What is in use there waits, and keeps nothing else from being purged.
     fn purge_originals(&mut self) -> Result<()> {
-        for job in self.jobs()?.into_iter().filter(purge::is_pending) {
+        for job in self.repository.sharing_jobs()?.into_iter().filter(purge::is_pending) {
             match purge::purge(&job, self.monitor) {
                 Ok(freed) => self.report.old.add(freed),
                 Err(error @ (Error::Locked { .. } | Error::SweepRefused { .. })) => {

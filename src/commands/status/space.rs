@@ -96,8 +96,7 @@ fn revision_table(revisions: &[Revision], space: &GroupSpace, zone: &Zone) -> St
 }
 
 fn show_jobs(repository: &Repository, progress: &Progress, as_json: bool) -> Result {
-    let mut jobs = repository.jobs()?;
-    jobs.retain(|job| job.repository().id() == repository.id());
+    let jobs = repository.sharing_jobs()?;
     let mut groups = Vec::new();
     let mut damaged = 0;
     for job in &jobs {

@@ -225,6 +225,16 @@ impl Revision {
         self.server.is_empty()
     }
 
+    /// Whether its chunks lie in this server's store, in our own format.
+    pub fn has_chunks(&self) -> bool {
+        self.backend_type == BackendType::Framed && self.is_local()
+    }
+
+    /// Whether a new revision can be made from it: complete, with chunks, and not doubtful.
+    pub fn is_fit_as_base(&self) -> bool {
+        self.has_chunks() && self.is_clean() && self.trust != Trust::Distrusted
+    }
+
     /// Whether it lies on another server, which does not know yet that its tags were changed here.
     pub fn is_pending(&self) -> bool {
         !self.is_local() && self.tags != self.orig_tags

@@ -91,7 +91,13 @@ impl ChunkWriter<'_> {
             // Whole again in the form that serves every map that names it.
             return self.store_full(number, &id, data, before.as_ref(), true);
         }
-        count(&writer.counters.changed, self.changed_bytes(there.as_ref(), before.as_ref(), data.len()));
+        // What cannot be opened is met again where it matters.
+        let opened = match (&before, &there) {
+            (None, Some(there)) => store::open(&writer.backend, there).ok(),
+            _ => None,
+        };
+        let old = before.as_ref().map(|before| &before.chunk).or(opened.as_ref());
+        count(&writer.counters.changed, self.changed_bytes(old, data.len()));
         self.refer(&id)?;
         let near = writer.siblings.as_ref().and_then(|siblings| siblings.compare(number, &id));
         let on = there.or(near);
@@ -106,7 +112,7 @@ impl ChunkWriter<'_> {
             Existing::Missing => {
                 if let Some(on) = on
                     && self.may_lean(&id, &on)
-                    && let Some(put) = self.store_delta(number, &id, data, &on, before.as_ref())?
+                    && let Some(put) = self.store_delta(number, &id, data, (&on, old), before.as_ref())?
                 {
                     return Ok(put);
                 }
@@ -117,22 +123,8 @@ impl ChunkWriter<'_> {
     }
 
     /// Counts the bytes of the frames that are not as in the chunk that was there; all where that cannot be told.
-    fn changed_bytes(&self, there: Option<&ChunkName>, before: Option<&Before>, length: usize) -> u64 {
-        let opened;
-        let old = match (before, there) {
-            (Some(before), _) => &before.chunk,
-            (None, Some(there)) => match store::open(&self.writer.backend, there) {
-                Ok(chunk) => {
-                    opened = chunk;
-                    &opened
-                }
-                Err(_) => return length as u64,
-            },
-            (None, None) => return length as u64,
-        };
-        if old.plain_len() != length {
-            return length as u64;
-        }
+    fn changed_bytes(&self, old: Option<&OpenChunk>, length: usize) -> u64 {
+        let Some(old) = old.filter(|old| old.plain_len() == length) else { return length as u64 };
         let frames = self.digest.values.iter().zip(&old.header().frames).enumerate();
         let changed = frames.filter(|(_, (value, frame))| **value != frame.value);
         changed.map(|(number, _)| frame_len(length, number) as u64).sum()
@@ -243,12 +235,12 @@ impl ChunkWriter<'_> {
         number: u64,
         id: &ChunkId,
         data: &[u8],
-        on: &ChunkName,
+        (on, open): (&ChunkName, Option<&OpenChunk>),
         before: Option<&Before>,
     ) -> Result<Option<Put>> {
         let mut opened = None;
-        let parent = match before {
-            Some(before) => Ok(&before.chunk),
+        let parent = match open {
+            Some(open) => Ok(open),
             None => store::open(&self.writer.backend, on).map(|chunk| &*opened.insert(chunk)),
         };
         if self.writer.siblings.is_some()

@@ -7,9 +7,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::super::Revision;
 use super::super::map::{ChunkMap, Entry, PAGE_ENTRIES};
 use super::super::reader::pin;
-use super::super::{BackendType, Revision, Trust};
 use crate::chunk::frame::Kind;
 use crate::chunk::id::{ChunkId, Digest};
 use crate::chunk::name::ChunkName;
@@ -62,7 +62,7 @@ impl Siblings {
                 continue;
             }
             let Ok(listing) = other.revisions() else { continue };
-            if let Some(newest) = listing.revisions.into_iter().rfind(is_good)
+            if let Some(newest) = listing.revisions.into_iter().rfind(Revision::is_fit_as_base)
                 && let Some(size) = newest.image_size
             {
                 found.push((size.abs_diff(size_bytes), other, newest));
@@ -93,13 +93,6 @@ impl Siblings {
         }
         best.1
     }
-}
-
-fn is_good(revision: &Revision) -> bool {
-    revision.backend_type == BackendType::Framed
-        && revision.is_local()
-        && revision.is_clean()
-        && revision.trust != Trust::Distrusted
 }
 
 impl Sibling {
