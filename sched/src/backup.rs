@@ -224,13 +224,8 @@ impl Backup<'_> {
 
     fn distrust_base(&self, base: &Revision, damage: &backy_store::Error) -> Result<()> {
         tracing::warn!(job = %self.job.name(), revision = %base.id, error = %damage, "base-damaged");
-        self.monitor.finding(&Finding {
-            job: self.job.name().clone(),
-            revision: Some(base.id.clone()),
-            range: None,
-            chunk: None,
-            problem: format!("{damage}; it is distrusted now and this backup does without it"),
-        });
+        let problem = format!("{damage}; it is distrusted now and this backup does without it");
+        self.monitor.finding(&Finding::of_revision(self.job.name(), &base.id, problem));
         let guard = self.job.lock_manifests()?;
         Ok(self.job.set_trust(&guard, &base.id, Trust::Distrusted)?)
     }

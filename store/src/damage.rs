@@ -61,13 +61,7 @@ pub fn record_chunks(
                 Ok(false) => {}
                 Ok(true) => drop(users.insert(revision.id)),
                 Err(error) if error.is_damage() => {
-                    monitor.finding(&Finding {
-                        job: job.name().clone(),
-                        revision: Some(revision.id.clone()),
-                        range: None,
-                        chunk: None,
-                        problem: error.to_string(),
-                    });
+                    monitor.finding(&Finding::of_revision(job.name(), &revision.id, error));
                     users.insert(revision.id);
                 }
                 Err(crate::Error::RevisionUnknown { .. }) => {}

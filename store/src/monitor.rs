@@ -48,6 +48,14 @@ pub struct Finding {
     pub problem: String,
 }
 
+impl Finding {
+    /// What is wrong with a revision as a whole: its manifest or its map.
+    pub fn of_revision(job: &JobName, revision: &RevisionId, problem: impl std::fmt::Display) -> Self {
+        let (job, revision) = (job.clone(), Some(revision.clone()));
+        Self { job, revision, range: None, chunk: None, problem: problem.to_string() }
+    }
+}
+
 impl std::fmt::Display for Finding {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(out, "job {}", self.job)?;

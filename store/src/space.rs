@@ -148,13 +148,7 @@ impl Owners {
             // Forgotten and purged since it was listed.
             Err(Error::RevisionUnknown { .. }) => Ok(()),
             Err(error) if error.is_damage() => {
-                monitor.finding(&Finding {
-                    job: job.name().clone(),
-                    revision: Some(revision.id.clone()),
-                    range: None,
-                    chunk: None,
-                    problem: error.to_string(),
-                });
+                monitor.finding(&Finding::of_revision(job.name(), &revision.id, error));
                 Ok(())
             }
             other => other,

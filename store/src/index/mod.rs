@@ -179,7 +179,7 @@ pub(crate) fn list(job: &Job, known: &mut KnownRevisions) -> Result<(Vec<Arc<Rev
                 }
                 Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => continue,
                 Err(error) => {
-                    damaged.push(finding(job, id, &error));
+                    damaged.push(Finding::of_revision(job.name(), &id, error));
                     continue;
                 }
             },
@@ -211,16 +211,6 @@ fn ask(job: &Job, index: &mut RevisionIndex) -> HashMap<RevisionId, (Stamp, Arc<
 
 fn job_key(job: &Job) -> &str {
     job.name().as_str()
-}
-
-fn finding(job: &Job, id: RevisionId, error: &Error) -> Finding {
-    Finding {
-        job: job.name().clone(),
-        revision: Some(id),
-        range: None,
-        chunk: None,
-        problem: error.to_string(),
-    }
 }
 
 fn open_read_only(path: &Path) -> Option<Connection> {

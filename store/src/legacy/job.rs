@@ -72,16 +72,8 @@ pub(crate) fn record_chunks(
             Ok(map) if !map.names().any(|id| chunks.contains(&id)) => {}
             Ok(_) => drop(users.insert(revision.id)),
             Err(error) => {
-                let (job, problem) = (job.name().clone(), error.to_string());
-                let revision = Some(revision.id);
-                monitor.finding(&Finding {
-                    job,
-                    revision: revision.clone(),
-                    range: None,
-                    chunk: None,
-                    problem,
-                });
-                users.extend(revision);
+                monitor.finding(&Finding::of_revision(job.name(), &revision.id, error));
+                users.insert(revision.id);
             }
         }
     }
