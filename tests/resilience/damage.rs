@@ -6,74 +6,8 @@ use std::path::{Path, PathBuf};
 
 use backy_testkit::{CHUNK, World, each};
 
+use crate::harm::{HARMS, Harm, harm, restores_or_fails};
 use crate::scene::{Scene, scene};
-
-/// What happens to a file.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Harm {
-    Delete,
-    Empty,
-    /// Half of it is gone.
-    Halve,
-    /// The last byte is gone.
-    Shorten,
-    /// A byte more.
-    Lengthen,
-    /// One bit at so many thousandths of the file.
-    Flip(u64),
-    /// 4 KiB of zeros in the middle, or all of a smaller file.
-    ZeroPage,
-    /// Another file's content.
-    Swap,
-    /// A directory stands there.
-    Directory,
-}
-
-const HARMS: [Harm; 14] = [
-    Harm::Delete,
-    Harm::Empty,
-    Harm::Halve,
-    Harm::Shorten,
-    Harm::Lengthen,
-    Harm::Flip(0),
-    Harm::Flip(10),
-    Harm::Flip(120),
-    Harm::Flip(400),
-    Harm::Flip(700),
-    Harm::Flip(1000),
-    Harm::ZeroPage,
-    Harm::Swap,
-    Harm::Directory,
-];
-
-fn harm(path: &Path, other: &Path, harm: Harm) {
-    let mut bytes = fs::read(path).unwrap();
-    let length = bytes.len();
-    match harm {
-        Harm::Delete | Harm::Directory => fs::remove_file(path).unwrap(),
-        Harm::Empty => bytes.clear(),
-        Harm::Halve => bytes.truncate(length / 2),
-        Harm::Shorten => bytes.truncate(length - 1),
-        Harm::Lengthen => bytes.push(0),
-        Harm::Flip(thousandths) => bytes[((length - 1) as u64 * thousandths / 1000) as usize] ^= 0x10,
-        Harm::ZeroPage => {
-            let start = if length > 12_288 { length / 2 / 4096 * 4096 } else { 0 };
-            let end = (start + 4096).min(length);
-            bytes[start..end].fill(0);
-        }
-        Harm::Swap => {
-            fs::copy(path, path.with_extension("swap")).unwrap();
-            fs::rename(other, path).unwrap();
-            fs::rename(path.with_extension("swap"), other).unwrap();
-            return;
-        }
-    }
-    match harm {
-        Harm::Delete => {}
-        Harm::Directory => fs::create_dir(path).unwrap(),
-        _ => fs::write(path, bytes).unwrap(),
-    }
-}
 
 /// The chunk file that only the older revision has.
 fn own_chunk(scene: &Scene) -> PathBuf {
@@ -84,24 +18,6 @@ fn own_chunk(scene: &Scene) -> PathBuf {
     let is_kept = |path: &Path| kept.iter().any(|other| other.file_name() == path.file_name());
     let own = scene.world.chunks().into_iter().find(|path| !is_kept(path)).expect("a chunk of its own");
     own.strip_prefix(scene.world.store()).unwrap().to_owned()
-}
-
-/// Restores: exact, or status 1.
-fn restores_or_fails(world: &World, id: &str, what: &str) -> bool {
-    let (run, image) = world.restore(id);
-    assert!(!run.stderr.contains("panicked"), "{what}: {run}");
-    match run.code() {
-        0 => {
-            let exact = image.as_ref() == Some(&*world.expected[id]);
-            assert!(exact, "{what}: wrong bytes with status 0");
-            true
-        }
-        code => {
-            assert_eq!(code, 1, "{what}: {run}");
-            assert!(image.is_none(), "{what}: a failed restore left a file\n{run}");
-            false
-        }
-    }
 }
 
 /// Restores with `--salvage`: what is not listed as lost is right, what is lost is zeros.

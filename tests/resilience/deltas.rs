@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use backy_testkit::{CHUNK, Image, World, each};
 
+use crate::harm::{Harm, harm, restores_or_fails};
 use crate::scene::BINARY;
 
 /// A store with a full chunk and two deltas on it, in a revision each, and another chunk that all three have.
@@ -51,15 +52,6 @@ fn leaning() -> Leaning {
     Leaning { world, ids: [first, second, third], images, base, deltas }
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Harm {
-    Delete,
-    Empty,
-    Halve,
-    /// A bit at so many thousandths.
-    Flip(u64),
-}
-
 const HARMS: [Harm; 9] = [
     Harm::Delete,
     Harm::Empty,
@@ -73,32 +65,6 @@ const HARMS: [Harm; 9] = [
     Harm::Flip(999),
 ];
 
-fn harm(path: &Path, harm: Harm) {
-    let mut bytes = fs::read(path).unwrap();
-    match harm {
-        Harm::Delete => return fs::remove_file(path).unwrap(),
-        Harm::Empty => bytes.clear(),
-        Harm::Halve => bytes.truncate(bytes.len() / 2),
-        Harm::Flip(thousandths) => {
-            let at = (bytes.len() - 1) as u64 * thousandths / 1000;
-            bytes[at as usize] ^= 0x10;
-        }
-    }
-    fs::write(path, bytes).unwrap();
-}
-
-/// Whether a revision restores; wrong bytes, a panic or another status is a failure of the test.
-fn restores(world: &World, id: &str, what: &str) -> bool {
-    let (run, image) = world.restore(id);
-    assert!(!run.stderr.contains("panicked"), "{what}: {run}");
-    if run.code() == 0 {
-        assert!(image.as_ref() == Some(&*world.expected[id]), "{what}: wrong bytes with status 0");
-        return true;
-    }
-    assert!(run.code() == 1 && image.is_none(), "{what}: {run}");
-    false
-}
-
 fn trust(world: &World, id: &str) -> String {
     let status = world.ok(&["status", "--json", "-r", id]).json();
     status["revisions"][0]["trust"].as_str().expect("a text").to_owned()
@@ -111,9 +77,10 @@ fn a_damaged_delta_concerns_its_own_revision_only_and_is_healed() {
         let what = format!("{sort:?} of a delta");
         let mut world = scene.world.copy();
         let [first, second, third] = &scene.ids;
-        harm(&world.store().join(&scene.deltas[0]), sort);
-        assert!(!restores(&world, second, &what), "{what}: what was damaged?");
-        assert!(restores(&world, first, &what) && restores(&world, third, &what), "{what}");
+        let [path, other] = scene.deltas.clone().map(|delta| world.store().join(delta));
+        harm(&path, &other, sort);
+        assert!(!restores_or_fails(&world, second, &what), "{what}: what was damaged?");
+        assert!(restores_or_fails(&world, first, &what) && restores_or_fails(&world, third, &what), "{what}");
         assert_eq!(
             (trust(&world, second), trust(&world, third)),
             ("distrusted".into(), "trusted".into()),
@@ -137,8 +104,9 @@ fn a_damaged_base_concerns_all_that_lean_on_it_and_is_healed() {
     each(&HARMS, |&sort| {
         let what = format!("{sort:?} of a base");
         let mut world = scene.world.copy();
-        harm(&world.store().join(&scene.base), sort);
-        assert!(!restores(&world, &scene.ids[0], &what), "{what}: what was damaged?");
+        let [base, other] = [&scene.base, &scene.deltas[0]].map(|file| world.store().join(file));
+        harm(&base, &other, sort);
+        assert!(!restores_or_fails(&world, &scene.ids[0], &what), "{what}: what was damaged?");
         world.run(&["verify", "-r", "all"]).expect(1);
         for id in &scene.ids {
             assert_eq!(trust(&world, id), "distrusted", "{what}");
@@ -160,7 +128,7 @@ fn a_damaged_base_concerns_all_that_lean_on_it_and_is_healed() {
 fn what_a_damaged_base_leaves_of_a_delta_is_salvaged() {
     let scene = leaning();
     let world = scene.world.copy();
-    harm(&world.store().join(&scene.base), Harm::Delete);
+    fs::remove_file(world.store().join(&scene.base)).unwrap();
     let target = world.path("salvaged");
     world.run(&["restore", "-r", &scene.ids[1], "--salvage", &target.to_string_lossy()]).expect(1);
     let found = fs::read(&target).unwrap();

@@ -9,6 +9,7 @@ mod damage;
 mod deltas;
 mod errors;
 mod full_disk;
+mod harm;
 mod locks;
 mod peers;
 mod races;
