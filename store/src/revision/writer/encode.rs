@@ -33,6 +33,8 @@ pub(super) struct Before {
 enum Plan {
     /// Nothing is kept.
     Nothing(Kind),
+    /// Nothing is kept, and the base's frame is read to see that it is good: nothing has leaned on it lately.
+    Again,
     /// As the chunk before has it.
     Take,
     /// Compressed by itself.
@@ -152,7 +154,8 @@ impl ChunkWriter<'_> {
             return Plan::Nothing(Kind::Zero);
         }
         if on.value == *value {
-            return Plan::Nothing(Kind::Same);
+            // What the chunk before has is proven whenever its revision is verified; the rest of its base never is.
+            return if before.value == *value { Plan::Nothing(Kind::Same) } else { Plan::Again };
         }
         match before.kind {
             Kind::Raw | Kind::Zstd | Kind::Patch if before.value == *value => Plan::Take,
@@ -195,13 +198,14 @@ impl ChunkWriter<'_> {
         Ok(false)
     }
 
-    /// Reads the frames of the base that patches are made on, each to its place.
+    /// Reads the frames of the base that patches are made on, each to its place, and those that must be proven.
     fn read_base(&mut self, length: usize, plans: &[Plan], base: &OpenChunk) -> Result<()> {
-        if plans.iter().any(|plan| matches!(plan, Plan::Patch(_))) {
+        let is_read = |plan: &Plan| matches!(plan, Plan::Patch(_) | Plan::Again);
+        if plans.iter().any(is_read) {
             self.base.resize(CHUNK_LEN, 0);
         }
         for (number, frame) in self.base[..].chunks_mut(FRAME_LEN).enumerate().take(frame_count(length)) {
-            if let Plan::Patch(_) = plans[number] {
+            if is_read(&plans[number]) {
                 let frame = &mut frame[..frame_len(length, number)];
                 base.read_frame(number, self.scratch.frames(), frame)?;
             }
@@ -227,6 +231,7 @@ impl ChunkWriter<'_> {
             }
             match plans[number] {
                 Plan::Nothing(kind) => frames.add(number, kind, 0),
+                Plan::Again => frames.add(number, Kind::Same, 0),
                 Plan::Take => {
                     parent.read_frame(number, self.scratch.frames(), &mut plain[..frame.len()])?;
                     let kept = parent.kept(number)?;

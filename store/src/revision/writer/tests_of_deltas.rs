@@ -440,6 +440,73 @@ fn another_machine_may_be_forgotten_and_purged_while_a_run_leans_on_it() {
     assert!(verified(&job, &revision));
 }
 
+/// Forgets the first revision, so that only deltas need the base, and spoils a frame of it that none of them leans on.
+fn rot_in_waiting() -> (Pair, usize) {
+    let mut pair = pair();
+    let frame = 10;
+    pair.images[1][CHUNK + frame * FRAME..][..FRAME].copy_from_slice(&noise(11, FRAME));
+    let second = write_revision(&pair.job, &pair.images[1], Some(pair.revisions[1].clone()));
+    pair.revisions.iter().for_each(|revision| forget(&pair.job, revision));
+    pair.revisions[1] = second;
+    purge(&pair.job);
+    // All frames of the base are kept as they are.
+    flip(&pair.job, &pair.base, CHUNK - frame * FRAME);
+    assert!(verified(&pair.job, &pair.revisions[1]), "nobody misses it");
+    (pair, frame)
+}
+
+#[test]
+fn what_comes_back_leans_on_no_frame_of_the_base_that_rotted_meanwhile() {
+    for by_changes in [false, true] {
+        let (Pair { job, images, revisions, base, .. }, frame) = &rot_in_waiting();
+        let mut data = images[1].clone();
+        let part = frame * FRAME..(frame + 1) * FRAME;
+        data[CHUNK..][part.clone()].copy_from_slice(&images[0][CHUNK..][part.clone()]);
+        let guard = job.lock_for_backup().unwrap();
+        let new = new_revision(&data, Some(revisions[1].clone()));
+        let writer = job.new_revision(&guard, new).unwrap();
+        let mut chunks = writer.chunk_writer().unwrap();
+        if by_changes {
+            // The caller takes the whole chunk after that.
+            let put = chunks.put_changed(1, &mut data[CHUNK..].to_vec(), &[part]);
+            assert_eq!(put.unwrap_err().damaged_chunk().unwrap().to_string(), *base);
+        }
+        chunks.put(1, &data[CHUNK..]).unwrap();
+        drop(chunks);
+        let third = writer.finish(&guard, Stats::default(), BTreeMap::new()).unwrap();
+        assert!(job.repository().damage_mark(&ChunkId::parse(base).unwrap()).exists());
+        assert!(read(job, &third).unwrap() == data && verified(job, &third), "{by_changes}");
+    }
+}
+
+#[test]
+fn a_base_that_is_used_again_as_a_whole_is_read_by_the_next_verify() {
+    let (Pair { job, images, revisions, base, .. }, _) = &rot_in_waiting();
+    // As any chunk that the store has, it is taken for what its header proves.
+    let third = write_revision(job, &images[0], Some(revisions[1].clone()));
+    assert_eq!((third.trust, third.stored_bytes), (Trust::Trusted, Some(0)));
+    assert!(!verified(job, &third));
+    let error = restored(job, &third, false).unwrap_err();
+    assert_eq!(error.damaged_chunk().unwrap().to_string(), *base);
+    let fourth = write_revision(job, &images[0], Some(third.clone()));
+    assert!(verified(job, &third) && verified(job, &fourth) && verified(job, &revisions[1]));
+}
+
+#[test]
+fn a_frame_that_stays_the_same_is_read_by_the_verify_of_each_that_leans_on_it() {
+    let Pair { job, images, revisions, base, .. } = &pair();
+    forget(job, &revisions[0]);
+    flip(job, base, 10);
+    let mut data = images[1].clone();
+    data[CHUNK + 7 * FRAME] ^= 1;
+    let third = write_revision(job, &data, Some(revisions[1].clone()));
+    assert_eq!((third.trust, deltas(job).len()), (Trust::Trusted, 2), "it was not read");
+    assert!(!verified(job, &third));
+    assert_eq!(job.revision(&revisions[1].id).unwrap().trust, Trust::Distrusted);
+    let fourth = write_revision(job, &data, Some(third.clone()));
+    assert!(verified(job, &third) && verified(job, &fourth));
+}
+
 #[test]
 fn random_days_come_back_exactly() {
     let (_dir, job) = new_job("web01");
