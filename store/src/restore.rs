@@ -6,6 +6,7 @@
 mod stream;
 mod target;
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -19,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::monitor::{Finding, Monitor};
 use crate::revision::Revision;
-use crate::revision::image::Image;
+use crate::revision::image::{Image, Page};
 use crate::revision::map::{Entry, PAGE_ENTRIES};
 use target::TargetFile;
 
@@ -83,6 +84,7 @@ pub fn restore(
         written: AtomicU64::new(0),
         lost: Mutex::new(Vec::new()),
         bad_chunks: Mutex::new(Vec::new()),
+        is_map_damaged: AtomicBool::new(false),
     };
     monitor.begin("restore", Some(image.size_bytes()));
     let result = match target {
@@ -95,8 +97,7 @@ pub fn restore(
     };
     monitor.end();
     // Damage is recorded whatever became of the restore.
-    let bad = std::mem::take(&mut *lock(&run.bad_chunks));
-    let recorded = damage::record(job, &bad, monitor).map(drop);
+    let recorded = run.record();
     let report = run.report();
     match (result, recorded) {
         (Ok(()), Err(error)) => {
@@ -123,6 +124,7 @@ struct Run<'r> {
     written: AtomicU64,
     lost: Mutex<Vec<(u64, u64)>>,
     bad_chunks: Mutex<Vec<ChunkId>>,
+    is_map_damaged: AtomicBool,
 }
 
 /// A piece of the image, ready to be written.
@@ -134,6 +136,14 @@ enum Piece<'s> {
 }
 
 impl Run<'_> {
+    /// Records the damage that was met.
+    fn record(&self) -> Result<()> {
+        if self.is_map_damaged.load(Ordering::Relaxed) {
+            self.job.distrust(&BTreeSet::from([self.revision.id.clone()]))?;
+        }
+        damage::record(self.job, &lock(&self.bad_chunks), self.monitor).map(drop)
+    }
+
     fn report(&self) -> RestoreReport {
         let mut lost = lock(&self.lost).clone();
         lost.sort_unstable();
@@ -216,15 +226,24 @@ impl Run<'_> {
         }
     }
 
-    /// The entries of one page of the map; with `salvage` a damaged page is all lost.
+    /// The entries of one page of the map; with `salvage` a damaged page is all lost. Of a damaged page of bases nothing
+    /// need be lost, and it is told.
     fn page(&self, page: u64) -> Result<Vec<Entry>> {
         match self.image.page(page) {
+            Ok(Page { entries, damage }) => {
+                if let Some(error) = damage {
+                    self.monitor.finding(&Finding::of_revision(self.job.name(), &self.revision.id, error));
+                    self.is_map_damaged.store(true, Ordering::Relaxed);
+                }
+                Ok(entries)
+            }
             Err(error) if error.is_damage() => {
+                self.is_map_damaged.store(true, Ordering::Relaxed);
                 let (start, length) = self.image.page_range(page);
                 self.lose(start, length, None, error)?;
                 Ok(vec![None; length.div_ceil(CHUNK_SIZE) as usize])
             }
-            other => other,
+            Err(error) => Err(error),
         }
     }
 

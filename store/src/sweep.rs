@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use crate::backend::Backend;
 use crate::backend::local::LocalBackend;
 use crate::chunk::ChunkId;
+use crate::chunk::forms;
 use crate::chunk::name::ChunkName;
 use crate::damage;
 use crate::disk;
@@ -327,12 +328,24 @@ impl Sweep<'_> {
                 }
                 Err(error) if error.is_damage() => {
                     self.damaged_map(path, &error)?;
-                    // Where the user goes on in spite of it, half of it is better than nothing.
-                    let halves = [map.read_page(page), map.read_bases(page).map(Option::unwrap_or_default)];
-                    halves.iter().flatten().for_each(|half| self.live.extend(ids(half)));
+                    self.mark_half(&map, page)?;
                 }
                 Err(error) => return Err(error),
             }
+        }
+        Ok(())
+    }
+
+    /// Where the user goes on in spite of a damaged page, half of it is better than nothing. Which deltas of its chunks
+    /// are meant cannot be told, so all that there are stay, with their bases.
+    fn mark_half(&mut self, map: &ChunkMap, page: u64) -> Result<()> {
+        if let Ok(Some(bases)) = map.read_bases(page) {
+            self.live.extend(ids(&bases));
+        }
+        if let Ok(page) = map.read_page(page) {
+            self.live.extend(ids(&page));
+            let files = forms::find(&self.backend, &ids(&page).collect())?;
+            files.into_iter().for_each(|name| self.mark_entries(&[Some(name)]));
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use crate::job::Job;
 use crate::legacy::chunk::OldChunks;
 use crate::monitor::{Finding, Monitor};
 use crate::name::JobName;
-use crate::revision::image::Image;
+use crate::revision::image::{Image, Page};
 use crate::revision::map::{Entry, PAGE_ENTRIES};
 use crate::revision::{Revision, RevisionId, Trust};
 use crate::timestamp::Timestamp;
@@ -119,7 +119,14 @@ impl Verifier<'_> {
         let mut whole = true;
         for page in 0..image.page_count() {
             match image.page(page) {
-                Ok(entries) => whole &= self.page(revision, &image, page, &entries)?,
+                Ok(Page { entries, damage }) => {
+                    // No place of the image is lost by it, and what it named is not kept by a purge that is forced.
+                    if let Some(error) = damage {
+                        self.finding(revision, None, None, error.to_string());
+                        whole = false;
+                    }
+                    whole &= self.page(revision, &image, page, &entries)?;
+                }
                 Err(error) if error.is_damage() => {
                     self.finding(revision, Some(image.page_range(page)), None, error.to_string());
                     whole = false;

@@ -4,6 +4,7 @@
 pub(crate) mod block;
 pub mod cache;
 pub(crate) mod container;
+pub(crate) mod forms;
 pub(crate) mod frame;
 pub(crate) mod id;
 pub mod layout;

@@ -2,13 +2,13 @@
 //! reads revisions reads through this, so that all of it works on both.
 
 use super::Revision;
-use super::map::{ChunkMap, Entry, PAGE_ENTRIES};
+use super::map::{self, ChunkMap, Entry, PAGE_ENTRIES};
 use super::reader::pin;
 use crate::backend::local::LocalBackend;
-use crate::chunk::CHUNK_SIZE;
 use crate::chunk::layout::{chunk_count, chunk_len};
 use crate::chunk::name::ChunkName;
 use crate::chunk::store::{self, PlainChunk, Scratch};
+use crate::chunk::{CHUNK_SIZE, forms};
 use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::legacy::image::OldImage;
@@ -30,6 +30,28 @@ pub(crate) struct Framed {
     pub(crate) backend: LocalBackend,
     /// `None` on a read-only file system.
     _session: Option<Session>,
+}
+
+/// What lies at the places of a page of the map.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) entries: Vec<Entry>,
+    /// Its page of bases is damaged: the entries name the files that there are.
+    pub(crate) damage: Option<Error>,
+}
+
+impl Framed {
+    /// Reads the page of bases beside a page whose entries are `ids`; `None` where there are no deltas. Of a damaged one
+    /// the error comes with bases that do as well: each chunk is verified against its id, whatever file it is read from.
+    pub(crate) fn bases(&self, page: u64, ids: &[u8]) -> Result<(Option<Vec<u8>>, Option<Error>)> {
+        match self.map.read_bases(page) {
+            Err(error) if error.is_damage() => {
+                let files = forms::find(&self.backend, &map::ids(ids).collect())?;
+                Ok((Some(map::bases_of(ids, &files)), Some(error)))
+            }
+            other => Ok((other?, None)),
+        }
+    }
 }
 
 impl Image {
@@ -76,13 +98,18 @@ impl Image {
     }
 
     /// Returns what lies at the places of a page.
-    pub(crate) fn page(&self, page: u64) -> Result<Vec<Entry>> {
+    pub(crate) fn page(&self, page: u64) -> Result<Page> {
         match self {
-            Self::Framed(framed) => framed.map.read_entries(page),
+            Self::Framed(framed) => {
+                let ids = framed.map.read_page(page)?;
+                let (bases, damage) = framed.bases(page, &ids)?;
+                Ok(Page { entries: map::entries_of(&ids, bases.as_deref()).collect(), damage })
+            }
             Self::Old(old) => {
                 let first = page * PAGE_ENTRIES;
                 let end = (first + PAGE_ENTRIES).min(self.chunk_count());
-                Ok((first..end).map(|number| old.get(number).map(ChunkName::full)).collect())
+                let entries = (first..end).map(|number| old.get(number).map(ChunkName::full));
+                Ok(Page { entries: entries.collect(), damage: None })
             }
         }
     }

@@ -8,6 +8,7 @@
 //! Where a chunk is kept as a delta, the map names its base too, in a page of bases beside the page of entries: so maps
 //! alone say what is in use. A map without deltas is of version 1 and has no such pages.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -232,8 +233,18 @@ impl ChunkMap {
     }
 }
 
+/// Returns a page of bases for a page whose own cannot be read, of the files that there are: a chunk that is there in full
+/// needs no base, and of several deltas of one chunk each has the same bytes to give.
+pub(crate) fn bases_of(ids: &[u8], files: &BTreeSet<ChunkName>) -> Vec<u8> {
+    // The full file of a chunk comes first in order, and so last here.
+    let bases: HashMap<_, _> = files.iter().rev().map(|name| (name.id, name.base)).collect();
+    let base = |id: &[u8]| id_of(id).and_then(|id| *bases.get(&id)?);
+    let bytes = |id| base(id).map_or([0; ENTRY_LEN as usize], |base| *base.as_bytes());
+    ids.chunks_exact(ENTRY_LEN as usize).flat_map(bytes).collect()
+}
+
 /// Returns the entries of a page and of its page of bases.
-fn entries_of(ids: &[u8], bases: Option<&[u8]>) -> impl Iterator<Item = Entry> {
+pub(crate) fn entries_of(ids: &[u8], bases: Option<&[u8]>) -> impl Iterator<Item = Entry> {
     let base = move |at| bases.and_then(|bases| id_at(bases, at));
     let places = 0..ids.len() as u64 / ENTRY_LEN;
     places.map(move |at| Some(ChunkName { id: id_at(ids, at)?, base: base(at) }))

@@ -251,12 +251,14 @@ impl RevisionReader {
             Image::Old(old) => return Ok(old.get(number)),
         };
         let page = number / PAGE_ENTRIES;
-        let key = Key::MapPage(*map.seal(), page);
-        let bytes = self
-            .cache
-            .get_or_load(&key, || map.read_page(page).map(Block::from))
-            .map_err(|cause| self.damaged(page * PAGE_ENTRIES * CHUNK_SIZE, cause))?;
-        Ok(map::id_at(&bytes, number % PAGE_ENTRIES))
+        let ids = self.ids(map, page);
+        let ids = ids.map_err(|cause| self.damaged(page * PAGE_ENTRIES * CHUNK_SIZE, cause))?;
+        Ok(map::id_at(&ids, number % PAGE_ENTRIES))
+    }
+
+    /// The ids in a page of the map.
+    fn ids(&self, map: &ChunkMap, page: u64) -> Result<Arc<Block>> {
+        self.cache.get_or_load(&Key::MapPage(*map.seal(), page), || map.read_page(page).map(Block::from))
     }
 
     /// Names the file of the chunk `id`, which lies at a place.
@@ -266,7 +268,14 @@ impl RevisionReader {
             return Ok(ChunkName::full(*id));
         }
         let key = Key::BasePage(*framed.map.seal(), page);
-        let load = || framed.map.read_bases(page).map(|bytes| Block::from(bytes.unwrap_or_default()));
+        let load = || {
+            let ids = self.ids(&framed.map, page)?;
+            let (bases, damage) = framed.bases(page, &ids)?;
+            if let Some(error) = damage {
+                tracing::warn!(job = %self.job, revision = %self.revision, %error, "bases are taken from the names of files");
+            }
+            Ok::<_, Error>(Block::from(bases.unwrap_or_default()))
+        };
         let bytes = self.cache.get_or_load(&key, load)?;
         Ok(ChunkName { id: *id, base: map::id_at(&bytes, number % PAGE_ENTRIES) })
     }

@@ -507,6 +507,64 @@ fn a_frame_that_stays_the_same_is_read_by_the_verify_of_each_that_leans_on_it() 
     assert!(verified(job, &third) && verified(job, &fourth));
 }
 
+#[derive(Default)]
+struct Findings(Mutex<Vec<crate::Finding>>);
+
+impl crate::Monitor for Findings {
+    fn begin(&self, _label: &str, _total_bytes: Option<u64>) {}
+    fn advance(&self, _bytes: u64) {}
+    fn end(&self) {}
+    fn finding(&self, finding: &crate::Finding) {
+        self.0.lock().unwrap().push(finding.clone());
+    }
+}
+
+/// Spoils the only page of bases of a revision's map.
+fn spoil_bases(job: &Job, revision: &Revision) {
+    let path = job.map_path(&revision.id);
+    let mut bytes = std::fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_page_of_bases_is_told_and_loses_nothing() {
+    let Pair { job, images, revisions, delta, .. } = &pair();
+    spoil_bases(job, &revisions[1]);
+    assert!(read(job, &revisions[1]).unwrap() == images[1], "as a mount reads");
+    assert_eq!(restored(job, &revisions[1], false).unwrap(), (images[1].clone(), vec![]));
+    assert_eq!(job.revision(&revisions[1].id).unwrap().trust, Trust::Distrusted);
+    let findings = Findings::default();
+    let report = verify(job, &revisions[..], 2, now(), &findings).unwrap();
+    assert_eq!((report.good, report.bad), (vec![revisions[0].id.clone()], vec![revisions[1].id.clone()]));
+    let findings = findings.0.into_inner().unwrap();
+    let [crate::Finding { range: None, chunk: None, problem, .. }] = &findings[..] else {
+        panic!("{findings:?}")
+    };
+    assert!(problem.contains("page of bases 0"), "{problem}");
+    assert_eq!(std::fs::read_dir(job.repository().root().join("damaged")).unwrap().count(), 0);
+    // Where the delta is lost as well, that chunk is, and no other.
+    disk::remove(&path(job, delta)).unwrap();
+    let (found, lost) = restored(job, &revisions[1], true).unwrap();
+    assert_eq!(lost, [(CHUNK_SIZE, CHUNK_SIZE)]);
+    assert!(found[..CHUNK] == images[1][..CHUNK]);
+}
+
+#[test]
+fn a_purge_keeps_all_that_a_damaged_page_of_bases_may_have_named() {
+    let Pair { job, images, revisions, .. } = &pair();
+    spoil_bases(job, &revisions[1]);
+    forget(job, &revisions[0]);
+    let options = SweepOptions { dry_run: false, force: false, hold_secs: 0, now: now() };
+    let refused = sweep(job.repository(), &options, &crate::Silent);
+    assert!(matches!(refused, Err(Error::SweepRefused { .. })), "{refused:?}");
+    assert_eq!(files(job).len(), 3);
+    // Also when the user goes on.
+    sweep(job.repository(), &SweepOptions { force: true, ..options }, &crate::Silent).unwrap();
+    assert_eq!(files(job).len(), 3);
+    assert!(restored(job, &revisions[1], false).unwrap().0 == images[1]);
+}
+
 #[test]
 fn random_days_come_back_exactly() {
     let (_dir, job) = new_job("web01");
