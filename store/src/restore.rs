@@ -252,8 +252,12 @@ impl Run<'_> {
         let Some(name) = entry else { return Ok(Piece::Hole) };
         let length = chunk_len(self.image.size_bytes(), number);
         let start = number * CHUNK_SIZE;
-        let plain = match self.image.read(number, &name, scratch) {
-            Ok(plain) => plain,
+        let plain = match self.image.read_any(number, &name, scratch) {
+            Ok((plain, None)) => plain,
+            Ok((plain, Some(avoided))) => {
+                self.avoid(&name.id, &avoided);
+                plain
+            }
             Err(error) if error.is_damage() => {
                 self.lose(start, length as u64, Some(name.id), error)?;
                 return Ok(Piece::Hole);
@@ -269,6 +273,16 @@ impl Run<'_> {
             )?;
         }
         Ok(Piece::Data(plain.data))
+    }
+
+    /// Notes damage that loses nothing, since the chunk has another file.
+    fn avoid(&self, chunk: &ChunkId, error: &Error) {
+        lock(&self.bad_chunks).push(error.damaged_chunk().unwrap_or(*chunk));
+        let problem = format!("{error}; what it lacks was taken from another file of the chunk");
+        self.monitor.finding(&Finding {
+            chunk: Some(*chunk),
+            ..Finding::of_revision(self.job.name(), &self.revision.id, problem)
+        });
     }
 
     /// Notes a lost range, or fails when nothing may be lost.

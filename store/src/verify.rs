@@ -120,7 +120,7 @@ impl Verifier<'_> {
         for page in 0..image.page_count() {
             match image.page(page) {
                 Ok(Page { entries, damage }) => {
-                    // No place of the image is lost by it, and what it named is not kept by a purge that is forced.
+                    // No place of the image is lost by it, but no purge knows any more what it named.
                     if let Some(error) = damage {
                         self.finding(revision, None, None, error.to_string());
                         whole = false;

@@ -45,6 +45,14 @@ pub(crate) fn open(backend: &dyn Backend, name: &ChunkName) -> Result<OpenChunk>
     }
 }
 
+/// Opens just this file of a chunk, and what it leans on.
+pub(crate) fn open_form(backend: &dyn Backend, name: &ChunkName) -> Result<OpenChunk> {
+    match &name.base {
+        Some(base) => open_delta(backend, name, base),
+        None => open_file(backend, name),
+    }
+}
+
 fn open_delta(backend: &dyn Backend, name: &ChunkName, base: &ChunkId) -> Result<OpenChunk> {
     let mut chunk = open_file(backend, name)?;
     chunk.base = Some(match open_file(backend, &ChunkName::full(*base)) {
@@ -293,7 +301,7 @@ impl std::fmt::Debug for Scratch {
 /// The frames of one chunk after reading all of it.
 pub(crate) struct PlainChunk<'s> {
     /// The bytes; zeros where a frame was bad.
-    pub(crate) data: &'s [u8],
+    pub(crate) data: &'s mut [u8],
     /// Numbers and errors of the frames that could not be read.
     pub(crate) bad: Vec<(usize, Error)>,
 }
@@ -323,7 +331,7 @@ impl Scratch {
         plain.resize(CHUNK_LEN, 0);
         let bad = self.read_into(chunk, &mut plain[..chunk.plain_len()]);
         self.plain = plain;
-        PlainChunk { data: &self.plain[..chunk.plain_len()], bad }
+        PlainChunk { data: &mut self.plain[..chunk.plain_len()], bad }
     }
 
     /// Reads what can be read of a chunk into `out`, which has its length; returns numbers and errors of the frames

@@ -152,7 +152,7 @@ impl OldImage {
                 drop(error);
             }
         }
-        Ok(PlainChunk { data: &plain[..expected], bad })
+        Ok(PlainChunk { data: &mut plain[..expected], bad })
     }
 
     /// Refuses a chunk of `stored` bytes that ends before its place does, unless it is the last one.

@@ -1,18 +1,23 @@
 //! The image of a revision as it is stored: ours, chunks of frames below a sealed map, or the original's. Whoever
 //! reads revisions reads through this, so that all of it works on both.
 
+use std::collections::HashSet;
+
 use super::Revision;
 use super::map::{self, ChunkMap, Entry, PAGE_ENTRIES};
 use super::reader::pin;
 use crate::backend::local::LocalBackend;
-use crate::chunk::layout::{chunk_count, chunk_len};
+use crate::chunk::layout::{chunk_count, chunk_len, frame_len};
 use crate::chunk::name::ChunkName;
-use crate::chunk::store::{self, PlainChunk, Scratch};
-use crate::chunk::{CHUNK_SIZE, forms};
+use crate::chunk::store::{self, FrameScratch, OpenChunk, PlainChunk, Scratch};
+use crate::chunk::{CHUNK_SIZE, ChunkId, FRAME_LEN, forms};
 use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::legacy::image::OldImage;
 use crate::session::Session;
+
+/// So many files of a damaged chunk are open at once.
+const FORMS_MAX: usize = 8;
 
 /// An image that is open. As long as it is, its chunks stay.
 #[derive(Debug)]
@@ -51,6 +56,46 @@ impl Framed {
             }
             other => Ok((other?, None)),
         }
+    }
+
+    /// Opens the file of a chunk that the map names, whose length is known.
+    fn open_chunk(&self, name: &ChunkName, length: usize) -> Result<OpenChunk> {
+        let chunk = store::open(&self.backend, name)?;
+        if chunk.plain_len() == length {
+            return Ok(chunk);
+        }
+        let reason = format!("it holds {} bytes where the image has {length}", chunk.plain_len());
+        Err(Error::ChunkCorrupt { id: name.id, reason })
+    }
+
+    /// Opens all files of a chunk, whoever they were written for: for what the one that the map names cannot give. What
+    /// cannot be opened is none.
+    pub(crate) fn open_forms(&self, id: &ChunkId, length: usize) -> Vec<OpenChunk> {
+        let files = forms::find(&self.backend, &HashSet::from([*id])).unwrap_or_default();
+        let opened = files.iter().filter_map(|name| store::open_form(&self.backend, name).ok());
+        opened.filter(|chunk| chunk.plain_len() == length).take(FORMS_MAX).collect()
+    }
+
+    /// Takes the bad frames of a chunk from other files of it; returns the first error that was got around so.
+    fn mend(&self, id: &ChunkId, plain: &mut PlainChunk<'_>) -> Option<Error> {
+        if plain.bad.is_empty() {
+            return None;
+        }
+        let length = plain.data.len();
+        let forms = self.open_forms(id, length);
+        let mut scratch = FrameScratch::new();
+        let mut mended = None;
+        for (number, error) in std::mem::take(&mut plain.bad) {
+            let start = number * FRAME_LEN;
+            let out = &mut plain.data[start..start + frame_len(length, number)];
+            if forms.iter().any(|form| form.read_frame(number, &mut scratch, out).is_ok()) {
+                mended.get_or_insert(error);
+            } else {
+                out.fill(0);
+                plain.bad.push((number, error));
+            }
+        }
+        mended
     }
 }
 
@@ -125,12 +170,31 @@ impl Image {
             Self::Framed(framed) => framed,
             Self::Old(old) => return old.read(number, &name.id, scratch),
         };
-        let chunk = store::open(&framed.backend, name)?;
-        let (found, expected) = (chunk.plain_len(), chunk_len(self.size_bytes(), number));
-        if found != expected {
-            let reason = format!("it holds {found} bytes where the image has {expected}");
-            return Err(Error::ChunkCorrupt { id: name.id, reason });
-        }
+        let chunk = framed.open_chunk(name, chunk_len(self.size_bytes(), number))?;
         Ok(scratch.salvage(&chunk))
+    }
+
+    /// As [`Image::read`], and what cannot be read so is taken from any file of the chunk that there is. Returns also the
+    /// first error that was got around: that file is damaged, and a purge may take the other one.
+    pub(crate) fn read_any<'s>(
+        &self,
+        number: u64,
+        name: &ChunkName,
+        scratch: &'s mut Scratch,
+    ) -> Result<(PlainChunk<'s>, Option<Error>)> {
+        let Self::Framed(framed) = self else {
+            return self.read(number, name, scratch).map(|plain| (plain, None));
+        };
+        let length = chunk_len(self.size_bytes(), number);
+        let (chunk, avoided) = match framed.open_chunk(name, length) {
+            Err(error) if error.is_damage() => match framed.open_forms(&name.id, length).pop() {
+                Some(other) => (other, Some(error)),
+                None => return Err(error),
+            },
+            other => (other?, None),
+        };
+        let mut plain = scratch.salvage(&chunk);
+        let mended = framed.mend(&name.id, &mut plain);
+        Ok((plain, avoided.or(mended)))
     }
 }

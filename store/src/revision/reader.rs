@@ -12,7 +12,7 @@ use crate::chunk::block::Block;
 use crate::chunk::cache::{FrameCache, Key};
 use crate::chunk::layout::{chunk_len, frame_len};
 use crate::chunk::name::ChunkName;
-use crate::chunk::store::{self, Scratch, SharedChunk};
+use crate::chunk::store::{self, OpenChunk, Scratch, SharedChunk};
 use crate::chunk::{CHUNK_LEN, CHUNK_SIZE, ChunkId, FRAME_SIZE};
 use crate::error::{Error, Result};
 use crate::job::Job;
@@ -300,9 +300,23 @@ impl RevisionReader {
     }
 
     fn load_frame(&self, number: u64, id: &ChunkId, frame: usize) -> Result<Block> {
-        let chunk = self.open_chunk(number, id)?;
+        let opened = self.open_chunk(number, id);
+        let error = match opened.and_then(|chunk| self.read_frame(&chunk, frame)) {
+            Err(error) if error.is_damage() => error,
+            other => return other,
+        };
+        // What is repaired meanwhile is to be seen.
+        self.cache.forget_chunk(self.store, id);
+        let Image::Framed(framed) = &self.image else { return Err(error) };
+        let forms = framed.open_forms(id, self.chunk_len(number));
+        let data = forms.iter().find_map(|form| self.read_frame(form, frame).ok()).ok_or(error)?;
+        tracing::warn!(job = %self.job, revision = %self.revision, chunk = %id, frame, "read from another file of the chunk");
+        Ok(data)
+    }
+
+    fn read_frame(&self, chunk: &OpenChunk, frame: usize) -> Result<Block> {
         let mut data = self.cache.buffer(frame_len(chunk.plain_len(), frame));
-        SCRATCH.with_borrow_mut(|scratch| scratch.read_frame(&chunk, frame, data.as_mut()))?;
+        SCRATCH.with_borrow_mut(|scratch| scratch.read_frame(chunk, frame, data.as_mut()))?;
         Ok(data)
     }
 

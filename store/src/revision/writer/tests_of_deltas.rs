@@ -566,6 +566,50 @@ fn a_purge_keeps_all_that_a_damaged_page_of_bases_may_have_named() {
 }
 
 #[test]
+fn what_one_file_of_a_chunk_cannot_give_is_read_from_another_and_told() {
+    let harms: [fn(&Job, &str); 3] = [
+        |job, full| flip(job, full, 10),
+        |job, full| std::fs::write(path(job, full), b"").unwrap(),
+        |job, full| disk::remove(&path(job, full)).unwrap(),
+    ];
+    for (number, harm) in harms.into_iter().enumerate() {
+        let Pair { job, images, revisions, delta, .. } = &pair();
+        // The same chunk in full, for another job.
+        let other = new_job_beside(job, "web02");
+        let whole = write_revision(&other, &images[1], None);
+        let (full, _) = delta.split_once('.').unwrap();
+        harm(job, full);
+        assert!(read(&other, &whole).unwrap() == images[1], "{number}: as a mount reads");
+        assert_eq!(restored(&other, &whole, false).unwrap(), (images[1].clone(), vec![]), "{number}");
+        assert_eq!(other.revision(&whole.id).unwrap().trust, Trust::Distrusted, "{number}: it is told");
+        assert!(job.repository().damage_mark(&ChunkId::parse(full).unwrap()).exists());
+        // Nothing keeps the delta for it.
+        assert!(!verified(&other, &whole), "{number}");
+        assert_eq!(restored(job, &revisions[1], false).unwrap().0, images[1], "{number}");
+        let again = write_revision(&other, &images[1], Some(whole.clone()));
+        for (job, revision) in [(&other, &whole), (&other, &again), (job, &revisions[1])] {
+            assert!(verified(job, revision), "{number}");
+        }
+    }
+}
+
+#[test]
+fn two_damaged_files_of_a_chunk_lose_only_the_frames_that_are_bad_in_both() {
+    let Pair { job, images, delta, .. } = &pair();
+    let other = new_job_beside(job, "web02");
+    let whole = write_revision(&other, &images[1], None);
+    let (full, base) = delta.split_once('.').unwrap();
+    // The last frame of both, and one of each. Frame 5 is the one that the delta has itself.
+    [10, CHUNK - 5 * FRAME - 9].into_iter().for_each(|from_end| flip(job, full, from_end));
+    [10, CHUNK - 20 * FRAME].into_iter().for_each(|from_end| flip(job, base, from_end));
+    let (found, lost) = restored(&other, &whole, true).unwrap();
+    let last = 2 * CHUNK_SIZE - FRAME_SIZE;
+    assert_eq!(lost, [(last, FRAME_SIZE)]);
+    assert!(found[..last as usize] == images[1][..last as usize]);
+    assert!(crate::chunk::is_zero(&found[last as usize..]));
+}
+
+#[test]
 fn random_days_come_back_exactly() {
     let (_dir, job) = new_job("web01");
     let length = 2 * CHUNK + 3 * FRAME + 777;
