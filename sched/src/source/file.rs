@@ -7,6 +7,10 @@
 //!
 //! Holes are found with `SEEK_DATA` and `SEEK_HOLE` and never read. Where the file system does not know
 //! them, all is data; the store recognises zeros by itself.
+//!
+//! The workers read at several places of one open file, which the kernel's own reading ahead takes for random reads
+//! where its window is small. So each worker, before it begins with a chunk, asks for the one that is next for it, as
+//! long as anything comes from the disk: asking for what lies in memory would cost a tenth of comparing it.
 
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
@@ -18,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use backy_store::{ChunkCheck, Monitor, Revision, RevisionId, Timestamp};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::sys::resource::{UsageWho, getrusage};
 
 use super::{ChunkPutter, CopyMode, CopyStats, ImageSink, Snapshot, Source};
 use crate::chunks;
@@ -114,6 +119,15 @@ impl FileSnapshot {
         Error::SourceRead { name: self.name.clone(), offset, source }
     }
 
+    /// Lets the kernel fetch a chunk while another one is worked on. What it has already is not read again.
+    fn fetch(&self, chunk: &Range<u64>) {
+        let (Ok(start), Ok(length)) = (chunk.start.try_into(), (chunk.end - chunk.start).try_into()) else {
+            return;
+        };
+        // Only advice, too.
+        let _ = posix_fadvise(&self.file, start, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+    }
+
     /// Returns the parts of a chunk that hold data.
     fn parts(&self, chunk: &Range<u64>) -> Result<Vec<Range<u64>>> {
         extents::data_inside(&FileSeeker(&self.file), chunk.clone())
@@ -203,9 +217,16 @@ impl Snapshot for FileSnapshot {
         let runs = extents::chunks_with_data(&FileSeeker(&self.file), self.size_bytes)
             .map_err(|source| self.read_error(0, source))?;
         let bytes_read = AtomicU64::new(0);
-        let start = || Ok((to.chunk_putter()?, vec![0; chunks::length(&chunks::range(0, self.size_bytes))]));
-        let step = |(putter, buf): &mut (Box<dyn ChunkPutter + '_>, Vec<u8>), number| {
+        let start = || {
+            let buf = vec![0; chunks::length(&chunks::range(0, self.size_bytes))];
+            Ok((to.chunk_putter()?, buf, DiskReads::new()))
+        };
+        let step = |(putter, buf, disk): &mut (Box<dyn ChunkPutter + '_>, Vec<u8>, DiskReads), number| {
             if extents::contains(&runs, number) {
+                let ahead = number.saturating_add(threads as u64);
+                if disk.is_read() && extents::contains(&runs, ahead) {
+                    self.fetch(&chunks::range(ahead, self.size_bytes));
+                }
                 let read = self.copy_chunk(number, base.is_some(), to, &mut **putter, buf)?;
                 bytes_read.fetch_add(read, Ordering::Relaxed);
             } else {
@@ -279,6 +300,26 @@ impl Snapshot for FileSnapshot {
             }
             Err(error) => Err(unusable(error)),
         }
+    }
+}
+
+/// Whether a thread reads from a disk, or finds all in memory.
+#[derive(Debug)]
+struct DiskReads {
+    /// Blocks that the thread had read until it was asked last.
+    blocks: i64,
+}
+
+impl DiskReads {
+    /// Begins as if something had been read.
+    fn new() -> Self {
+        Self { blocks: -1 }
+    }
+
+    /// Whether the calling thread has read or fetched anything from a disk since the last question.
+    fn is_read(&mut self) -> bool {
+        let blocks = getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.block_reads());
+        std::mem::replace(&mut self.blocks, blocks) != blocks
     }
 }
 

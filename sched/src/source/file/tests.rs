@@ -236,3 +236,40 @@ fn a_block_device_is_read_to_its_end() {
     assert_eq!(facts["kind"], "block device");
     assert!(!facts.contains_key("mtime"));
 }
+
+#[test]
+fn a_thread_asks_ahead_at_first_and_as_long_as_it_reads_from_a_disk() {
+    // A thread of its own, whose reads nobody else counts into.
+    let answers = std::thread::spawn(|| {
+        let mut disk = DiskReads::new();
+        [disk.is_read(), disk.is_read(), disk.is_read()]
+    });
+    assert_eq!(answers.join().unwrap(), [true, false, false], "nothing was read");
+}
+
+#[test]
+fn what_was_fetched_ahead_is_not_read_from_the_disk_again() {
+    let data = vec![7; chunks::length(&(0..C))];
+    // Below the target directory: what lies in memory only is on no disk.
+    let dir = TempDir::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let disk = Disk { dir };
+    std::fs::write(disk.path(), &data).unwrap();
+    let file = File::open(disk.path()).unwrap();
+    file.sync_all().unwrap();
+    let cooled = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    assert_eq!(cooled, Ok(()));
+    let read = std::thread::spawn(move || {
+        let snapshot = disk.open();
+        let mut reads = DiskReads::new();
+        reads.is_read();
+        snapshot.fetch(&(0..C));
+        let fetched = reads.is_read();
+        let mut buf = vec![0; data.len()];
+        snapshot.read_at(0, &mut buf).unwrap();
+        assert!(buf == data);
+        (fetched, reads.is_read())
+    });
+    let (fetched, read_again) = read.join().unwrap();
+    // Where the file system does not count, as in memory, nothing was fetched, and nothing is asked for.
+    assert!(!read_again, "fetched: {fetched}");
+}
