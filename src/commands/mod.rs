@@ -31,7 +31,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use backy_sched::JobConfig;
-use backy_sched::source::rbd::Environment;
+use backy_sched::source::rbd::{Environment, Patience};
 use backy_store::{Job, Listing, Location, Repository, Revision, Zone};
 use clap::CommandFactory as _;
 
@@ -179,6 +179,7 @@ pub(crate) fn ceph_environment() -> Environment {
         ceph_args: text("CEPH_ARGS"),
         cluster: text("CEPH_CLUSTER"),
         consul: text("CONSUL_HTTP_ADDR"),
+        patience: Patience::default(),
     }
 }
 

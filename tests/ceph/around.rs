@@ -7,6 +7,8 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use backy_sched::source::rbd::{Environment, Patience};
+
 use crate::cluster;
 use crate::cluster::Change::Write;
 use crate::cluster::{Disk, noise};
@@ -179,9 +181,30 @@ fn without_consul_the_snapshot_is_made_all_the_same_and_without_an_image_nobody_
     scene.must_restore_all();
 }
 
-/// Nobody answers the request: after as long as the original waits, 90 seconds, we do.
+/// Nobody answers the request: after the time that there is for it, we take the snapshot.
 #[test]
 fn a_request_that_nobody_answers_is_given_up() {
+    let cluster = cluster!();
+    let disk = cluster.image(C, &[]);
+    let consul = Consul::start(None);
+    let conf = format!("{}\nconf: {}", source(&consul.address), cluster.conf.display());
+    let scene = Scene::new(&disk, &conf);
+    let millis = Duration::from_millis;
+    let patience = Patience { first: millis(300), between: millis(200), at_most: millis(1500) };
+    let begun = Instant::now();
+    let report = scene.backup_in_process(Environment { patience, ..Environment::default() });
+    assert!(begun.elapsed() > patience.at_most);
+    assert_eq!(report.revision.source["mode"], "full");
+    assert_eq!(disk.snapshots(), [format!("backy-{}", report.revision.id)]);
+    assert_eq!(
+        consul.calls(),
+        ["PUT snapshot/", "GET snapshot/keys", "GET snapshot/raw", "DELETE snapshot/"]
+    );
+}
+
+/// The same with the patience of the original, which is that of the program.
+#[test]
+fn a_request_that_nobody_answers_is_given_up_after_as_long_as_the_original_waits() {
     let cluster = cluster!();
     if std::env::var_os("BACKY_TEST_SLOW").is_none() {
         println!("skipped: it takes 93 seconds; set BACKY_TEST_SLOW");

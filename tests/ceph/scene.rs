@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use backy_sched::JobConfig;
+use backy_sched::backup::{self, BackupReport, BackupRequest};
+use backy_sched::source::rbd::Environment;
+use backy_store::{Repository, Silent, Tag, Timestamp};
 use backy_testkit::{Image, Run, World};
 use serde_json::Value;
 
@@ -64,6 +68,16 @@ impl Scene {
         let id = self.backup(disk);
         assert_eq!(self.revision(&id)["mode"], mode);
         id
+    }
+
+    /// Backs up with the libraries alone. `conf` of the source must say where the cluster is.
+    pub(crate) fn backup_in_process(&self, environment: Environment) -> BackupReport {
+        let job = Repository::discover(&self.world.job()).unwrap().into_job().unwrap();
+        let config = JobConfig::load(&job.config_path()).unwrap();
+        let tags = Tag::parse_list("daily").unwrap();
+        let request =
+            BackupRequest { tags, force_tags: false, threads: 2, clock: Timestamp::now, environment };
+        backup::run(&job, &config, &request, &Silent).unwrap()
     }
 
     /// Runs a backup that must fail: with an error that says `part`, without a revision, and with tidy snapshots.

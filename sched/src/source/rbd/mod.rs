@@ -16,6 +16,7 @@ mod error;
 mod examine;
 mod hooks;
 mod library;
+mod patience;
 mod snapshot;
 mod stream;
 mod target;
@@ -23,7 +24,7 @@ mod tool;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use backy_librbd::{Access, Cluster};
 use backy_store::{Monitor, RevisionId, Silent};
@@ -31,9 +32,10 @@ use backy_store::{Monitor, RevisionId, Silent};
 pub use self::error::RbdError;
 pub use self::examine::{examine, user_of};
 use self::hooks::Hooks;
+pub use self::patience::Patience;
 use self::snapshot::RbdSnapshot;
 pub use self::target::{RbdTarget, open_target};
-use self::tool::RbdTool;
+use self::tool::{RbdTool, SnapshotInfo};
 use super::consul::Consul;
 use super::{RbdConfig, ReadWith, Snapshot, Source};
 use crate::error::{Error, Result};
@@ -56,6 +58,8 @@ pub struct Environment {
     pub cluster: Option<String>,
     /// Where Consul is (`CONSUL_HTTP_ADDR`).
     pub consul: Option<String>,
+    /// How long to wait for what was asked for there. No variable says so: only tests wait less.
+    pub patience: Patience,
 }
 
 impl Environment {
@@ -73,21 +77,6 @@ impl Environment {
 fn snapshot_name(id: &RevisionId) -> String {
     format!("{SNAPSHOT_PREFIX}{id}")
 }
-
-/// How long to wait for a snapshot that was asked for through Consul.
-#[derive(Clone, Copy, Debug)]
-struct Patience {
-    first: Duration,
-    between: Duration,
-    at_most: Duration,
-}
-
-/// As long as the original waits.
-const PATIENCE: Patience = Patience {
-    first: Duration::from_secs(3),
-    between: Duration::from_secs(2),
-    at_most: Duration::from_secs(90),
-};
 
 /// An RBD image that may or may not be there.
 pub(super) struct RbdSource {
@@ -109,7 +98,7 @@ impl RbdSource {
             let address = config.consul.as_deref().or(environment.consul.as_deref());
             Consul::new(address.unwrap_or(CONSUL_ADDRESS), config.consul_acl_token.clone())
         });
-        Self { config: config.clone(), access, tool, consul, patience: PATIENCE }
+        Self { config: config.clone(), access, tool, consul, patience: environment.patience }
     }
 
     fn hooks(&self) -> Hooks {
@@ -148,18 +137,8 @@ impl RbdSource {
 
     /// Waits until the snapshot is there; `false` when it did not come in time.
     fn wait_for(&self, name: &str, monitor: &dyn Monitor) -> Result<bool> {
-        let begun = Instant::now();
-        let mut wait = self.patience.first;
-        loop {
-            pause(wait, monitor)?;
-            if self.tool.snapshots(monitor)?.iter().any(|snapshot| snapshot.name == name) {
-                return Ok(true);
-            }
-            if begun.elapsed() >= self.patience.at_most {
-                return Ok(false);
-            }
-            wait = self.patience.between;
-        }
+        let is_own = |snapshot: &SnapshotInfo| snapshot.name == name;
+        self.patience.wait(monitor, || Ok(self.tool.snapshots(monitor)?.iter().any(is_own)))
     }
 
     /// Opens the snapshot with librbd where that is wanted and possible.
@@ -188,21 +167,6 @@ impl RbdSource {
                 Ok(None)
             }
         }
-    }
-}
-
-/// Sleeps in turns, so that a wish to stop is heard.
-fn pause(time: Duration, monitor: &dyn Monitor) -> Result<()> {
-    let end = Instant::now() + time;
-    loop {
-        if monitor.cancelled() {
-            return Err(backy_store::Error::Cancelled.into());
-        }
-        let rest = end.saturating_duration_since(Instant::now());
-        if rest.is_zero() {
-            return Ok(());
-        }
-        std::thread::sleep(rest.min(Duration::from_millis(100)));
     }
 }
 
