@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use backy_sched::JobConfig;
 use backy_sched::source::SourceConfig;
+use backy_sched::source::rbd::leftovers::{self, Fate, Leftover};
 use backy_sched::source::rbd::{self, RbdTarget};
 use backy_store::restore::{RestoreOptions, RestoreReport, Target};
 use backy_store::revision::select;
-use backy_store::{Job, Revision, Trust};
+use backy_store::{Job, Monitor as _, Revision, Trust};
 use clap::Args;
 
 use super::{Context, ceph_environment, revisions, thread_count, threads_parser};
@@ -20,6 +21,7 @@ use crate::failure::{Outcome, Result, refused, usage};
 use crate::output::progress::Progress;
 use crate::output::size::human_bytes;
 use crate::output::terminal;
+use crate::output::text::quote;
 
 /// Copies a revision's image to a file, a block device, standard output or a new RBD image, checking every byte.
 #[derive(Args, Debug)]
@@ -58,16 +60,73 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
         threads: thread_count(arguments.threads),
     };
     let progress = Progress::start();
-    let target = match place {
-        Place::Target(target) => target,
-        Place::Rbd(target) => open_rbd(&job, &revision, target, &progress)
-            .with_context(|| format!("cannot restore revision {} of job {}", revision.id, job.name()))?,
+    let (report, begun) = match place {
+        Place::Target(target) => (
+            backy_store::restore::restore(&job, &revision, target, &options, &progress).map_err(Into::into),
+            None,
+        ),
+        Place::Rbd(target) => restore_to_rbd(&job, &revision, target, &options, &progress),
     };
-    let report = backy_store::restore::restore(&job, &revision, target, &options, &progress)
-        .with_context(|| format!("cannot restore revision {} of job {}", revision.id, job.name()))?;
+    if let Ok(report) = &report {
+        note_report(&revision, report);
+    }
+    if let Some(target) = begun {
+        tidy(&target, &job, &progress);
+    }
     drop(progress);
-    note_report(&revision, &report);
+    let report =
+        report.with_context(|| format!("cannot restore revision {} of job {}", revision.id, job.name()))?;
     Ok(Outcome::bad_if(!report.lost.is_empty()))
+}
+
+/// Restores to a new image. If it came so far that it wrote there, the place is returned, however it ended.
+fn restore_to_rbd(
+    job: &Job,
+    revision: &Revision,
+    mut target: Box<RbdTarget>,
+    options: &RestoreOptions,
+    progress: &Progress,
+) -> (anyhow::Result<RestoreReport>, Option<Box<RbdTarget>>) {
+    adopt_source(&mut target, job);
+    match open_rbd(job, revision, &target, progress) {
+        Ok(opened) => {
+            let report = backy_store::restore::restore(job, revision, opened, options, progress);
+            (report.map_err(Into::into), Some(target))
+        }
+        Err(error) => (Err(error), None),
+    }
+}
+
+/// Removes what killed restores to the image have left. That it cannot is no failure of this one.
+fn tidy(target: &RbdTarget, job: &Job, progress: &Progress) {
+    if progress.cancelled() {
+        return;
+    }
+    match leftovers::tidy(target, &ceph_environment(), job.repository(), progress) {
+        Ok(found) => found.iter().for_each(note_leftover),
+        Err(error) => {
+            let error = anyhow::Error::from(error);
+            terminal::warn(format_args!("cannot look for what killed restores have left: {error:#}"));
+        }
+    }
+}
+
+fn note_leftover(found: &Leftover) {
+    let image = &found.image;
+    let words: Vec<_> = found.command.iter().map(|word| quote(word)).collect();
+    let command = words.join(" ");
+    match &found.fate {
+        Fate::Removed => {
+            terminal::note(format_args!("removed {image}, which a restore that was killed had left"))
+        }
+        Fate::IsFilled => terminal::note(format_args!("another restore is filling {image}")),
+        Fate::Unknown => terminal::warn(format_args!(
+            "{image} was begun by a restore that this store does not know; if that is not running any more, `{command}` removes it"
+        )),
+        Fate::Stays(error) => terminal::warn(format_args!(
+            "cannot remove {image}, which a restore that was killed had left: {error}; `{command}` removes it"
+        )),
+    }
 }
 
 /// Where to restore to, as far as it can be told before the revision is known.
@@ -87,23 +146,27 @@ fn place(arguments: &Arguments) -> anyhow::Result<Place> {
     Ok(Place::Rbd(Box::new(RbdTarget::parse(name, arguments.force)?)))
 }
 
-/// Makes the new image. A job whose source is an RBD image says how to reach the cluster.
-fn open_rbd<'m>(
-    job: &Job,
-    revision: &Revision,
-    mut target: Box<RbdTarget>,
-    monitor: &'m Progress,
-) -> anyhow::Result<Target<'m>> {
+/// A job whose source is an RBD image says how to reach the cluster.
+fn adopt_source(target: &mut RbdTarget, job: &Job) {
     if let Ok(JobConfig { source: SourceConfig::Rbd(source), .. }) = JobConfig::load(&job.config_path()) {
         target.config.user = source.user;
         target.config.conf = source.conf;
         target.config.read_with = source.read_with;
         target.config.timeout_secs = source.timeout_secs;
     }
+}
+
+/// Makes the new image.
+fn open_rbd<'m>(
+    job: &Job,
+    revision: &Revision,
+    target: &RbdTarget,
+    monitor: &'m Progress,
+) -> anyhow::Result<Target<'m>> {
     let Some(size) = revision.image_size else {
         return Err(refused(format!("the size of revision {} is not known", revision.id), ""));
     };
-    let opened = rbd::open_target(&target, &ceph_environment(), size, monitor)?;
+    let opened = rbd::open_target(target, &ceph_environment(), job.repository(), size, monitor)?;
     Ok(Target::Image(opened))
 }
 

@@ -13,6 +13,7 @@ mod bad;
 mod changes;
 mod cluster;
 mod crash;
+mod killed;
 mod restore;
 mod scene;
 mod service;

@@ -13,20 +13,21 @@ use crate::scene::{Scene, WAYS};
 const C: u64 = 4 << 20;
 
 /// A name for an image that is not there yet; what is made of it is removed.
-fn new_disk(cluster: &Cluster) -> Disk {
+pub(crate) fn new_disk(cluster: &Cluster) -> Disk {
     let disk = cluster.image(C, &[]);
     disk.remove();
     disk
 }
 
 /// The images whose names begin like this one's.
-fn names(disk: &Disk) -> Vec<String> {
+pub(crate) fn names(disk: &Disk) -> Vec<String> {
     let list: Vec<String> =
         serde_json::from_slice(&disk.cluster.rbd(&["ls", "--format", "json", "rbd"])).unwrap();
     list.into_iter().filter(|name| name.starts_with(&disk.name)).collect()
 }
 
-fn content(disk: &Disk) -> Vec<u8> {
+/// What the image holds.
+pub(crate) fn content(disk: &Disk) -> Vec<u8> {
     disk.cluster.rbd(&["export", "--no-progress", &disk.spec(), "-"])
 }
 

@@ -56,6 +56,11 @@ impl RevisionId {
         Ok(Self::from_bits(u128::from_le_bytes(crate::disk::random_bytes()?)))
     }
 
+    /// Whether it has the form of those that [`RevisionId::random`] makes.
+    pub fn is_random(&self) -> bool {
+        self.0.len() == 22 && self.0.bytes().all(|byte| ALPHABET.contains(&byte))
+    }
+
     /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0

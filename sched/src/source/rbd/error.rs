@@ -108,6 +108,14 @@ pub enum RbdError {
         /// Pool and image.
         image: String,
     },
+    /// The image is open somewhere.
+    #[error("the RBD image {image} is in use")]
+    Busy {
+        /// Pool and image.
+        image: String,
+        /// What `rbd` said.
+        said: String,
+    },
     /// The image to restore to has another size or snapshots.
     #[error("the RBD image {image} cannot be overwritten: {problem}")]
     Unfit {

@@ -15,6 +15,7 @@ pub mod diff;
 mod error;
 mod examine;
 mod hooks;
+pub mod leftovers;
 mod library;
 mod patience;
 mod snapshot;

@@ -4,6 +4,9 @@
 //! writing from each thread through librbd, which is done where the job says `read-with: librbd`. The image is written under
 //! another name and renamed when it is whole, so nobody can take a half restored disk for a good one; what could not be
 //! finished is removed again. With `force` an image without snapshots gives up its name at that moment.
+//!
+//! The other name is noted in the store before the image is made, so that what a killed restore leaves is found
+//! (`leftovers`). Without a note, as on a store that cannot be written, a restore works as well.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -11,12 +14,13 @@ use std::time::Duration;
 
 use backy_librbd::{Cluster, Image};
 use backy_store::restore::ImageTarget;
-use backy_store::{Monitor, Silent};
+use backy_store::{Monitor, Repository, RestoreNote, RevisionId, Silent};
 
 use super::Environment;
 use super::command::Running;
 use super::diff::DiffWriter;
 use super::error::RbdError;
+use super::leftovers;
 use super::tool::RbdTool;
 use crate::error::{Error, Result};
 use crate::source::{RbdConfig, ReadWith};
@@ -43,19 +47,26 @@ impl RbdTarget {
         let config = RbdConfig { pool: pool.join("/"), image: (*image).to_owned(), ..RbdConfig::default() };
         Ok(Self { config, force })
     }
+
+    /// The program for the image.
+    pub(super) fn tool(&self, environment: &Environment) -> RbdTool {
+        let config = &self.config;
+        let limit = Duration::from_secs(config.timeout_secs);
+        RbdTool::new(environment.rbd(), &environment.access(config), limit, &config.pool, &config.image)
+    }
 }
 
-/// Makes the image and opens it for an image of `size_bytes`.
+/// Makes the image and opens it for an image of `size_bytes`. The note of it goes into `store`.
 pub fn open_target<'m>(
     target: &RbdTarget,
     environment: &Environment,
+    store: &Repository,
     size_bytes: u64,
     monitor: &'m dyn Monitor,
 ) -> Result<Box<dyn ImageTarget + 'm>> {
     let config = &target.config;
     let limit = Duration::from_secs(config.timeout_secs);
-    let access = environment.access(config);
-    let tool = RbdTool::new(environment.rbd(), &access, limit, &config.pool, &config.image);
+    let tool = target.tool(environment);
     let replaces = match tool.info(None, monitor) {
         Err(Error::Rbd(RbdError::Missing { .. })) => false,
         Err(error) => return Err(error),
@@ -65,10 +76,8 @@ pub fn open_target<'m>(
     if replaces {
         check_replaceable(&tool, monitor)?;
     }
-    let image = format!("{}.unfinished-{}", config.image, backy_store::RevisionId::random()?);
-    let unfinished = tool.of_image(image);
-    unfinished.create_image(size_bytes, monitor)?;
-    let made = Made { tool: unfinished, wanted: tool, replaces, is_done: false };
+    let made = Made::create(tool, replaces, store, size_bytes, monitor)?;
+    let access = environment.access(config);
     let access = access.or_arguments(environment.ceph_args.as_deref().unwrap_or_default());
     if config.read_with == ReadWith::Librbd {
         let opened = Cluster::connect(&access, limit)
@@ -128,9 +137,33 @@ struct Made {
     wanted: RbdTool,
     replaces: bool,
     is_done: bool,
+    /// Locked as long as this is here or one of our programs runs.
+    note: Option<RestoreNote>,
 }
 
 impl Made {
+    fn create(
+        wanted: RbdTool,
+        replaces: bool,
+        store: &Repository,
+        size_bytes: u64,
+        monitor: &dyn Monitor,
+    ) -> Result<Self> {
+        let id = RevisionId::random()?;
+        let tool = wanted.of_image(leftovers::unfinished_name(&wanted.image, &id));
+        let note = store.note_restore(&id, &tool.spec(None));
+        let note = note.inspect_err(|error| tracing::warn!(%error, "restore-not-noted")).ok();
+        match tool.create_image(size_bytes, monitor) {
+            Ok(()) => Ok(Self { tool, wanted, replaces, is_done: false, note }),
+            // `rbd` answered: there is no image. Otherwise it may come yet, and the note stays.
+            Err(error @ Error::Rbd(RbdError::CommandFailed { .. } | RbdError::Exists { .. })) => {
+                remove_note(note);
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Gives the image its name. It must not be open.
     fn publish(&mut self) -> io::Result<()> {
         let publish = || {
@@ -141,17 +174,29 @@ impl Made {
         };
         publish().map_err(io::Error::other)?;
         self.is_done = true;
+        remove_note(self.note.take());
         Ok(())
     }
 }
 
 impl Drop for Made {
     fn drop(&mut self) {
-        if !self.is_done
-            && let Err(error) = self.tool.remove_image(&Silent)
-        {
-            tracing::warn!(image = %self.tool.spec(None), %error, "unfinished-image-not-removed");
+        if self.is_done {
+            return;
         }
+        match self.tool.remove_image(&Silent) {
+            Ok(()) => remove_note(self.note.take()),
+            Err(error) => {
+                tracing::warn!(image = %self.tool.spec(None), %error, "unfinished-image-not-removed");
+            }
+        }
+    }
+}
+
+/// A note that stays names nothing, and the next restore removes it.
+fn remove_note(note: Option<RestoreNote>) {
+    if let Some(Err(error)) = note.map(RestoreNote::remove) {
+        tracing::warn!(%error, "restore-note-not-removed");
     }
 }
 

@@ -19,6 +19,8 @@ const JSON_BYTES_MAX: usize = 16 << 20;
 const STATUS_MISSING: i32 = 2;
 /// What it says when not the image is missing but the way to the cluster; the status can be the same.
 const NO_CLUSTER: &str = "couldn't connect";
+/// How `rbd` ends when an image is open elsewhere, or was until a moment ago.
+const STATUS_BUSY: i32 = 16;
 /// How `rbd` ends when something is there already.
 const STATUS_EXISTS: i32 = 17;
 
@@ -80,6 +82,13 @@ impl RbdTool {
             Some(snapshot) => format!("{}/{}@{snapshot}", self.pool, self.image),
             None => format!("{}/{}", self.pool, self.image),
         }
+    }
+
+    /// Returns the words of a command for a person to type.
+    pub(super) fn command(&self, words: &[&str]) -> Vec<String> {
+        let program = [self.program.path.to_string_lossy().into_owned()];
+        let own = self.program.arguments.iter().map(|word| word.to_string_lossy().into_owned());
+        program.into_iter().chain(own).chain(words.iter().map(|&word| word.to_owned())).collect()
     }
 
     /// Runs to the end, whatever its status.
@@ -185,10 +194,22 @@ impl RbdTool {
         done.success().map(drop)
     }
 
-    /// Removes an image.
+    /// Removes an image. One that has snapshots or is open somewhere is refused by `rbd`.
     pub(super) fn remove_image(&self, monitor: &dyn Monitor) -> Result<()> {
         let spec = self.spec(None);
-        self.ask(&["rm", "--no-progress", &spec], &spec, monitor).map(drop)
+        let done = self.run(&["rm", "--no-progress", &spec], monitor)?;
+        match done.status.code() {
+            Some(STATUS_BUSY) => Err(RbdError::Busy { image: spec, said: done.said }.into()),
+            _ if is_missing(&done) => Err(RbdError::Missing { image: spec, said: done.said }.into()),
+            _ => done.success().map(drop),
+        }
+    }
+
+    /// Lists the names of the pool's images.
+    pub(super) fn images(&self, monitor: &dyn Monitor) -> Result<Vec<String>> {
+        let (value, command) = self.ask_json(&["ls", "--format", "json", &self.pool], &self.pool, monitor)?;
+        serde_json::from_value(value)
+            .map_err(|_| RbdError::Garbage { command, problem: "it is no list of images".to_owned() }.into())
     }
 
     /// Gives the image another name in the same pool.
