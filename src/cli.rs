@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
     backup, check, client, completion, config, distrust, doctor, expire, find, forget, index, init, mount,
-    peers, purge, restore, scheduler, status, tags, undelete, unmount, upgrade, verify,
+    peers, purge, release, restore, scheduler, status, tags, undelete, unmount, upgrade, verify,
 };
 use crate::failure::EXIT_USAGE;
 use crate::output::nagios;
@@ -79,6 +79,8 @@ pub(crate) enum Command {
     Undelete(undelete::Arguments),
     /// Delete the chunks that no revision needs
     Purge(purge::Arguments),
+    /// Remove the snapshots that the job has at its source
+    Release(release::Arguments),
     /// Note which revisions of the job other servers have
     Pull(peers::Arguments),
     /// Tell other servers which tags of their revisions were changed here
@@ -119,6 +121,7 @@ impl Command {
             Self::Forget(_) => "forget",
             Self::Undelete(_) => "undelete",
             Self::Purge(_) => "purge",
+            Self::Release(_) => "release",
             Self::Pull(_) => "pull",
             Self::Push(_) => "push",
             Self::Upgrade(_) => "upgrade",
@@ -219,6 +222,7 @@ mod tests {
             &["index", "rebuild"],
             &["undelete"],
             &["mount", "/m"],
+            &["release"],
             &["pull"],
             &["push"],
         ] {

@@ -24,6 +24,7 @@ use crate::compare::{self, CompareStats, Difference, Selection};
 use crate::config::{JobConfig, VerifyMode};
 use crate::error::Error;
 use crate::error::Result;
+use crate::release;
 use crate::source::{self, CopyMode, CopyStats, Snapshot, Source, rbd::Environment};
 
 /// What to back up.
@@ -128,17 +129,14 @@ impl Backup<'_> {
         Ok(noted)
     }
 
-    /// Releases every snapshot of this job but that of the newest revision that can be relied on. Those that are noted
-    /// come from this job's runs, finished or not; revisions in the history may be older than the note. After a
-    /// failure what is not seen stays noted: a program that was killed may still come to make it.
+    /// Releases every snapshot of this job but that of the newest revision that can be relied on. After a failure what is
+    /// not seen stays noted: a program that was killed may still come to make it.
     fn release(&self, source: &mut dyn Source, noted: BTreeSet<RevisionId>, is_made: bool) -> Result<()> {
         // Listed again: the run may have added a revision or distrusted some.
         let history = self.job.revisions()?.revisions;
         let keep = choose_base(&history).map(|base| &base.id);
-        let mut own: BTreeSet<RevisionId> = noted.clone();
-        own.extend(history.iter().filter(|revision| revision.is_local()).map(|revision| revision.id.clone()));
-        own.extend(self.job.forgotten()?.into_iter().map(|forgotten| forgotten.revision.id));
-        let there = source.release(&own, keep)?;
+        let own = release::own(self.job, &noted, &history)?;
+        let there = source.release(&own, keep)?.left;
         let still = if is_made { there } else { noted.union(&there).cloned().collect() };
         if still != noted {
             self.job.note_snapshots(self.guard, &still)?;

@@ -37,6 +37,7 @@ pub mod histories;
 mod http;
 mod nearest;
 pub mod policy;
+pub mod release;
 pub mod service;
 pub mod source;
 pub mod tags;

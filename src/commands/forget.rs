@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use anyhow::Context as _;
-use backy_store::Timestamp;
 use backy_store::revision::select;
+use backy_store::{Job, Timestamp};
 use clap::Args;
 
 use super::{Context, join_tags, note_nothing_selected, revisions};
@@ -49,6 +49,18 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     }
     if selected.iter().any(backy_store::Revision::is_local) {
         terminal::note("`backy undelete -r ID` brings them back until they are purged");
+        note_snapshots(&job)?;
     }
     Ok(Outcome::Done)
+}
+
+/// A job without a revision to start from needs no snapshots any more, but only a backup or `release` removes them.
+fn note_snapshots(job: &Job) -> anyhow::Result<()> {
+    let has_base = job.revisions()?.revisions.iter().any(backy_store::Revision::is_fit_as_base);
+    if !has_base && !job.noted_snapshots()?.is_empty() {
+        terminal::note(
+            "the source has a snapshot of this job: the next backup removes it, or `backy release`",
+        );
+    }
+    Ok(())
 }

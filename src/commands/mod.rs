@@ -17,6 +17,7 @@ pub(crate) mod peers;
 pub(crate) mod pull;
 pub(crate) mod purge;
 pub(crate) mod push;
+pub(crate) mod release;
 pub(crate) mod restore;
 pub(crate) mod scheduler;
 pub(crate) mod status;
@@ -84,6 +85,7 @@ fn dispatch(context: &Context, command: Command) -> Result {
         Command::Forget(arguments) => forget::run(context, &arguments),
         Command::Undelete(arguments) => undelete::run(context, &arguments),
         Command::Purge(arguments) => purge::run(context, &arguments),
+        Command::Release(arguments) => release::run(context, &arguments),
         Command::Pull(arguments) => pull::run(context, &arguments),
         Command::Push(arguments) => push::run(context, &arguments),
         Command::Upgrade(arguments) => upgrade::run(context, &arguments),

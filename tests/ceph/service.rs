@@ -79,5 +79,15 @@ fn the_service_backs_images_up_and_reads_only_what_changed() {
     }
     let status = Run::of(&mut world.command_for("disk1", &["status", "--json"])).json();
     assert_eq!(status["revisions"][1]["mode"], "incremental", "{status}");
-    assert_eq!(disk.snapshots(), [format!("backy-{}", ids()[1])], "only that of the newest revision");
+    let last = format!("backy-{}", ids()[1]);
+    assert_eq!(disk.snapshots(), std::slice::from_ref(&last), "only that of the newest revision");
+    // The job is taken out: its directory knows how to get rid of the snapshot.
+    let text = fs::read_to_string(world.path("backy.conf")).unwrap();
+    let (without, _) = text.split_once("jobs:").unwrap();
+    fs::write(world.path("backy.conf"), format!("{without}jobs: {{}}\n")).unwrap();
+    client(&["reload"]).expect(0);
+    until("a hint", || log().contains("`backy release` removes it"));
+    let run = Run::of(&mut world.command_for("disk1", &["release"])).expect(0);
+    assert_eq!(run.line(), format!("removed {}", disk.at(&last)));
+    assert!(disk.snapshots().is_empty());
 }

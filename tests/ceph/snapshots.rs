@@ -155,6 +155,70 @@ fn the_snapshot_of_a_forgotten_revision_goes_with_the_next_run() {
     scene.must_restore_all();
 }
 
+/// What a job is dropped with.
+#[test]
+fn released_snapshots_are_all_of_the_job_and_none_of_others() {
+    let cluster = cluster!();
+    let (disk, mut scene) = Scene::of(&cluster, 4 * C, "auto");
+    let others = ["backy-MPSxF8qWSzaZzDJyRZCYhK", "mine"];
+    for name in others {
+        disk.make_snapshot(name);
+    }
+    write(&disk, 1);
+    let other = Scene::new(&disk, "");
+    let theirs = format!("backy-{}", other.world.ok(&["backup", "daily"]).line());
+    let first = scene.world.ok(&["backup", "daily"]).line();
+    write(&disk, 2);
+    // One that a killed run has left.
+    let run = scene.world.run_with_fault(&["backup", "daily"], "kill:12");
+    assert!(run.was_killed(), "{run}");
+    let count = disk.snapshots().len();
+    assert_eq!(count, 5, "{:?}", disk.snapshots());
+    // The directory knows enough, whatever becomes of the revisions.
+    scene.world.ok(&["forget", "-r", "all"]).says("`backy release`");
+    scene.world.on_store(&["purge", "--now"]).expect(0);
+    let run = scene.world.ok(&["release"]);
+    assert!(run.text().contains(&format!("removed {}\n", disk.at(&format!("backy-{first}")))), "{run}");
+    assert_eq!(run.text().lines().count(), 2, "{run}");
+    let mut expected = vec![others[0].to_owned(), others[1].to_owned(), theirs];
+    expected.sort();
+    assert_eq!(disk.snapshots(), expected);
+    scene.world.ok(&["release"]).says("job web01 has no snapshots at");
+    for name in &expected {
+        disk.remove_snapshot(name);
+    }
+    // It is no end: a job can go on.
+    scene.backup_in(&disk, "full");
+    scene.world.ok(&["release"]);
+    scene.backup_in(&disk, "compared");
+    scene.must_restore_all();
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_released_is_named_and_stays_known() {
+    let cluster = cluster!();
+    let (disk, mut scene) = Scene::of(&cluster, C, "auto");
+    let id = scene.backup(&disk);
+    let snapshot = disk.at(&format!("backy-{id}"));
+    cluster.rbd(&["snap", "protect", &snapshot]);
+    let child = cluster.image(C, &[]);
+    child.remove();
+    cluster.rbd(&["clone", &snapshot, &child.spec()]);
+    scene.world.run(&["release"]).expect(1).says(&format!("{snapshot} is still there"));
+    drop(child);
+    scene.world.ok(&["forget", "-r", "all"]);
+    scene.world.on_store(&["purge", "--now"]).expect(0);
+    scene.world.ok(&["release"]);
+    assert!(disk.snapshots().is_empty());
+    // Nothing is crossed out when nobody answers.
+    scene.expected.clear();
+    let id = scene.backup(&disk);
+    scene.replace_rbd("exit 1");
+    scene.world.run(&["release"]).expect(1).says("cannot remove the snapshots of job web01");
+    scene.restore_rbd();
+    assert_eq!(scene.world.ok(&["release"]).line(), format!("removed {}", disk.at(&format!("backy-{id}"))));
+}
+
 #[test]
 fn damage_of_the_base_is_noticed_and_not_carried_on() {
     let cluster = cluster!();

@@ -225,6 +225,16 @@ fn a_job_with_its_own_store_can_be_moved() {
 }
 
 #[test]
+fn a_job_of_a_file_has_no_snapshots_to_release() {
+    let (world, ids) = world();
+    let run = world.ok(&["release"]).says("job web01 has no snapshots at image.img");
+    assert!(run.stdout.is_empty());
+    let run = world.ok(&["forget", "-r", "all"]);
+    assert!(!run.stderr.contains("release"), "{run}");
+    assert_eq!(run.text().lines().count(), ids.len());
+}
+
+#[test]
 fn a_locked_job_or_store_has_a_status_of_its_own() {
     let (world, _) = world();
     let hold = |path: &str| {
@@ -236,6 +246,7 @@ fn a_locked_job_or_store_has_a_status_of_its_own() {
     let release = |file: fs::File| file.unlock().unwrap();
     let backup = hold("srv/web01/.backup");
     world.run(&["backup", "daily"]).expect(3).says("web01").says("hint: wait");
+    world.run(&["release"]).expect(3).says("cannot remove the snapshots of job web01");
     release(backup);
     let purge = hold("srv/.sweep");
     world.run(&["purge"]).expect(3).says("srv").says("hint: wait");

@@ -5,11 +5,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use backy_store::Timestamp;
+use backy_store::{JobName, Timestamp};
 use tokio::sync::oneshot;
 
 use super::api::Server;
 use super::config::ServiceConfig;
+use super::control::Control as _;
 use super::core::Shared;
 use super::desk::Desk;
 use super::{overdue, supervisor};
@@ -68,6 +69,7 @@ pub(super) fn settle(
             let _ = asker.send(reloaded);
         }
         if is_new {
+            tell_of_snapshots(&Desk(Arc::clone(shared)));
             shared.look_at_all(Timestamp::now());
         }
     }
@@ -83,6 +85,20 @@ fn log(reloaded: &Result<()>) {
             }
         }
         Err(error) => tracing::error!(reason = in_full(error), "configuration refused"),
+    }
+}
+
+/// Names the jobs that are not configured any more and have snapshots at their sources: nothing removes these by itself.
+fn tell_of_snapshots(desk: &Desk) {
+    let has_snapshots = |name: &JobName| {
+        let noted = desk.repository()?.job(name)?.noted_snapshots()?;
+        Ok::<bool, Error>(!noted.is_empty())
+    };
+    for job in desk.dead_jobs().unwrap_or_default() {
+        // What cannot be read is no reason to bother anybody about a job that is over.
+        if has_snapshots(&job).unwrap_or(false) {
+            tracing::warn!(%job, "not configured any more, but its source has a snapshot of it: `backy release` removes it");
+        }
     }
 }
 

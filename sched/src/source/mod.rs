@@ -187,14 +187,19 @@ pub trait Source: Send {
     /// Fixes the source's state under the id of the revision that is to be made of it.
     fn snapshot(&mut self, id: &RevisionId, monitor: &dyn Monitor) -> Result<Box<dyn Snapshot>>;
 
-    /// Drops the snapshots of the revisions `own` but that of `keep`; returns those that are still there.
-    fn release(
-        &mut self,
-        _own: &BTreeSet<RevisionId>,
-        _keep: Option<&RevisionId>,
-    ) -> Result<BTreeSet<RevisionId>> {
-        Ok(BTreeSet::new())
+    /// Drops the snapshots of the revisions `own` but that of `keep`.
+    fn release(&mut self, _own: &BTreeSet<RevisionId>, _keep: Option<&RevisionId>) -> Result<Snapshots> {
+        Ok(Snapshots::default())
     }
+}
+
+/// What became of a job's snapshots, by their revisions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshots {
+    /// Those that were removed.
+    pub removed: BTreeSet<RevisionId>,
+    /// Those that are there: kept, or not to be removed.
+    pub left: BTreeSet<RevisionId>,
 }
 
 /// One state of a disk. Reads the same bytes however often it is read, or notices in `check_unchanged`.

@@ -38,7 +38,7 @@ use self::snapshot::RbdSnapshot;
 pub use self::target::{RbdTarget, open_target};
 use self::tool::{RbdTool, SnapshotInfo};
 use super::consul::Consul;
-use super::{RbdConfig, ReadWith, Snapshot, Source};
+use super::{RbdConfig, ReadWith, Snapshot, Snapshots, Source};
 use crate::error::{Error, Result};
 
 /// What the names of our snapshots begin with; a revision's id follows.
@@ -75,7 +75,7 @@ impl Environment {
 }
 
 /// Returns the name of a revision's snapshot.
-fn snapshot_name(id: &RevisionId) -> String {
+pub fn snapshot_name(id: &RevisionId) -> String {
     format!("{SNAPSHOT_PREFIX}{id}")
 }
 
@@ -208,13 +208,9 @@ impl Source for RbdSource {
     }
 
     /// Removes the snapshots of `own` but that of `keep`. One that cannot be removed does not keep the others.
-    fn release(
-        &mut self,
-        own: &BTreeSet<RevisionId>,
-        keep: Option<&RevisionId>,
-    ) -> Result<BTreeSet<RevisionId>> {
+    fn release(&mut self, own: &BTreeSet<RevisionId>, keep: Option<&RevisionId>) -> Result<Snapshots> {
         let keep = keep.filter(|_| !self.config.full_always);
-        let mut there = BTreeSet::new();
+        let mut found = Snapshots::default();
         // Nobody can stop this part: it must not take long if the cluster hangs.
         let tool = self.tool.with_limit(RELEASE_LIMIT_MAX);
         let snapshots = tool.snapshots(&Silent)?;
@@ -222,14 +218,17 @@ impl Source for RbdSource {
             let name = snapshot_name(id);
             let Some(snapshot) = snapshots.iter().find(|snapshot| snapshot.name == name) else { continue };
             if keep == Some(id) {
-                there.insert(id.clone());
+                found.left.insert(id.clone());
                 continue;
             }
             match tool.remove_snapshot(snapshot, &Silent) {
-                Ok(()) => tracing::info!(image = %self.describe(), snapshot = %name, "snapshot-removed"),
+                Ok(()) => {
+                    tracing::info!(image = %self.describe(), snapshot = %name, "snapshot-removed");
+                    found.removed.insert(id.clone());
+                }
                 Err(error) => {
                     tracing::warn!(image = %self.describe(), snapshot = %name, %error, "snapshot-not-removed");
-                    there.insert(id.clone());
+                    found.left.insert(id.clone());
                     // A cluster that does not answer will not answer for the next one.
                     if matches!(error, Error::Rbd(RbdError::TimeOut { .. })) {
                         return Err(error);
@@ -237,6 +236,6 @@ impl Source for RbdSource {
                 }
             }
         }
-        Ok(there)
+        Ok(found)
     }
 }

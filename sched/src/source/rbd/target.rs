@@ -142,6 +142,7 @@ struct Made {
 }
 
 impl Made {
+    /// Makes an empty image, noted first.
     fn create(
         wanted: RbdTool,
         replaces: bool,
