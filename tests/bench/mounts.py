@@ -50,12 +50,12 @@ class Mount:
             subprocess.run(["umount", "-l", self.mountpoint], check=False, stderr=subprocess.DEVNULL)
 
 
-def dd_twice(mount, path):
-    """The wall time of dd; the CPU seconds of dd and of the process that serves it. Ends the mount."""
+def dd_twice(mount, path, *more):
+    """The wall time of dd; the CPU seconds of dd and of the process that serves it. Ends the mount. `more` is for dd."""
     costs = []
     for _ in range(2):
         before = mount.counters()[1]
-        copy = run("dd", f"if={mount.mountpoint}/{path}", "of=/dev/null", "bs=4M", "status=none")
+        copy = run("dd", f"if={mount.mountpoint}/{path}", "of=/dev/null", "bs=4M", "status=none", *more)
         costs.append(Cost(copy.wall, copy.cpu + mount.counters()[1] - before, 0))
     mount.end()
     return costs

@@ -5,6 +5,7 @@ from bench.cases import backup, ceph, inside, many, original, peers, purge, read
 # In the order in which they run.
 CASES = {
     "first": backup.first,
+    "noise": backup.noise,
     "unchanged": backup.unchanged,
     "restore": backup.restore,
     "dd": reading.dd,

@@ -3,7 +3,7 @@
 import os
 import shutil
 
-from bench.files import files_below, remove
+from bench.files import MIB, files_below, remove
 from bench.measure import run, total
 
 
@@ -17,6 +17,29 @@ def first(bench):
             lambda: total(run("b3sum", bench.data), bench.pack()),
         )  # fmt: skip
     shutil.rmtree(f"{bench.work}/first")
+
+
+def noise(bench):
+    """first backup of what cannot be compressed, against b3sum and cp of it"""
+    image, copy, job = (f"{bench.work}/{name}" for name in ("noise.img", "noise.copy", "noise/bench"))
+    with open(image, "wb") as file:
+        for _ in range(int(bench.options.gib * 1024)):
+            file.write(os.urandom(MIB))
+    run("sync", "-f", image)
+
+    def refer():
+        remove(copy)
+        return total(run("b3sum", image), run("cp", image, copy))
+
+    bench.compare(
+        "first backup of noise, `verify: off`", "b3sum + cp", 1.3,
+        lambda: bench.make_job("noise", image=image), lambda: bench.backup(job), refer,
+    )  # fmt: skip
+    stored = sum(os.path.getsize(path) for path in files_below(f"{bench.work}/noise/chunks"))
+    bench.fact("stored of noise", f"{stored / os.path.getsize(image):.2%}")
+    for path in (image, copy):
+        remove(path)
+    shutil.rmtree(f"{bench.work}/noise")
 
 
 def unchanged(bench):

@@ -5,13 +5,12 @@ import json
 import os
 import random
 import shutil
-import statistics
 import struct
 import subprocess
 import tempfile
 
 from bench.files import FRAME, GIB, MIB
-from bench.measure import Failed, processors, run, say, shell, text_of
+from bench.measure import Failed, median, on_machine, processors, run, say, shell, text_of
 from bench.tools import ROOT
 
 # How backy reads from the cluster.
@@ -30,7 +29,7 @@ def ceph(bench):
             say(f"ceph, {turn + 1} of {bench.options.repeat}")
             for name, cost in one_turn(bench, raw, write, writes_of(size)):
                 costs.setdefault(name, []).append(cost)
-        report(bench, size, {name: statistics.median(cost.wall for cost in list) for name, list in costs.items()})
+        report(bench, size, {name: median(list) for name, list in costs.items()})
 
 
 def writes_of(size):
@@ -41,12 +40,12 @@ def one_turn(bench, raw, write, writes):
     """Yields names and costs of a first backup, an incremental one and a restore in each way, and of their references."""
     touched = f"{bench.work}/rbd.touched"
     run("rbd", "snap", "create", "--no-progress", "rbd/bench@before")
-    yield "export", shell("rbd export-diff --no-progress rbd/bench@before - | b3sum")
+    yield "export", on_machine(lambda: shell("rbd export-diff --no-progress rbd/bench@before - | b3sum"))
     yield "pack", run("zstd", "-q", "-f", "-1", f"-T{processors()}", raw, "-o", touched)
     for way in WAYS:
         make_rbd_job(bench, way)
         os.sync()
-        yield f"first {way}", bench.backup(f"{bench.work}/{way}/bench")
+        yield f"first {way}", on_machine(lambda way=way: bench.backup(f"{bench.work}/{way}/bench"))
     numbers = write(writes)
     run("rbd", "snap", "create", "--no-progress", "rbd/bench@after")
     os.sync()
@@ -69,7 +68,8 @@ def one_turn(bench, raw, write, writes):
             run("rbd", "snap", "rm", "--no-progress", f"rbd/bench@{snap['name']}")
 
 
-def report(bench, size, wall):
+def report(bench, size, costs):
+    wall = {name: cost.wall for name, cost in costs.items()}
     base, both = wall["export"], wall["export"] + wall["pack"]
     bench.fact(f"Ceph, {size / GIB:g} GiB: `rbd export-diff - | b3sum`, and `zstd -1` of the bytes",
                f"{base:.2f} s + {wall['pack']:.2f} s")  # fmt: skip
@@ -77,6 +77,10 @@ def report(bench, size, wall):
         took = wall[f"first {way}"]
         bench.fact(f"Ceph, first backup with {way}",
                    f"{took:.2f} s: {took / base:.2f} times, with zstd {took / both:.2f} times", "1.3 times")  # fmt: skip
+    cpu = [costs[name].cpu for name in ("export", "pack", *(f"first {way}" for way in WAYS))]
+    bench.fact("Ceph, CPU of the machine, OSD included: `export-diff | b3sum`, `zstd -1`, first backups",
+               ", ".join(f"{seconds:.2f} s" for seconds in cpu),
+               f"the first two on {processors()} cores: {sum(cpu[:2]) / processors() / base:.2f} times the wall")  # fmt: skip
     bench.fact(f"Ceph, {writes_of(size)} writes of 64 KiB: `rbd export-diff --from-snap`, and b3sum of the chunks that they touch",
                f"{wall['diff']:.2f} s + {wall['hash']:.2f} s")  # fmt: skip
     for way in WAYS:

@@ -28,6 +28,7 @@ def dd(bench):
             ("decoding on all cores: `restore -`", lambda: [bench.decode(f"{store}/bench")]),
             ("FUSE: zeros from memory", lambda: dd_twice(bench.zeros(size), "zeros")),
             ("backy", lambda: dd_twice(bench.mount(store), "bench/last/image")),
+            ("backy, `iflag=direct`", lambda: dd_twice(bench.mount(store), "bench/last/image", "iflag=direct")),
         ):
             bench.settle()
             for turn, cost in zip(("", ", second read"), measure()):
@@ -38,7 +39,7 @@ def dd(bench):
     ceiling = min(limits, key=rate.get)
     for name, costs in measured.items():
         cost, verdict = median(costs), ""
-        if name == "backy":
+        if name in ("backy", "backy, `iflag=direct`"):
             verdict = f"{rate[name] / rate[ceiling]:.0%} of the lowest limit ({ceiling.split(':')[0]}); at least 80 %"
         elif name == "backy" + second:
             verdict = f"{rate[name] / rate[fuse]:.0%} of FUSE's limit; at least 90 %"
