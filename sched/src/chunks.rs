@@ -42,6 +42,11 @@ pub(crate) fn pieces(chunk: &Range<u64>) -> impl Iterator<Item = Range<u64>> + u
     starts.map(move |start| start..end.min(start + PIECE_SIZE))
 }
 
+/// Returns how many of up to `threads` threads work on `count` chunks.
+pub(crate) fn workers(count: u64, threads: usize) -> usize {
+    threads.clamp(1, THREADS_MAX).min(usize::try_from(count).unwrap_or(usize::MAX))
+}
+
 /// Calls `step` for the numbers 0 to `count`, each once, on up to `threads` threads with a state from
 /// `start` each.
 pub(crate) fn for_each<S>(
@@ -68,9 +73,8 @@ pub(crate) fn for_each<S>(
         }
         Ok(())
     };
-    let threads = threads.clamp(1, THREADS_MAX).min(usize::try_from(count).unwrap_or(usize::MAX));
     thread::scope(|scope| {
-        for _ in 0..threads {
+        for _ in 0..workers(count, threads) {
             scope.spawn(|| {
                 if let Err(error) = work() {
                     stop.store(true, Ordering::Relaxed);

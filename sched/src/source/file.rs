@@ -121,11 +121,15 @@ impl FileSnapshot {
 
     /// Lets the kernel fetch a chunk while another one is worked on. What it has already is not read again.
     fn fetch(&self, chunk: &Range<u64>) {
-        let (Ok(start), Ok(length)) = (chunk.start.try_into(), (chunk.end - chunk.start).try_into()) else {
-            return;
-        };
-        // Only advice, too.
-        let _ = posix_fadvise(&self.file, start, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+        // In pieces: of one request the kernel fetches no more than the device takes at once, which may be little.
+        for piece in chunks::pieces(chunk) {
+            let (Ok(start), Ok(length)) = (piece.start.try_into(), (piece.end - piece.start).try_into())
+            else {
+                return;
+            };
+            // Only advice, too.
+            let _ = posix_fadvise(&self.file, start, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+        }
     }
 
     /// Returns the parts of a chunk that hold data.
@@ -217,13 +221,15 @@ impl Snapshot for FileSnapshot {
         let runs = extents::chunks_with_data(&FileSeeker(&self.file), self.size_bytes)
             .map_err(|source| self.read_error(0, source))?;
         let bytes_read = AtomicU64::new(0);
+        let count = chunks::count(self.size_bytes);
+        let workers = chunks::workers(count, threads) as u64;
         let start = || {
             let buf = vec![0; chunks::length(&chunks::range(0, self.size_bytes))];
             Ok((to.chunk_putter()?, buf, DiskReads::new()))
         };
         let step = |(putter, buf, disk): &mut (Box<dyn ChunkPutter + '_>, Vec<u8>, DiskReads), number| {
             if extents::contains(&runs, number) {
-                let ahead = number.saturating_add(threads as u64);
+                let ahead = number.saturating_add(workers);
                 if disk.is_read() && extents::contains(&runs, ahead) {
                     self.fetch(&chunks::range(ahead, self.size_bytes));
                 }
@@ -235,7 +241,7 @@ impl Snapshot for FileSnapshot {
             monitor.advance(chunks::length(&chunks::range(number, self.size_bytes)) as u64);
             Ok(())
         };
-        chunks::for_each(chunks::count(self.size_bytes), threads, monitor, start, step)?;
+        chunks::for_each(count, threads, monitor, start, step)?;
         let mode = if base.is_some() { CopyMode::Compared } else { CopyMode::Full };
         Ok(CopyStats { bytes_read: bytes_read.into_inner(), mode })
     }
