@@ -5,6 +5,7 @@
 //! | sweep | `<store>/.sweep` | exclusive by a purge |
 //! | backup | `<job>/.backup` | exclusive by a backup, from its first to its last step |
 //! | manifests | `<job>/.manifests` | exclusive for the moments in which manifests change |
+//! | restoring | `<store>/.restoring-<id>` | exclusive by a restore to Ceph and its programs, for life (`restoring.rs`) |
 //! | sessions | `<store>/writers/.lock` | shared while a session begins, exclusive while a purge tells live from dead |
 //! | shard | `<store>/chunks/ab` | shared for "log the id, look", exclusive while a purge deletes there |
 //!
