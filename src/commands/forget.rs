@@ -49,7 +49,10 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     }
     if selected.iter().any(backy_store::Revision::is_local) {
         terminal::note("`backy undelete -r ID` brings them back until they are purged");
-        note_snapshots(&job)?;
+        // All that was asked for is done: what cannot be read now is no failure of it.
+        if let Err(error) = note_snapshots(&job) {
+            tracing::warn!(error = format!("{error:#}"), "snapshots-unknown");
+        }
     }
     Ok(Outcome::Done)
 }

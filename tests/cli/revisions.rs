@@ -235,6 +235,15 @@ fn a_job_of_a_file_has_no_snapshots_to_release() {
 }
 
 #[test]
+fn forgetting_is_done_even_if_nobody_can_say_what_the_source_has() {
+    let (world, ids) = world();
+    fs::create_dir(world.job().join(".snapshots")).unwrap();
+    let run = world.ok(&["forget", "-r", "all"]).says("snapshots-unknown");
+    assert_eq!(run.text().lines().count(), ids.len());
+    assert!(world.ids().is_empty());
+}
+
+#[test]
 fn a_locked_job_or_store_has_a_status_of_its_own() {
     let (world, _) = world();
     let hold = |path: &str| {
