@@ -120,3 +120,29 @@ fn a_configuration_that_hangs_hangs_alone() {
     until("the jobs go on", || server.revisions("vm1").last() != before.last());
     assert_eq!(server.stop(), Some(0));
 }
+
+#[test]
+fn a_former_job_that_hangs_delays_no_reload() {
+    let mut server = Server::new();
+    write_image(&server.world, "image1", 1);
+    server.configure(&[("vm1", "image1", "quick")]);
+    server.start();
+    let former = server.world.store().join("former");
+    fs::create_dir(&former).expect("a directory");
+    fs::write(former.join("config"), "source: {type: rbd, pool: rbd, image: former}\n").expect("write");
+    // Who opens it waits, as for a disk that hangs.
+    let note = former.join(".snapshots");
+    nix::unistd::mkfifo(&note, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    for _ in 0..3 {
+        server.client(&["reload"]).expect(0);
+    }
+    write_image(&server.world, "image2", 2);
+    server.configure(&[("vm2", "image2", "quick")]);
+    server.client(&["reload"]).expect(0);
+    until("the new job runs", || !server.revisions("vm2").is_empty());
+    assert!(!server.log().contains("backy release"), "{}", server.log());
+    // Once it answers, the job is named.
+    fs::write(&note, "MPSxF8qWSzaZzDJyRZCYhK\n").expect("write");
+    until("it is named", || server.log().contains("`backy release` removes it"));
+    fs::remove_file(&note).expect("remove");
+}

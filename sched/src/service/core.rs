@@ -56,6 +56,8 @@ pub(super) struct Shared {
     looking: Mutex<HashMap<JobName, Instant>>,
     /// Numbers the looks, so that what an earlier one saw does not replace what a later one did.
     number: AtomicU64,
+    /// How often it was wanted that former jobs with snapshots are named; 0 when nobody is at it.
+    pub(super) tellings: AtomicU64,
     core: Mutex<Core>,
     /// Wakes the main loop: something was told to the scheduler.
     pub(super) wake: Notify,
@@ -130,6 +132,7 @@ impl Shared {
                 histories,
                 looking,
                 number: AtomicU64::new(1),
+                tellings: AtomicU64::new(0),
                 core,
                 wake: Notify::new(),
                 wanted,

@@ -4,9 +4,11 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use backy_store::{JobName, Timestamp};
 use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 
 use super::api::Server;
 use super::config::ServiceConfig;
@@ -69,8 +71,8 @@ pub(super) fn settle(
             let _ = asker.send(reloaded);
         }
         if is_new {
-            tell_of_snapshots(&Desk(Arc::clone(shared)));
             shared.look_at_all(Timestamp::now());
+            tell_of_snapshots(shared);
         }
     }
     move_api(shared, api)
@@ -89,7 +91,26 @@ fn log(reloaded: &Result<()>) {
 }
 
 /// Names the jobs that are not configured any more and have snapshots at their sources: nothing removes these by itself.
-fn tell_of_snapshots(desk: &Desk) {
+/// Nobody waits for it, for a former job may lie on a disk that hangs. One thread at most is at it; a reload meanwhile
+/// makes it look again.
+fn tell_of_snapshots(shared: &Arc<Shared>) {
+    if shared.tellings.fetch_add(1, Ordering::SeqCst) > 0 {
+        return;
+    }
+    let desk = Desk(Arc::clone(shared));
+    drop(spawn_blocking(move || {
+        loop {
+            let wanted = desk.0.tellings.load(Ordering::SeqCst);
+            name_jobs_with_snapshots(&desk);
+            let told = desk.0.tellings.compare_exchange(wanted, 0, Ordering::SeqCst, Ordering::SeqCst);
+            if told.is_ok() {
+                return;
+            }
+        }
+    }));
+}
+
+fn name_jobs_with_snapshots(desk: &Desk) {
     let has_snapshots = |name: &JobName| {
         let noted = desk.repository()?.job(name)?.noted_snapshots()?;
         Ok::<bool, Error>(!noted.is_empty())
