@@ -1,11 +1,12 @@
 //! Which places outside the store restores are filling: a file `.restoring-<id>` in the store's directory for each, with
-//! the name of the place in it.
+//! the name of the place and the number of its own inode in it.
 //!
 //! The file is there, durably, before the place is made, and goes after the place was finished or removed. It is locked
 //! by the restore for all its life, and by every program that the restore starts, because the lock goes with the open
 //! file that they inherit: while anything can still work on the place, the note is locked. So a note that can be locked
-//! names what a dead restore has left, and neither a pid nor a clock has to be believed. The store knows nothing of the
-//! places themselves.
+//! names what a dead restore has left, and neither a pid nor a clock has to be believed. A copy of a note, as in a store
+//! that was copied during a restore, can be locked by anybody: it is another inode than it says, and names nothing. The
+//! store knows nothing of the places themselves.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -22,8 +23,8 @@ use crate::revision::RevisionId;
 
 /// What the names of notes begin with. No job's name begins with a dot.
 const PREFIX: &str = ".restoring-";
-/// Longest name of a place that is read.
-const PLACE_BYTES_MAX: u64 = 4096;
+/// Longest note that is read.
+const NOTE_BYTES_MAX: u64 = 4096;
 /// How often a new note is begun again.
 const CREATIONS_MAX: usize = 10;
 
@@ -95,12 +96,13 @@ fn is_linked(file: &File, path: &Path) -> Result<bool> {
 }
 
 fn write(file: &File, path: &Path, place: &str, root: &Path) -> Result<()> {
-    disk::append(file, format!("{place}\n").as_bytes(), path)?;
+    let inode = file.metadata().context("examine", path)?.ino();
+    disk::append(file, format!("{place}\n{inode}\n").as_bytes(), path)?;
     disk::sync_file(file, path)?;
     disk::sync_dir(root)
 }
 
-/// Reads one note; `None` if it is not whole, or gone by now.
+/// Reads one note; `None` if it is not whole, a copy, or gone by now.
 fn look_at(path: PathBuf) -> Result<Option<FoundRestore>> {
     let file = match disk::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -109,21 +111,29 @@ fn look_at(path: PathBuf) -> Result<Option<FoundRestore>> {
     // Locked before it is read: what a dead restore wrote does not change any more.
     let is_dead = lock::try_lock(&file, &path)?;
     let mut text = String::new();
-    match (&file).take(PLACE_BYTES_MAX).read_to_string(&mut text) {
+    match (&file).take(NOTE_BYTES_MAX).read_to_string(&mut text) {
         // Somebody else's bytes name nothing of ours.
         Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(None),
         other => other.context("read", &path)?,
     };
     // Its restore may have come to its end between the listing and the lock.
-    if !is_linked(&file, &path)? {
+    let facts = file.metadata().context("examine", &path)?;
+    if facts.nlink() == 0 {
         return Ok(None);
     }
     let dead = is_dead.then_some(RestoreNote { path, _file: file });
-    match text.strip_suffix('\n').filter(|place| !place.is_empty()) {
-        Some(place) => Ok(Some(FoundRestore { place: place.to_owned(), dead })),
-        // The place is made only after the whole line is durable.
+    match parse(&text) {
+        Some((_, inode)) if inode != facts.ino() => Ok(None),
+        Some((place, _)) => Ok(Some(FoundRestore { place: place.to_owned(), dead })),
+        // The place is made only after the whole note is durable.
         None => dead.map_or(Ok(()), RestoreNote::remove).map(|()| None),
     }
+}
+
+/// Takes place and inode out of a note that is whole.
+fn parse(text: &str) -> Option<(&str, u64)> {
+    let (place, inode) = text.strip_suffix('\n')?.split_once('\n')?;
+    Some((place, inode.parse().ok()?)).filter(|_| !place.is_empty())
 }
 
 #[cfg(test)]
@@ -145,12 +155,17 @@ mod tests {
         let note = store.note_restore(&RevisionId::from_bits(1), "rbd/a").unwrap();
         assert_eq!(places(store), [("rbd/a".to_owned(), false)]);
         assert_eq!(store.job_names().unwrap().len(), 1, "it is no job");
+        // A copy is nobody's, though nobody has it locked.
+        let copy = store.root().join(format!("{PREFIX}copy"));
+        std::fs::copy(&note.path, &copy).unwrap();
+        assert_eq!(places(store), [("rbd/a".to_owned(), false)]);
         drop(note);
         assert_eq!(places(store), [("rbd/a".to_owned(), true)]);
         let mut found = store.noted_restores().unwrap();
         assert_eq!(places(store), [("rbd/a".to_owned(), false)], "one alone may deal with it");
         found.pop().unwrap().dead.unwrap().remove().unwrap();
         assert!(places(store).is_empty());
+        assert!(copy.exists(), "it is left alone");
         // Programs that it has started keep it alive. Not in a test of its own: they inherit what others lock, too.
         let note = store.note_restore(&RevisionId::from_bits(2), "rbd/b").unwrap();
         let mut child = Command::new("sleep").arg("100").spawn().unwrap();
@@ -165,8 +180,16 @@ mod tests {
     fn what_is_no_whole_note_names_nothing() {
         let (_dir, job) = new_job("web01");
         let path = |name: &str| job.repository().root().join(format!("{PREFIX}{name}"));
-        let cases =
-            [("a", &b""[..], false), ("b", b"rbd/cut", false), ("c", b"\xff\n", true), ("d", b"\n", false)];
+        let cases = [
+            ("a", &b""[..], false),
+            ("b", b"rbd/cut", false),
+            ("c", b"\xff\n", true),
+            ("d", b"\n", false),
+            ("f", b"rbd/cut\n", false),
+            ("g", b"rbd/cut\n1", false),
+            ("h", b"\n1\n", false),
+            ("i", b"rbd/of-another-inode\n1\n", true),
+        ];
         for (name, bytes, _) in cases {
             std::fs::write(path(name), bytes).unwrap();
         }
