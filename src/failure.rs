@@ -212,6 +212,7 @@ fn rbd_hint(error: &RbdError) -> Option<String> {
             let pool = image.rsplit_once('/').map_or(image.as_str(), |(pool, _)| pool);
             format!("`rbd ls {}` lists the images; was it renamed or removed?", quote(pool))
         }
+        RbdError::PoolMissing { .. } => "`ceph osd pool ls` lists the pools".to_owned(),
         RbdError::ProgramUnusable { .. } => {
             "install the package ceph-common, or set BACKY_RBD to the program".to_owned()
         }

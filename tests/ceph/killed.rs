@@ -209,3 +209,25 @@ fn that_nothing_can_be_removed_or_noted_fails_no_restore() {
     assert!(content(&new) == expected);
     assert_eq!((unfinished(&new).len(), notes(&scene)), (0, 0));
 }
+
+/// `rbd` was killed, or gave up, after the image was made: nothing but the note knows of it.
+#[test]
+fn an_image_stays_known_whose_making_seemed_to_fail() {
+    let cluster = cluster!();
+    let (mut scene, expected, new) = scene(&cluster, 1, "rbd");
+    for end in ["kill -9 $$", "exit 110"] {
+        scene.replace_rbd(&format!("case $1 in create) $RBD \"$@\"; {end} ;; *) exec $RBD \"$@\" ;; esac"));
+        scene.world.run(&["restore", "--to", &to(&new)]).expect(1);
+        let left = unfinished(&new).pop().unwrap();
+        assert_eq!(notes(&scene), 1);
+        scene.restore_rbd();
+        let run = scene.world.ok(&["restore", "--force", "--to", &to(&new)]);
+        run.says(&format!("removed rbd/{left}, which a restore that was killed had left"));
+        assert!(content(&new) == expected);
+        assert_eq!((unfinished(&new).len(), notes(&scene)), (0, 0));
+        new.remove();
+    }
+    // Here there is none, and no note of it.
+    scene.world.run(&["restore", "--to", "rbd:no-such-pool/x"]).expect(1);
+    assert_eq!(notes(&scene), 0);
+}

@@ -88,7 +88,11 @@ fn a_restore_that_fails_leaves_no_image() {
         scene.world.run(&["restore", "--to", &to]).expect(1);
         assert!(names(&new).is_empty(), "{:?}", names(&new));
         scene.restore_rbd();
-        scene.world.run(&["restore", "--to", "rbd:no-such-pool/x"]).expect(1).says("no-such-pool");
+        scene
+            .world
+            .run(&["restore", "--to", "rbd:no-such-pool/x"])
+            .expect(1)
+            .says("there is no pool no-such-pool");
     }
 }
 

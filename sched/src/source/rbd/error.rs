@@ -16,6 +16,12 @@ pub enum RbdError {
         /// What `rbd` said.
         said: String,
     },
+    /// There is no such pool.
+    #[error("there is no pool {pool} in the cluster")]
+    PoolMissing {
+        /// The pool, with its namespace if it has one.
+        pool: String,
+    },
     /// A program cannot be started.
     #[error("cannot start the program {program}")]
     ProgramUnusable {

@@ -156,8 +156,9 @@ impl Made {
         let note = note.inspect_err(|error| tracing::warn!(%error, "restore-not-noted")).ok();
         match tool.create_image(size_bytes, monitor) {
             Ok(()) => Ok(Self { tool, wanted, replaces, is_done: false, note }),
-            // `rbd` answered: there is no image. Otherwise it may come yet, and the note stays.
-            Err(error @ Error::Rbd(RbdError::CommandFailed { .. } | RbdError::Exists { .. })) => {
+            // There is certainly no image of ours. Otherwise it may be there or come yet, whatever `rbd` said: the note
+            // stays, and the next restore removes what it names.
+            Err(error @ Error::Rbd(RbdError::PoolMissing { .. } | RbdError::Exists { .. })) => {
                 remove_note(note);
                 Err(error)
             }

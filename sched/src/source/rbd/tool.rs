@@ -191,6 +191,9 @@ impl RbdTool {
         if done.status.code() == Some(STATUS_EXISTS) {
             return Err(RbdError::Exists { image: spec }.into());
         }
+        if is_missing(&done) {
+            return Err(RbdError::PoolMissing { pool: self.pool.clone() }.into());
+        }
         done.success().map(drop)
     }
 
