@@ -231,3 +231,47 @@ fn an_image_stays_known_whose_making_seemed_to_fail() {
     scene.world.run(&["restore", "--to", "rbd:no-such-pool/x"]).expect(1);
     assert_eq!(notes(&scene), 0);
 }
+
+/// While one restore waits for Ceph to let go of what a dead one has left.
+#[test]
+fn tidying_up_keeps_nobody_from_what_is_left_of_another_image() {
+    let cluster = cluster!();
+    let (mut scene, _, new) = scene(&cluster, 1, "rbd");
+    let other = new_disk(&cluster);
+    let (left, left_of_other) = (leave(&scene, &new), leave(&scene, &other));
+    scene.replace_rbd(
+        "case $1 in rm) touch waits; while [ ! -e go ]; do sleep 0.05; done ;; esac; exec $RBD \"$@\"",
+    );
+    let mut child = start(&scene, &new);
+    let begun = Instant::now();
+    while !scene.world.path("waits").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it does not come to removing");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    scene.restore_rbd();
+    let run = scene.world.ok(&["restore", "--to", &to(&other)]);
+    run.says(&format!("removed rbd/{left_of_other}"));
+    fs::write(scene.world.path("go"), "").unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(!unfinished(&new).contains(&left));
+    assert_eq!(notes(&scene), 0);
+}
+
+#[test]
+fn what_is_gone_is_not_said_to_be_there() {
+    let cluster = cluster!();
+    let (mut scene, _, new) = scene(&cluster, 1, "rbd");
+    let left = leave(&scene, &new);
+    // The list has one that has its name by now. When the image of the dead restore goes, its note cannot.
+    let (ended, store) = (format!("{}.unfinished-{ID}", new.name), scene.world.store());
+    scene.replace_rbd(&format!(
+        "case $1 in ls) $RBD \"$@\" | sed 's/^\\[/[\"{ended}\",/' ;;
+        rm) $RBD \"$@\"; for note in {}/.restoring-*; do rm \"$note\"; mkdir \"$note\"; done ;;
+        *) exec $RBD \"$@\" ;; esac",
+        store.display()
+    ));
+    let run = scene.world.ok(&["restore", "--to", &to(&new)]).says(&format!("removed rbd/{left}"));
+    let run = run.says("restore-note-not-removed");
+    assert!(!run.stderr.contains("cannot remove") && !run.stderr.contains(&ended), "{run}");
+    assert!(unfinished(&new).is_empty());
+}

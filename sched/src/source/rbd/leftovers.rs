@@ -69,12 +69,15 @@ pub fn tidy(
     monitor: &dyn Monitor,
 ) -> Result<Vec<Leftover>> {
     let tool = target.tool(environment);
-    // The notes first: what is dead now makes no image after the listing.
+    // The notes first: what is dead now makes no image after the listing. Those of other images are let go at once: to
+    // another restore they would seem to be of the living.
     let mut notes = store.noted_restores()?;
+    notes.retain(|note| is_to_be(&note.place, &tool));
     let mut names = tool.images(monitor)?;
     names.retain(|name| is_unfinished(name, &tool.image));
     // And again: a restore that has begun since is in the listing, and its note is older than its image.
     let later = if names.is_empty() { Vec::new() } else { store.noted_restores()? };
+    let later: Vec<String> = later.into_iter().map(|note| note.place).collect();
     let begun = Instant::now();
     let mut found = Vec::new();
     for name in names {
@@ -84,16 +87,28 @@ pub fn tidy(
         let fate = match noted {
             Some(FoundRestore { dead: Some(note), .. }) => remove(&unfinished, note, begun, monitor),
             Some(FoundRestore { dead: None, .. }) => Fate::IsFilled,
-            None if later.iter().any(|note| note.place == image) => Fate::IsFilled,
+            None if later.contains(&image) => Fate::IsFilled,
+            // It has begun after the first look at the notes and come to its end before the second.
+            None if is_gone(&unfinished, monitor) => continue,
             None => Fate::Unknown,
         };
         let command = unfinished.command(&["rm", &image]);
         found.push(Leftover { image, fate, command });
     }
-    for note in notes {
-        drop_empty(note, &tool);
-    }
+    // Dead restores that have left nothing. Should one have been on another cluster, its image is named there as one
+    // without a note.
+    notes.into_iter().for_each(|note| remove_note(note.dead));
     Ok(found)
+}
+
+/// Whether `place` is going to be the image of `tool`.
+fn is_to_be(place: &str, tool: &RbdTool) -> bool {
+    let name = place.strip_prefix(&tool.pool).and_then(|rest| rest.strip_prefix('/'));
+    name.is_some_and(|name| is_unfinished(name, &tool.image))
+}
+
+fn is_gone(unfinished: &RbdTool, monitor: &dyn Monitor) -> bool {
+    matches!(unfinished.info(None, monitor), Err(Error::Rbd(RbdError::Missing { .. })))
 }
 
 /// Removes the image of a dead restore. Its clients may seem to be there for a while.
@@ -111,23 +126,20 @@ fn remove(unfinished: &RbdTool, note: RestoreNote, begun: Instant, monitor: &dyn
         }
     };
     monitor.end();
-    match removed.and_then(|()| Ok(note.remove()?)) {
+    match removed {
         Ok(()) => {
             tracing::info!(%image, "unfinished-image-removed");
+            remove_note(Some(note));
             Fate::Removed
         }
         Err(error) => Fate::Stays(error),
     }
 }
 
-/// Removes the note of a dead restore to this image that has left nothing. Should it have been on another cluster, its
-/// image is named there as one without a note.
-fn drop_empty(found: FoundRestore, tool: &RbdTool) {
-    let name = found.place.strip_prefix(&tool.pool).and_then(|rest| rest.strip_prefix('/'));
-    if !name.is_some_and(|name| is_unfinished(name, &tool.image)) {
-        return;
-    }
-    if let Some(Err(error)) = found.dead.map(RestoreNote::remove) {
+/// Removes the note of an image that is not there, or has its name. One that stays names nothing, and the next restore
+/// removes it.
+pub(super) fn remove_note(note: Option<RestoreNote>) {
+    if let Some(Err(error)) = note.map(RestoreNote::remove) {
         tracing::warn!(%error, "restore-note-not-removed");
     }
 }

@@ -20,7 +20,7 @@ use super::Environment;
 use super::command::Running;
 use super::diff::DiffWriter;
 use super::error::RbdError;
-use super::leftovers;
+use super::leftovers::{self, remove_note};
 use super::tool::RbdTool;
 use crate::error::{Error, Result};
 use crate::source::{RbdConfig, ReadWith};
@@ -192,13 +192,6 @@ impl Drop for Made {
                 tracing::warn!(image = %self.tool.spec(None), %error, "unfinished-image-not-removed");
             }
         }
-    }
-}
-
-/// A note that stays names nothing, and the next restore removes it.
-fn remove_note(note: Option<RestoreNote>) {
-    if let Some(Err(error)) = note.map(RestoreNote::remove) {
-        tracing::warn!(%error, "restore-note-not-removed");
     }
 }
 
