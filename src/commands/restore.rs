@@ -71,7 +71,8 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
         note_report(&revision, report);
     }
     if let Some(target) = begun {
-        tidy(&target, &job, &progress);
+        let was_in_vain = !report.as_ref().is_ok_and(|report| report.lost.is_empty());
+        tidy(&target, &job, was_in_vain, &progress);
     }
     drop(progress);
     let report =
@@ -97,12 +98,13 @@ fn restore_to_rbd(
     }
 }
 
-/// Removes what killed restores to the image have left. That it cannot is no failure of this one.
-fn tidy(target: &RbdTarget, job: &Job, progress: &Progress) {
+/// Removes what killed restores to the image have left, or names it after a restore that was in vain: it may be all there
+/// is of the image. That it cannot is no failure of this one.
+fn tidy(target: &RbdTarget, job: &Job, was_in_vain: bool, progress: &Progress) {
     if progress.cancelled() {
         return;
     }
-    match leftovers::tidy(target, &ceph_environment(), job.repository(), progress) {
+    match leftovers::tidy(target, &ceph_environment(), job.repository(), was_in_vain, progress) {
         Ok(found) => found.iter().for_each(note_leftover),
         Err(error) => {
             let error = anyhow::Error::from(error);
@@ -122,6 +124,9 @@ fn note_leftover(found: &Leftover) {
         Fate::IsFilled => terminal::note(format_args!("another restore is filling {image}")),
         Fate::Unknown => terminal::warn(format_args!(
             "{image} was begun by a restore that this store does not know; if that is not running any more, `{command}` removes it"
+        )),
+        Fate::Spared => terminal::warn(format_args!(
+            "{image}, which a restore has left, may be whole: it stays until one ends well"
         )),
         Fate::Stays(error) => terminal::warn(format_args!(
             "cannot remove {image}, which a restore that was killed had left: {error}; `{command}` removes it"

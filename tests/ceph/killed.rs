@@ -275,3 +275,53 @@ fn what_is_gone_is_not_said_to_be_there() {
     assert!(!run.stderr.contains("cannot remove") && !run.stderr.contains(&ended), "{run}");
     assert!(unfinished(&new).is_empty());
 }
+
+/// Between the end of the old image and the new name, what a dead restore leaves is all there is.
+#[test]
+fn what_may_be_the_only_copy_stays_until_a_restore_ends_well() {
+    let cluster = cluster!();
+    for way in WAYS {
+        let (mut scene, expected, new) = scene(&cluster, 2, way);
+        let words = ["restore", "--force", "--to", &to(&new)];
+        scene.world.ok(&words);
+        scene.replace_rbd("case $1 in rename) kill -9 $PPID ;; *) exec $RBD \"$@\" ;; esac");
+        assert!(scene.world.run(&words).was_killed());
+        scene.restore_rbd();
+        let left = unfinished(&new).pop().unwrap();
+        assert_eq!(names(&new), std::slice::from_ref(&left), "the old one is gone");
+        let last = scene.world.chunks().pop().unwrap();
+        let whole = fs::read(&last).unwrap();
+        fs::remove_file(&last).unwrap();
+        let spared = format!("rbd/{left}, which a restore has left, may be whole");
+        scene.world.run(&words).expect(1).says(&spared);
+        scene.world.run(&["restore", "--salvage", "--to", &to(&new)]).expect(1).says(&spared);
+        new.remove();
+        let left = Disk { cluster: cluster.clone(), name: left };
+        assert!(content(&left) == expected);
+        assert_eq!((names(&new), notes(&scene)), (vec![left.name.clone()], 1));
+        fs::write(&last, whole).unwrap();
+        scene.world.ok(&words).says(&format!("removed {}", left.spec()));
+        assert!(content(&new) == expected);
+        assert_eq!((unfinished(&new).len(), notes(&scene)), (0, 0));
+    }
+}
+
+#[test]
+fn an_image_that_cannot_get_its_name_is_whole_and_stays() {
+    let cluster = cluster!();
+    for way in WAYS {
+        let (mut scene, expected, new) = scene(&cluster, 2, way);
+        let words = ["restore", "--force", "--to", &to(&new)];
+        scene.world.ok(&words);
+        scene.replace_rbd("case $1 in rename) exit 110 ;; *) exec $RBD \"$@\" ;; esac");
+        let run = scene.world.run(&words).expect(1).says("whole-image-not-renamed");
+        let left = Disk { cluster: cluster.clone(), name: unfinished(&new).pop().unwrap() };
+        let rename = ["rename", &left.spec(), &new.spec()];
+        assert!(run.stderr.contains(&rename.join(" ")), "{run}");
+        scene.restore_rbd();
+        cluster.rbd(&rename);
+        assert!(content(&new) == expected);
+        scene.world.ok(&words);
+        assert_eq!((unfinished(&new).len(), notes(&scene)), (0, 0));
+    }
+}

@@ -19,11 +19,12 @@ pub(crate) fn new_disk(cluster: &Cluster) -> Disk {
     disk
 }
 
-/// The images whose names begin like this one's.
+/// The image, and those whose names are this one's, a dot and more.
 pub(crate) fn names(disk: &Disk) -> Vec<String> {
     let list: Vec<String> =
         serde_json::from_slice(&disk.cluster.rbd(&["ls", "--format", "json", "rbd"])).unwrap();
-    list.into_iter().filter(|name| name.starts_with(&disk.name)).collect()
+    let is_of = |rest: &str| rest.is_empty() || rest.starts_with('.');
+    list.into_iter().filter(|name| name.strip_prefix(&disk.name).is_some_and(is_of)).collect()
 }
 
 /// What the image holds.
@@ -84,7 +85,10 @@ fn a_restore_that_fails_leaves_no_image() {
         scene.world.run(&["restore", "--to", &to]).expect(1).says("missing");
         assert!(names(&new).is_empty(), "{:?}", names(&new));
         fs::write(&last, whole).unwrap();
-        scene.replace_rbd("case $1 in import-diff|rename) exit 3 ;; *) exec $RBD \"$@\" ;; esac");
+        if way == "librbd" {
+            continue;
+        }
+        scene.replace_rbd("case $1 in import-diff) exit 3 ;; *) exec $RBD \"$@\" ;; esac");
         scene.world.run(&["restore", "--to", &to]).expect(1);
         assert!(names(&new).is_empty(), "{:?}", names(&new));
         scene.restore_rbd();

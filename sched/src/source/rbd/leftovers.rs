@@ -6,7 +6,9 @@
 //! new name, nobody has the image open. An image without a note is of a restore from another store, perhaps on another
 //! host, and stays; what is open in spite of all that is kept by `rbd rm` itself.
 //!
-//! It is done at the end of a restore, which is more urgent, and nothing that goes wrong here makes that one fail.
+//! It is done at the end of a restore, which is more urgent, and nothing that goes wrong here makes that one fail. After one
+//! that has failed, or lost something, nothing is removed: a restore that replaces an image can be killed when the old one
+//! is gone and the new one, whole, has not its name yet. What it has left is the only copy in Ceph then.
 
 use std::time::{Duration, Instant};
 
@@ -46,6 +48,8 @@ pub enum Fate {
     IsFilled,
     /// This store has not heard of its restore.
     Unknown,
+    /// Its restore is dead, and it was left alone.
+    Spared,
     /// Its restore is dead, but it could not be removed.
     Stays(Error),
 }
@@ -61,11 +65,12 @@ fn is_unfinished(name: &str, image: &str) -> bool {
     id.is_some_and(|id| RevisionId::parse(id).is_ok_and(|id| id.is_random()))
 }
 
-/// Removes what dead restores to this image have left.
+/// Looks for what dead restores to this image have left, and removes it unless the restore `was_in_vain`.
 pub fn tidy(
     target: &RbdTarget,
     environment: &Environment,
     store: &Repository,
+    was_in_vain: bool,
     monitor: &dyn Monitor,
 ) -> Result<Vec<Leftover>> {
     let tool = target.tool(environment);
@@ -85,6 +90,7 @@ pub fn tidy(
         let image = unfinished.spec(None);
         let noted = notes.iter().position(|note| note.place == image).map(|at| notes.swap_remove(at));
         let fate = match noted {
+            Some(FoundRestore { dead: Some(_), .. }) if was_in_vain => Fate::Spared,
             Some(FoundRestore { dead: Some(note), .. }) => remove(&unfinished, note, begun, monitor),
             Some(FoundRestore { dead: None, .. }) => Fate::IsFilled,
             None if later.contains(&image) => Fate::IsFilled,

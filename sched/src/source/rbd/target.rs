@@ -3,7 +3,8 @@
 //! All threads decode and feed one `rbd import-diff`, which writes many objects at once; it was measured to be quicker than
 //! writing from each thread through librbd, which is done where the job says `read-with: librbd`. The image is written under
 //! another name and renamed when it is whole, so nobody can take a half restored disk for a good one; what could not be
-//! finished is removed again. With `force` an image without snapshots gives up its name at that moment.
+//! finished is removed again. With `force` an image without snapshots gives up its name at that moment. What is whole and
+//! cannot be given its name stays and is named: the image that it replaces may be gone.
 //!
 //! The other name is noted in the store before the image is made, so that what a killed restore leaves is found
 //! (`leftovers`). Without a note, as on a store that cannot be written, a restore works as well.
@@ -131,12 +132,12 @@ impl io::Write for Giving<'_> {
     }
 }
 
-/// The image that was made here under another name; removed again unless it was finished.
+/// The image that was made here under another name; removed again unless it is whole.
 struct Made {
     tool: RbdTool,
     wanted: RbdTool,
     replaces: bool,
-    is_done: bool,
+    is_whole: bool,
     /// Locked as long as this is here or one of our programs runs.
     note: Option<RestoreNote>,
 }
@@ -155,7 +156,7 @@ impl Made {
         let note = store.note_restore(&id, &tool.spec(None));
         let note = note.inspect_err(|error| tracing::warn!(%error, "restore-not-noted")).ok();
         match tool.create_image(size_bytes, monitor) {
-            Ok(()) => Ok(Self { tool, wanted, replaces, is_done: false, note }),
+            Ok(()) => Ok(Self { tool, wanted, replaces, is_whole: false, note }),
             // There is certainly no image of ours. Otherwise it may be there or come yet, whatever `rbd` said: the note
             // stays, and the next restore removes what it names.
             Err(error @ Error::Rbd(RbdError::PoolMissing { .. } | RbdError::Exists { .. })) => {
@@ -166,16 +167,21 @@ impl Made {
         }
     }
 
-    /// Gives the image its name. It must not be open.
+    /// Gives the image, which is whole and not open, its name. If that fails, it stays, and its note, too.
     fn publish(&mut self) -> io::Result<()> {
+        self.is_whole = true;
         let publish = || {
             if self.replaces {
                 self.wanted.remove_image(&Silent)?;
             }
             self.tool.rename_image(&self.wanted, &Silent)
         };
-        publish().map_err(io::Error::other)?;
-        self.is_done = true;
+        if let Err(error) = publish() {
+            let (image, wanted) = (self.tool.spec(None), self.wanted.spec(None));
+            let command = self.tool.command(&["rename", &image, &wanted]).join(" ");
+            tracing::warn!(%image, command, "whole-image-not-renamed");
+            return Err(io::Error::other(error));
+        }
         remove_note(self.note.take());
         Ok(())
     }
@@ -183,7 +189,7 @@ impl Made {
 
 impl Drop for Made {
     fn drop(&mut self) {
-        if self.is_done {
+        if self.is_whole {
             return;
         }
         match self.tool.remove_image(&Silent) {
