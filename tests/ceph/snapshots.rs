@@ -219,6 +219,64 @@ fn a_snapshot_that_cannot_be_released_is_named_and_stays_known() {
     assert_eq!(scene.world.ok(&["release"]).line(), format!("removed {}", disk.at(&format!("backy-{id}"))));
 }
 
+/// A backup that died before its snapshot was made, and one that the job made of another image.
+#[test]
+fn what_is_not_seen_is_crossed_out_at_the_second_look() {
+    let cluster = cluster!();
+    let (disk, mut scene) = Scene::of(&cluster, C, "auto");
+    let id = scene.backup(&disk);
+    scene.replace_rbd("case $1-$2 in snap-create) kill -9 $PPID ;; *) exec $RBD \"$@\" ;; esac");
+    assert!(scene.world.run(&["backup", "daily"]).was_killed());
+    scene.restore_rbd();
+    let note = || fs::read_to_string(scene.world.job().join(".snapshots")).unwrap();
+    let late = note().lines().find(|noted| *noted != id).unwrap().to_owned();
+    let run = scene.world.run(&["release"]).expect(1).says(&format!("{late} is noted but not there"));
+    assert_eq!(run.line(), format!("removed {}", disk.at(&format!("backy-{id}"))));
+    // It comes after all.
+    disk.make_snapshot(&format!("backy-{late}"));
+    let run = scene.world.ok(&["release"]);
+    assert_eq!(run.line(), format!("removed {}", disk.at(&format!("backy-{late}"))));
+    assert!(note().is_empty() && disk.snapshots().is_empty());
+    // The configuration names another image by now.
+    let id = scene.world.ok(&["backup", "daily"]).line();
+    let other = cluster.image(C, &[]);
+    scene.configure(&other.name, "");
+    scene.world.run(&["release"]).expect(1).says(&format!("{id} is noted but not there"));
+    scene.configure(&disk.name, "");
+    assert_eq!(scene.world.ok(&["release"]).line(), format!("removed {}", disk.at(&format!("backy-{id}"))));
+    // It never comes.
+    scene.replace_rbd("case $1-$2 in snap-create) exit 1 ;; *) exec $RBD \"$@\" ;; esac");
+    scene.world.run(&["backup", "daily"]).expect(1);
+    scene.restore_rbd();
+    scene.world.run(&["release"]).expect(1).says("is noted but not there");
+    scene.world.ok(&["release"]).says("was not there the last time, either");
+    scene.world.ok(&["release"]).says("job web01 has no snapshots at");
+}
+
+/// Why most jobs are dropped.
+#[test]
+fn an_image_that_is_gone_has_taken_its_snapshots_along() {
+    let cluster = cluster!();
+    let (disk, mut scene) = Scene::of(&cluster, C, "auto");
+    scene.backup(&disk);
+    let note = || fs::read_to_string(scene.world.job().join(".snapshots")).unwrap();
+    disk.remove();
+    // A pool that is missing may be on another cluster.
+    let config = scene.world.job().join("config");
+    let good = fs::read_to_string(&config).unwrap();
+    fs::write(&config, good.replace("pool: rbd", "pool: no-such-pool")).unwrap();
+    scene.world.run(&["release"]).expect(1).says("there is no pool no-such-pool");
+    fs::write(&config, &good).unwrap();
+    scene.replace_rbd("case $1 in ls) exit 1 ;; *) exec $RBD \"$@\" ;; esac");
+    scene.world.run(&["release"]).expect(1).says("cannot remove the snapshots");
+    assert_eq!(note().lines().count(), 1);
+    scene.restore_rbd();
+    scene.world.ok(&["release"]).says(&format!("{} does not exist any more", disk.spec()));
+    assert!(note().is_empty());
+    scene.world.ok(&["release"]).says(&format!("{} does not exist any more", disk.spec()));
+    scene.must_restore_all();
+}
+
 #[test]
 fn damage_of_the_base_is_noticed_and_not_carried_on() {
     let cluster = cluster!();

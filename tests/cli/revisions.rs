@@ -232,6 +232,14 @@ fn a_job_of_a_file_has_no_snapshots_to_release() {
     let run = world.ok(&["forget", "-r", "all"]);
     assert!(!run.stderr.contains("release"), "{run}");
     assert_eq!(run.text().lines().count(), ids.len());
+    // It had another source once.
+    let note = world.job().join(".snapshots");
+    fs::write(&note, "MPSxF8qWSzaZzDJyRZCYhK\n").unwrap();
+    for _ in 0..3 {
+        let run = world.run(&["release"]).expect(1).says("set `source` back");
+        assert!(run.stderr.contains("backy-MPSxF8qWSzaZzDJyRZCYhK may be at an image"), "{run}");
+    }
+    assert_eq!(fs::read_to_string(&note).unwrap(), "MPSxF8qWSzaZzDJyRZCYhK\n");
 }
 
 #[test]

@@ -200,6 +200,8 @@ pub struct Snapshots {
     pub removed: BTreeSet<RevisionId>,
     /// Those that are there: kept, or not to be removed.
     pub left: BTreeSet<RevisionId>,
+    /// Whether the source itself is not there any more, so that none can be.
+    pub is_source_gone: bool,
 }
 
 /// One state of a disk. Reads the same bytes however often it is read, or notices in `check_unchanged`.

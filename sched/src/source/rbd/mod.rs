@@ -213,7 +213,13 @@ impl Source for RbdSource {
         let mut found = Snapshots::default();
         // Nobody can stop this part: it must not take long if the cluster hangs.
         let tool = self.tool.with_limit(RELEASE_LIMIT_MAX);
-        let snapshots = tool.snapshots(&Silent)?;
+        let snapshots = match tool.snapshots(&Silent) {
+            Err(Error::Rbd(RbdError::Missing { .. })) if is_gone(&tool)? => {
+                tracing::warn!(image = %self.describe(), "image-gone");
+                return Ok(Snapshots { is_source_gone: true, ..found });
+            }
+            other => other?,
+        };
         for id in own {
             let name = snapshot_name(id);
             let Some(snapshot) = snapshots.iter().find(|snapshot| snapshot.name == name) else { continue };
@@ -238,4 +244,9 @@ impl Source for RbdSource {
         }
         Ok(found)
     }
+}
+
+/// Whether the image is not in its pool. A pool that is missing itself is an error: it may be the wrong cluster.
+fn is_gone(tool: &RbdTool) -> Result<bool> {
+    Ok(!tool.images(&Silent)?.contains(&tool.image))
 }

@@ -210,7 +210,13 @@ impl RbdTool {
 
     /// Lists the names of the pool's images.
     pub(super) fn images(&self, monitor: &dyn Monitor) -> Result<Vec<String>> {
-        let (value, command) = self.ask_json(&["ls", "--format", "json", &self.pool], &self.pool, monitor)?;
+        let (value, command) =
+            match self.ask_json(&["ls", "--format", "json", &self.pool], &self.pool, monitor) {
+                Err(crate::Error::Rbd(RbdError::Missing { .. })) => {
+                    return Err(RbdError::PoolMissing { pool: self.pool.clone() }.into());
+                }
+                other => other?,
+            };
         serde_json::from_value(value)
             .map_err(|_| RbdError::Garbage { command, problem: "it is no list of images".to_owned() }.into())
     }
