@@ -49,13 +49,16 @@ impl Framed {
     /// Reads the page of bases beside a page whose entries are `ids`; `None` where there are no deltas. Of a damaged one
     /// the error comes with bases that do as well: each chunk is verified against its id, whatever file it is read from.
     pub(crate) fn bases(&self, page: u64, ids: &[u8]) -> Result<(Option<Vec<u8>>, Option<Error>)> {
-        match self.map.read_bases(page) {
-            Err(error) if error.is_damage() => {
-                let files = forms::find(&self.backend, &map::ids(ids).collect())?;
-                Ok((Some(map::bases_of(ids, &files)), Some(error)))
+        let damage = match self.map.read_bases(page) {
+            Err(error) if error.is_damage() => error,
+            // A medium that cannot be read is damage of this page, as it is of a chunk.
+            Err(Error::Io { path, source, .. }) => {
+                Error::MapCorrupt { path, reason: format!("page of bases {page} cannot be read: {source}") }
             }
-            other => Ok((other?, None)),
-        }
+            other => return Ok((other?, None)),
+        };
+        let files = forms::find(&self.backend, &map::ids(ids).collect())?;
+        Ok((Some(map::bases_of(ids, &files)), Some(damage)))
     }
 
     /// Opens the file of a chunk that the map names, whose length is known.

@@ -551,6 +551,25 @@ fn a_damaged_page_of_bases_is_told_and_loses_nothing() {
 }
 
 #[test]
+fn a_page_of_bases_that_the_disk_cannot_read_is_a_damaged_one() {
+    let Pair { job, images, revisions, .. } = &pair();
+    let open = crate::revision::image::Image::open(job, &revisions[1]).unwrap();
+    let reader = job.open_revision(&revisions[1], &Arc::new(FrameCache::new(1 << 22))).unwrap();
+    // The open map loses its end, so that reading fails and nothing is there to be refused.
+    let map = std::fs::OpenOptions::new().write(true).open(job.map_path(&revisions[1].id)).unwrap();
+    map.set_len(map.metadata().unwrap().len() - 1).unwrap();
+    let crate::revision::image::Image::Framed(framed) = &open else { panic!("it is ours") };
+    assert!(matches!(framed.map.read_bases(0), Err(Error::Io { .. })), "a purge does not go on past it");
+    let page = open.page(0).unwrap();
+    let damage = page.damage.unwrap();
+    assert!(damage.is_damage() && damage.to_string().contains("page of bases 0"), "{damage}");
+    assert_eq!(page.entries.iter().flatten().filter(|name| name.base.is_some()).count(), 1);
+    let mut data = vec![9; images[1].len()];
+    reader.read_at(0, &mut data).unwrap();
+    assert!(data == images[1], "as a mount reads");
+}
+
+#[test]
 fn a_purge_keeps_all_that_a_damaged_page_of_bases_may_have_named() {
     let Pair { job, images, revisions, .. } = &pair();
     spoil_bases(job, &revisions[1]);
