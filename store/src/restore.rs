@@ -138,10 +138,14 @@ enum Piece<'s> {
 impl Run<'_> {
     /// Records the damage that was met.
     fn record(&self) -> Result<()> {
-        if self.is_map_damaged.load(Ordering::Relaxed) {
-            self.job.distrust(&BTreeSet::from([self.revision.id.clone()]))?;
-        }
-        damage::record(self.job, &lock(&self.bad_chunks), self.monitor).map(drop)
+        let distrusted = if self.is_map_damaged.load(Ordering::Relaxed) {
+            self.job.distrust(&BTreeSet::from([self.revision.id.clone()])).map(drop)
+        } else {
+            Ok(())
+        };
+        // The chunks may be of other jobs as well, whatever is wrong with this one.
+        let recorded = damage::record(self.job, &lock(&self.bad_chunks), self.monitor).map(drop);
+        distrusted.and(recorded)
     }
 
     fn report(&self) -> RestoreReport {
@@ -253,9 +257,8 @@ impl Run<'_> {
         let length = chunk_len(self.image.size_bytes(), number);
         let start = number * CHUNK_SIZE;
         let plain = match self.image.read_any(number, &name, scratch) {
-            Ok((plain, None)) => plain,
-            Ok((plain, Some(avoided))) => {
-                self.avoid(&name.id, &avoided);
+            Ok((plain, avoided)) => {
+                avoided.iter().for_each(|error| self.avoid(&name.id, error));
                 plain
             }
             Err(error) if error.is_damage() => {

@@ -79,26 +79,27 @@ impl Framed {
         opened.filter(|chunk| chunk.plain_len() == length).take(FORMS_MAX).collect()
     }
 
-    /// Takes the bad frames of a chunk from other files of it; returns the first error that was got around so.
-    fn mend(&self, id: &ChunkId, plain: &mut PlainChunk<'_>) -> Option<Error> {
+    /// Takes the bad frames of a chunk from other files of it, and adds what was got around so.
+    fn mend(&self, id: &ChunkId, plain: &mut PlainChunk<'_>, avoided: &mut Vec<Error>) {
         if plain.bad.is_empty() {
-            return None;
+            return;
         }
         let length = plain.data.len();
         let forms = self.open_forms(id, length);
         let mut scratch = FrameScratch::new();
-        let mut mended = None;
         for (number, error) in std::mem::take(&mut plain.bad) {
             let start = number * FRAME_LEN;
             let out = &mut plain.data[start..start + frame_len(length, number)];
             if forms.iter().any(|form| form.read_frame(number, &mut scratch, out).is_ok()) {
-                mended.get_or_insert(error);
+                // A delta's own file and its base's may both be damaged, and other chunks may lean on that base.
+                if avoided.iter().all(|known| known.damaged_chunk() != error.damaged_chunk()) {
+                    avoided.push(error);
+                }
             } else {
                 out.fill(0);
                 plain.bad.push((number, error));
             }
         }
-        mended
     }
 }
 
@@ -177,27 +178,29 @@ impl Image {
         Ok(scratch.salvage(&chunk))
     }
 
-    /// As [`Image::read`], and what cannot be read so is taken from any file of the chunk that there is. Returns also the
-    /// first error that was got around: that file is damaged, and a purge may take the other one.
+    /// As [`Image::read`], and what cannot be read so is taken from any file of the chunk that there is. Returns also what
+    /// was got around, one error for each damaged chunk: that file is damaged, and a purge may take the other one.
     pub(crate) fn read_any<'s>(
         &self,
         number: u64,
         name: &ChunkName,
         scratch: &'s mut Scratch,
-    ) -> Result<(PlainChunk<'s>, Option<Error>)> {
+    ) -> Result<(PlainChunk<'s>, Vec<Error>)> {
+        let mut avoided = Vec::new();
         let Self::Framed(framed) = self else {
-            return self.read(number, name, scratch).map(|plain| (plain, None));
+            return self.read(number, name, scratch).map(|plain| (plain, avoided));
         };
         let length = chunk_len(self.size_bytes(), number);
-        let (chunk, avoided) = match framed.open_chunk(name, length) {
-            Err(error) if error.is_damage() => match framed.open_forms(&name.id, length).pop() {
-                Some(other) => (other, Some(error)),
-                None => return Err(error),
-            },
-            other => (other?, None),
+        let chunk = match framed.open_chunk(name, length) {
+            Err(error) if error.is_damage() => {
+                let Some(other) = framed.open_forms(&name.id, length).pop() else { return Err(error) };
+                avoided.push(error);
+                other
+            }
+            other => other?,
         };
         let mut plain = scratch.salvage(&chunk);
-        let mended = framed.mend(&name.id, &mut plain);
-        Ok((plain, avoided.or(mended)))
+        framed.mend(&name.id, &mut plain, &mut avoided);
+        Ok((plain, avoided))
     }
 }

@@ -628,6 +628,55 @@ fn two_damaged_files_of_a_chunk_lose_only_the_frames_that_are_bad_in_both() {
     assert!(crate::chunk::is_zero(&found[last as usize..]));
 }
 
+/// The second chunk of the second image once more, as a delta on another base, for another job. Returns its revision.
+fn with_another_delta(Pair { job, images, .. }: &Pair) -> (Job, Revision) {
+    let other = new_job_beside(job, "web02");
+    let mut data = images[1].clone();
+    data[CHUNK + 9 * FRAME] ^= 1;
+    let before = write_revision(&other, &data, None);
+    let after = write_revision(&other, &images[1], Some(before));
+    assert_eq!(deltas(job).len(), 2);
+    (other, after)
+}
+
+#[test]
+fn all_damaged_files_that_a_restore_gets_around_are_marked() {
+    let pair = pair();
+    let (other, leaning) = with_another_delta(&pair);
+    let Pair { job, images, revisions, base, delta, .. } = &pair;
+    // The patch that the delta has itself, and a frame that it has from its base.
+    flip(job, delta, 10);
+    flip(job, base, 10);
+    let findings = Findings::default();
+    let out = tempfile::tempdir().unwrap();
+    let target = out.path().join("image");
+    let options = RestoreOptions { force: false, salvage: false, threads: 2 };
+    restore(job, &revisions[1], Target::Path(target.clone()), &options, &findings).unwrap();
+    assert!(std::fs::read(target).unwrap() == images[1]);
+    assert_eq!(findings.0.into_inner().unwrap().len(), 2, "one for each file");
+    for id in [ChunkId::of(&images[1][CHUNK..]), ChunkId::parse(base).unwrap()] {
+        assert!(job.repository().damage_mark(&id).exists(), "{id}");
+    }
+    assert_eq!(job.revision(&revisions[0].id).unwrap().trust, Trust::Distrusted, "it uses the base");
+    assert!(read(&other, &leaning).unwrap() == images[1]);
+}
+
+#[test]
+fn damaged_chunks_are_marked_although_the_revision_cannot_be_distrusted() {
+    let Pair { job, images, revisions, base, .. } = &pair();
+    spoil_bases(job, &revisions[1]);
+    flip(job, base, 10);
+    let lock = job.dir().join(".manifests");
+    std::fs::remove_file(&lock).unwrap();
+    std::fs::create_dir(&lock).unwrap();
+    let (found, lost) = restored(job, &revisions[1], true).unwrap();
+    assert_eq!(lost.len(), 1);
+    assert!(found[..CHUNK] == images[1][..CHUNK]);
+    assert!(job.repository().damage_mark(&ChunkId::parse(base).unwrap()).exists());
+    std::fs::remove_dir(&lock).unwrap();
+    assert_eq!(job.revision(&revisions[1].id).unwrap().trust, Trust::Trusted);
+}
+
 #[test]
 fn random_days_come_back_exactly() {
     let (_dir, job) = new_job("web01");
