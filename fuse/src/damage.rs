@@ -25,8 +25,19 @@ enum Damage {
     Map(Job, RevisionId),
 }
 
-/// Where damage was met: job, revision, byte of the image.
-type Place = (JobName, RevisionId, Option<u64>);
+/// Where damage was met.
+type Place = (JobName, RevisionId, Spot);
+
+/// Where in an image.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Spot {
+    /// It did not open.
+    Whole,
+    /// At this byte, which could not be read.
+    Lost(u64),
+    /// From this byte on, where a damaged chunk, or a page of the map, was got around.
+    Avoided(u64, Option<ChunkId>),
+}
 
 /// The damage met by one mount. Dropping it waits until what was met is recorded.
 #[derive(Debug)]
@@ -51,7 +62,7 @@ impl DamageLog {
             Error::ImageDamaged { offset, cause, .. } => (*offset, &**cause),
             other => (offset, other),
         };
-        let place = (disk.job.name().clone(), disk.revision.id.clone(), Some(offset));
+        let place = (disk.job.name().clone(), disk.revision.id.clone(), Spot::Lost(offset));
         if !self.is_new(&place) {
             return;
         }
@@ -64,12 +75,38 @@ impl DamageLog {
             cause = %cause,
             "cannot read from an image"
         );
+        self.record_cause(disk, &place, cause, chunk);
+    }
+
+    /// Notes what reads of a disk got around since the last call: the reader has lost nothing, but a purge may take what
+    /// it was read from.
+    pub(crate) fn avoided(&self, disk: &Disk) {
+        for error in disk.reader.take_avoided() {
+            let Error::ImageDamaged { offset, cause, .. } = error else { continue };
+            let chunk = cause.damaged_chunk();
+            let spot = Spot::Avoided(offset, chunk);
+            let place = (disk.job.name().clone(), disk.revision.id.clone(), spot);
+            if self.is_new(&place) {
+                tracing::warn!(
+                    job = %place.0,
+                    revision = %place.1,
+                    offset,
+                    chunk = chunk.map(|id| id.to_string()),
+                    %cause,
+                    "got around damage of an image"
+                );
+                self.record_cause(disk, &place, &cause, chunk);
+            }
+        }
+    }
+
+    fn record_cause(&self, disk: &Disk, place: &Place, cause: &Error, chunk: Option<ChunkId>) {
         match (cause, chunk) {
             (Error::MapCorrupt { .. }, _) => {
-                self.record(&place, Damage::Map(disk.job.clone(), place.1.clone()));
+                self.record(place, Damage::Map(disk.job.clone(), place.1.clone()));
             }
             (cause, Some(id)) if cause.is_damage() => {
-                self.record(&place, Damage::Chunk(disk.job.repository().clone(), id));
+                self.record(place, Damage::Chunk(disk.job.repository().clone(), id));
             }
             // A failing system says nothing about the data.
             _ => {}
@@ -78,7 +115,7 @@ impl DamageLog {
 
     /// Notes that an image could not be opened.
     pub(crate) fn met_at_open(&self, job: &Job, revision: &Revision, error: &Error) {
-        let place = (job.name().clone(), revision.id.clone(), None);
+        let place = (job.name().clone(), revision.id.clone(), Spot::Whole);
         if matches!(error, Error::RevisionUnknown { .. }) {
             return;
         }

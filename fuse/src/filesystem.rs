@@ -99,6 +99,8 @@ impl FileSystem {
                         None => reply.error(errno(Code::from(error))),
                     }
                 }
+                // After the answer: nobody waits for it.
+                self.view.damage.avoided(&file.disk);
             }
             Some(Open::Text(text)) => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
@@ -360,6 +362,10 @@ impl fuser::Filesystem for FileSystem {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        if let Some(Open::Disk(file)) = self.view.handles.get(handle.0) {
+            // Reading ahead may have met more than the last read did.
+            self.view.damage.avoided(&file.disk);
+        }
         self.view.handles.remove(handle.0);
         reply.ok();
     }

@@ -120,12 +120,16 @@ impl View {
 
     fn look_at(&self, disk: &Disk) -> Result<Layout> {
         let failed = RefCell::new(None);
-        let read = |offset: u64, out: &mut [u8]| match disk.reader.read_at(offset, out) {
-            Ok(length) => length == out.len(),
-            Err(error) => {
-                self.damage.met(disk, offset, &error);
-                failed.replace(Some(error));
-                false
+        let read = |offset: u64, out: &mut [u8]| {
+            let read = disk.reader.read_at(offset, out);
+            self.damage.avoided(disk);
+            match read {
+                Ok(length) => length == out.len(),
+                Err(error) => {
+                    self.damage.met(disk, offset, &error);
+                    failed.replace(Some(error));
+                    false
+                }
             }
         };
         let mut layout = partition::read(Probe::new(disk.size_bytes(), &read));

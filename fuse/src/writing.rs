@@ -66,6 +66,7 @@ impl View {
             return Err(Code::TOO_LARGE);
         }
         let written = file.disk.write(&file.window, offset, data);
+        self.damage.avoided(&file.disk);
         let written = written.map_err(|error| self.not_written(&file, offset, &error))?;
         // The kernel sends 1 MiB at most.
         u32::try_from(written).map_err(|_| Code::INVALID)
@@ -89,6 +90,7 @@ impl View {
             _ => return Err(Code::UNSUPPORTED),
         }
         let zeroed = file.disk.zero(&file.window, offset, length);
+        self.damage.avoided(&file.disk);
         zeroed.map_err(|error| self.not_written(&file, offset, &error))
     }
 

@@ -100,8 +100,12 @@ fn frame(chunk: usize, frame: usize) -> std::ops::Range<usize> {
 
 /// The lines of the log about what could not be read.
 fn complaints(world: &World) -> Vec<String> {
+    logged(world, "cannot-read-from-an-image")
+}
+
+fn logged(world: &World, event: &str) -> Vec<String> {
     let log = fs::read_to_string(world.store().join("backy.log")).expect("there is a log");
-    let lines = log.lines().filter(|line| line.contains("cannot-read-from-an-image"));
+    let lines = log.lines().filter(|line| line.contains(event));
     lines.map(str::to_owned).collect()
 }
 
@@ -274,4 +278,88 @@ fn a_damaged_page_of_the_map_costs_its_range() {
     drop(image);
     mount.finish();
     world.expected.clear();
+}
+
+/// Backs up for the job `twin`, the second time with two chunks as deltas on the first; returns the ids of the two.
+fn twin_of_deltas(world: &World, good: &Image) -> Vec<String> {
+    world.add_job("twin", "image.img");
+    let backup = |image: &Image| {
+        world.write_image(image);
+        Run::of(&mut world.command_for("twin", &["backup", "daily"])).expect(0);
+    };
+    let mut before = Image(good.0.clone());
+    [1, 3].into_iter().for_each(|chunk| before.0[chunk * CHUNK + 9 * FRAME] ^= 1);
+    backup(&before);
+    backup(good);
+    let names = world.chunks().into_iter().filter_map(|chunk| {
+        let name = chunk.file_name()?.to_str()?.to_owned();
+        Some(name.split_once('.')?.0.to_owned())
+    });
+    names.collect()
+}
+
+#[test]
+fn what_is_read_from_another_file_of_a_chunk_is_marked_and_told_once() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::new(env!("CARGO_BIN_EXE_backy"));
+    let good = Arc::new(image());
+    let chunks = twin_of_deltas(&world, &good);
+    let [first, second] = &chunks[..] else { panic!("{chunks:?}") };
+    let mark = |id: &str| world.store().join("damaged").join(id);
+    let marks = [mark(first), mark(second)];
+    // What is marked is written in full.
+    marks.iter().for_each(|mark| drop(File::create(mark).expect("a mark is made")));
+    let id = world.backup(&good, "daily");
+    assert!(!marks.iter().any(|mark| mark.exists()), "they are healed");
+    let full = |id: &str| world.store().join("chunks").join(&id[..2]).join(id);
+    spoil(&full(first), (21 * FRAME + 100) as i64 - CHUNK as i64);
+    tool("rm", &[path(&full(second))]);
+
+    let mount = Mount::new(&world, &[]);
+    let image = mount.point.join("web01").join(&id).join("image");
+    for (block, flags) in [(1 << 20, ""), (4096, "direct"), (FRAME, "")] {
+        assert_eq!(lost(&copy(&world, &image, block, flags), &good.0), [], "{block} {flags}");
+    }
+    eventually("it is marked and distrusted", || {
+        marks.iter().all(|mark| mark.exists()) && trust(&world, "web01", &id) == "distrusted"
+    });
+    let lines = logged(&world, "got-around-damage-of-an-image");
+    assert_eq!(lines.len(), 2, "one for each chunk: {lines:#?}");
+    assert!([first, second].iter().all(|id| lines.iter().any(|line| line.contains(*id))), "{lines:#?}");
+    assert!(complaints(&world).is_empty());
+    mount.finish();
+
+    // Before the other job's files go, which nothing keeps for this one.
+    world.backup(&good, "daily");
+    assert!(!marks.iter().any(|mark| mark.exists()), "they are healed");
+    Run::of(&mut world.command_for("twin", &["forget", "-r", "all"])).expect(0);
+    world.ok(&["purge", "--now"]);
+    world.must_restore_all("after the deltas were purged");
+}
+
+#[test]
+fn a_page_of_bases_that_is_done_without_distrusts_its_revision() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::new(env!("CARGO_BIN_EXE_backy"));
+    let good = Arc::new(image());
+    let other = world.backup(&good, "daily");
+    let mut after = good.0.clone();
+    after[CHUNK + 9 * FRAME] ^= 1;
+    let after = Arc::new(Image(after));
+    let id = world.backup(&after, "daily");
+    spoil(&world.job().join(format!("{id}.map")), -1);
+    let mount = Mount::new(&world, &[]);
+    let image = mount.point.join("web01").join(&id).join("image");
+    assert!(fs::read(&image).expect("nothing is lost") == after.0);
+    assert!(fs::read(&image).expect("nothing is lost") == after.0);
+    eventually("it is distrusted", || trust(&world, "web01", &id) == "distrusted");
+    assert_eq!(trust(&world, "web01", &other), "trusted");
+    let lines = logged(&world, "got-around-damage-of-an-image");
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    assert!(lines[0].contains("page of bases 0"), "{lines:#?}");
+    mount.finish();
 }

@@ -1,6 +1,7 @@
 //! A revision: the content of one disk at one time. Its content never changes; only tags and trust may.
 //! It exists once its manifest does.
 
+mod avoided;
 pub(crate) mod image;
 pub mod manifest;
 pub mod map;

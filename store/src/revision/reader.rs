@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::avoided::Avoided;
 use super::image::{Framed, Image};
 use super::map::{self, ChunkMap, PAGE_ENTRIES};
 use super::{Revision, RevisionId};
@@ -64,6 +65,7 @@ pub struct RevisionReader {
     image: Image,
     store: u64,
     cache: Arc<FrameCache>,
+    avoided: Avoided,
 }
 
 impl RevisionReader {
@@ -73,12 +75,20 @@ impl RevisionReader {
             Image::Framed(_) => job.repository().key(),
             Image::Old(old) => old.key(),
         };
-        Ok(Self { job: job.name().clone(), revision: revision.id.clone(), image, store, cache })
+        let (job, revision, avoided) = (job.name().clone(), revision.id.clone(), Avoided::default());
+        Ok(Self { job, revision, image, store, cache, avoided })
     }
 
     /// Size of the image.
     pub fn size_bytes(&self) -> u64 {
         self.image.size_bytes()
+    }
+
+    /// Returns the damage that reads got around since it was asked last: `ImageDamaged` with the offset of the chunk, or of
+    /// what a page of the map covers. What was read is right, but nothing keeps what it was read from, so it is to be
+    /// recorded as damage that a read fails of.
+    pub fn take_avoided(&self) -> Vec<Error> {
+        self.avoided.take()
     }
 
     /// Reads into `buf` from `offset`; returns fewer bytes only at the end of the image. Every byte is verified.
@@ -177,7 +187,7 @@ impl RevisionReader {
     }
 
     /// Loads the frame or the chunk that holds `offset` if it is not in memory. What fails here fails again for its
-    /// reader.
+    /// reader, or is got around by it, who is told.
     pub fn load_ahead(&self, offset: u64, extent: Extent) -> Result<()> {
         if offset >= self.size_bytes() {
             return Ok(());
@@ -196,8 +206,9 @@ impl RevisionReader {
             return Ok(());
         }
         let frame = (offset % CHUNK_SIZE / FRAME_SIZE) as usize;
-        self.cache
-            .load_ahead(&Key::Frame(self.store, id, frame as u8), || self.load_frame(number, &id, frame))
+        self.cache.load_ahead(&Key::Frame(self.store, id, frame as u8), || {
+            self.load_named_frame(number, &id, frame)
+        })
     }
 
     /// Begins to fetch the chunk that holds `offset` from the disk, unless it is in memory decoded. What fails here fails
@@ -272,7 +283,7 @@ impl RevisionReader {
             let ids = self.ids(&framed.map, page)?;
             let (bases, damage) = framed.bases(page, &ids)?;
             if let Some(error) = damage {
-                tracing::warn!(job = %self.job, revision = %self.revision, %error, "bases are taken from the names of files");
+                self.avoided.note(self.damaged(page * PAGE_ENTRIES * CHUNK_SIZE, error));
             }
             Ok::<_, Error>(Block::from(bases.unwrap_or_default()))
         };
@@ -299,9 +310,14 @@ impl RevisionReader {
         Ok(chunk)
     }
 
+    /// Loads a frame from the file that the map names.
+    fn load_named_frame(&self, number: u64, id: &ChunkId, frame: usize) -> Result<Block> {
+        self.open_chunk(number, id).and_then(|chunk| self.read_frame(&chunk, frame))
+    }
+
+    /// Loads a frame from the file that the map names or, where that cannot give it, from any of its chunk.
     fn load_frame(&self, number: u64, id: &ChunkId, frame: usize) -> Result<Block> {
-        let opened = self.open_chunk(number, id);
-        let error = match opened.and_then(|chunk| self.read_frame(&chunk, frame)) {
+        let error = match self.load_named_frame(number, id, frame) {
             Err(error) if error.is_damage() => error,
             other => return other,
         };
@@ -309,8 +325,9 @@ impl RevisionReader {
         self.cache.forget_chunk(self.store, id);
         let Image::Framed(framed) = &self.image else { return Err(error) };
         let forms = framed.open_forms(id, self.chunk_len(number));
-        let data = forms.iter().find_map(|form| self.read_frame(form, frame).ok()).ok_or(error)?;
-        tracing::warn!(job = %self.job, revision = %self.revision, chunk = %id, frame, "read from another file of the chunk");
+        let read = forms.iter().find_map(|form| self.read_frame(form, frame).ok());
+        let Some(data) = read else { return Err(error) };
+        self.avoided.note(self.damaged(number * CHUNK_SIZE, error));
         Ok(data)
     }
 

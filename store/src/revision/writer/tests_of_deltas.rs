@@ -612,6 +612,48 @@ fn what_one_file_of_a_chunk_cannot_give_is_read_from_another_and_told() {
     }
 }
 
+/// Reads all of a revision twice, the second time not from memory; returns what is to be recorded.
+fn avoided(job: &Job, revision: &Revision, image: &[u8]) -> Vec<(u64, Option<ChunkId>)> {
+    let reader = job.open_revision(revision, &Arc::new(FrameCache::new(1 << 20))).unwrap();
+    let mut data = vec![9; image.len()];
+    let mut found = Vec::new();
+    for _ in 0..2 {
+        reader.read_at(0, &mut data).unwrap();
+        assert!(data == image);
+        for error in reader.take_avoided() {
+            let Error::ImageDamaged { offset, ref cause, .. } = error else { panic!("{error}") };
+            assert!(cause.is_damage());
+            found.push((offset, cause.damaged_chunk()));
+        }
+    }
+    found.dedup();
+    found
+}
+
+#[test]
+fn what_a_reader_gets_around_is_kept_for_who_records_it() {
+    let pair = pair();
+    let (other, leaning) = with_another_delta(&pair);
+    let Pair { job, images, revisions, base, delta, .. } = &pair;
+    assert!(avoided(job, &revisions[1], &images[1]).is_empty());
+    flip(job, delta, 10);
+    let own = (CHUNK_SIZE, Some(ChunkId::of(&images[1][CHUNK..])));
+    assert_eq!(avoided(job, &revisions[1], &images[1]), [own]);
+    flip(job, base, 10);
+    let both = [own, (CHUNK_SIZE, Some(ChunkId::parse(base).unwrap()))];
+    assert_eq!(avoided(job, &revisions[1], &images[1])[..2], both);
+    assert!(avoided(job, &leaning, &images[1]).is_empty());
+    spoil_bases(&other, &leaning);
+    assert_eq!(avoided(&other, &leaning, &images[1])[0], (0, None));
+    // Who reads ahead gets around nothing, so that the reader is told.
+    let reader = job.open_revision(&revisions[1], &Arc::new(FrameCache::new(1 << 24))).unwrap();
+    let at = CHUNK_SIZE + 5 * FRAME_SIZE;
+    assert!(reader.load_ahead(at, crate::Extent::Frame).unwrap_err().is_damage());
+    assert!(reader.take_avoided().is_empty());
+    reader.read_at(at, &mut [0; 9]).unwrap();
+    assert_eq!(reader.take_avoided().len(), 1);
+}
+
 #[test]
 fn two_damaged_files_of_a_chunk_lose_only_the_frames_that_are_bad_in_both() {
     let Pair { job, images, delta, .. } = &pair();
