@@ -709,7 +709,7 @@ fn damaged_chunks_are_marked_although_the_revision_cannot_be_distrusted() {
     spoil_bases(job, &revisions[1]);
     flip(job, base, 10);
     let lock = job.dir().join(".manifests");
-    std::fs::remove_file(&lock).unwrap();
+    disk::remove(&lock).unwrap();
     std::fs::create_dir(&lock).unwrap();
     let (found, lost) = restored(job, &revisions[1], true).unwrap();
     assert_eq!(lost.len(), 1);
