@@ -228,7 +228,8 @@ fn what_is_not_seen_is_crossed_out_at_the_second_look() {
     scene.replace_rbd("case $1-$2 in snap-create) kill -9 $PPID ;; *) exec $RBD \"$@\" ;; esac");
     assert!(scene.world.run(&["backup", "daily"]).was_killed());
     scene.restore_rbd();
-    let note = || fs::read_to_string(scene.world.job().join(".snapshots")).unwrap();
+    let path = scene.world.job().join(".snapshots");
+    let note = || fs::read_to_string(&path).unwrap();
     let late = note().lines().find(|noted| *noted != id).unwrap().to_owned();
     let run = scene.world.run(&["release"]).expect(1).says(&format!("{late} is noted but not there"));
     assert_eq!(run.line(), format!("removed {}", disk.at(&format!("backy-{id}"))));
@@ -259,7 +260,8 @@ fn an_image_that_is_gone_has_taken_its_snapshots_along() {
     let cluster = cluster!();
     let (disk, mut scene) = Scene::of(&cluster, C, "auto");
     scene.backup(&disk);
-    let note = || fs::read_to_string(scene.world.job().join(".snapshots")).unwrap();
+    let path = scene.world.job().join(".snapshots");
+    let note = || fs::read_to_string(&path).unwrap();
     disk.remove();
     // A pool that is missing may be on another cluster.
     let config = scene.world.job().join("config");
