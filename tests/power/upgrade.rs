@@ -13,7 +13,7 @@ use backy_testkit::Original;
 use crate::disk::{self, Change, Disk, Loss};
 use crate::{LOSSES, command, listed, ok, play, restore};
 
-const CASES: usize = 40;
+const CASES: usize = 24;
 
 /// A job of the original under the name that `command` takes, of which only the first `count` revisions are left, and what
 /// they hold.
