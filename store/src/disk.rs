@@ -4,7 +4,7 @@
 //! No function here retries a failed sync: what a failed `fsync` or `syncfs` covered is lost, and the run fails.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -54,6 +54,15 @@ pub(crate) fn random_name() -> Result<String> {
 /// Opens an existing file for reading, never through a symbolic link.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)
+}
+
+/// Reads up to `bytes_max` of an open file; `None` if it is no text: somebody else's bytes mean nothing of ours.
+pub(crate) fn read_text(file: &File, path: &Path, bytes_max: u64) -> Result<Option<String>> {
+    let mut text = String::new();
+    match file.take(bytes_max).read_to_string(&mut text) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
+        other => other.context("read", path).map(|_| Some(text)),
+    }
 }
 
 /// Sets the modification time of a directory. Not durable, and nothing depends on it.

@@ -9,7 +9,7 @@
 //! store knows nothing of the places themselves.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -110,12 +110,7 @@ fn look_at(path: PathBuf) -> Result<Option<FoundRestore>> {
     };
     // Locked before it is read: what a dead restore wrote does not change any more.
     let is_dead = lock::try_lock(&file, &path)?;
-    let mut text = String::new();
-    match (&file).take(NOTE_BYTES_MAX).read_to_string(&mut text) {
-        // Somebody else's bytes name nothing of ours.
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(None),
-        other => other.context("read", &path)?,
-    };
+    let Some(text) = disk::read_text(&file, &path, NOTE_BYTES_MAX)? else { return Ok(None) };
     // Its restore may have come to its end between the listing and the lock.
     let facts = file.metadata().context("examine", &path)?;
     if facts.nlink() == 0 {

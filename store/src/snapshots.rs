@@ -6,7 +6,7 @@
 //! The store knows nothing of the snapshots themselves.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 
 use crate::disk;
@@ -49,12 +49,7 @@ fn read(path: &Path) -> Result<BTreeSet<RevisionId>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         other => other.context("open", path)?,
     };
-    let mut text = String::new();
-    match file.take(SIZE_BYTES_MAX).read_to_string(&mut text) {
-        // Somebody else's bytes name nothing of ours.
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(BTreeSet::new()),
-        other => other.context("read", path)?,
-    };
+    let text = disk::read_text(&file, path, SIZE_BYTES_MAX)?.unwrap_or_default();
     Ok(text.lines().filter_map(|line| RevisionId::parse(line).ok()).collect())
 }
 

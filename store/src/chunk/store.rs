@@ -107,6 +107,15 @@ impl OpenChunk {
         self.header.plain_len
     }
 
+    /// Refuses a chunk that is not as long as its place in an image.
+    pub(crate) fn must_have_len(&self, length: usize) -> Result<()> {
+        if self.plain_len() == length {
+            return Ok(());
+        }
+        let reason = format!("it holds {} bytes where the image has {length}", self.plain_len());
+        Err(Error::ChunkCorrupt { id: self.name().id, reason })
+    }
+
     /// The file that was opened.
     pub(crate) fn name(&self) -> &ChunkName {
         &self.name

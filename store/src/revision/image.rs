@@ -64,11 +64,8 @@ impl Framed {
     /// Opens the file of a chunk that the map names, whose length is known.
     fn open_chunk(&self, name: &ChunkName, length: usize) -> Result<OpenChunk> {
         let chunk = store::open(&self.backend, name)?;
-        if chunk.plain_len() == length {
-            return Ok(chunk);
-        }
-        let reason = format!("it holds {} bytes where the image has {length}", chunk.plain_len());
-        Err(Error::ChunkCorrupt { id: name.id, reason })
+        chunk.must_have_len(length)?;
+        Ok(chunk)
     }
 
     /// Opens all files of a chunk, whoever they were written for: for what the one that the map names cannot give. What

@@ -302,11 +302,7 @@ impl RevisionReader {
             store::open(&framed.backend, &name).map(Arc::new)
         };
         let chunk = self.cache.chunk(self.store, id, open)?;
-        let expected = self.chunk_len(number);
-        if chunk.plain_len() != expected {
-            let reason = format!("it holds {} bytes where the image has {expected}", chunk.plain_len());
-            return Err(Error::ChunkCorrupt { id: *id, reason });
-        }
+        chunk.must_have_len(self.chunk_len(number))?;
         Ok(chunk)
     }
 

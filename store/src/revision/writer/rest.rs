@@ -16,7 +16,7 @@ use crate::chunk::layout::{chunk_len, frame_count, frame_len};
 use crate::chunk::name::ChunkName;
 use crate::chunk::store::{self, OpenChunk, Scratch};
 use crate::chunk::{CHUNK_LEN, FRAME_LEN};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::revision::map::PAGE_ENTRIES;
 
 impl RevisionWriter {
@@ -42,13 +42,8 @@ impl RevisionWriter {
 
     /// Opens a chunk that is recorded with this length.
     fn open_recorded(&self, name: &ChunkName, length: usize) -> Result<OpenChunk> {
-        self.or_note(store::open(&self.backend, name).and_then(|chunk| {
-            if chunk.plain_len() == length {
-                return Ok(chunk);
-            }
-            let reason = format!("it holds {} bytes where the image has {length}", chunk.plain_len());
-            Err(Error::ChunkCorrupt { id: name.id, reason })
-        }))
+        let opened = store::open(&self.backend, name);
+        self.or_note(opened.and_then(|chunk| chunk.must_have_len(length).map(|()| chunk)))
     }
 
     /// Records the damage that a result is about.
