@@ -2,6 +2,7 @@
 //! the command's own file.
 
 use std::ffi::OsString;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -11,7 +12,7 @@ use crate::commands::{
     backup, check, client, completion, config, distrust, doctor, expire, find, forget, index, init, mount,
     peers, purge, release, restore, scheduler, status, tags, undelete, unmount, upgrade, verify,
 };
-use crate::failure::EXIT_USAGE;
+use crate::failure::{EXIT_FAILED, EXIT_USAGE};
 use crate::output::nagios;
 
 /// The help's last words.
@@ -154,9 +155,10 @@ impl Command {
 
 /// Prints what clap has to say: help and version on standard output, misuse on standard error.
 pub(crate) fn report(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
-    // Nobody is left to hear that the message could not be printed.
-    let _ = error.print();
+    let printed = error.print().and_then(|()| io::stdout().flush());
+    let is_lost = printed.is_err_and(|error| error.kind() != io::ErrorKind::BrokenPipe);
     match u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE) {
+        0 if is_lost => ExitCode::from(EXIT_FAILED),
         EXIT_USAGE if asks_for_verdict(arguments) => ExitCode::from(nagios::UNKNOWN),
         status => ExitCode::from(status),
     }

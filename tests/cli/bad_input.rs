@@ -97,6 +97,7 @@ fn unknown_revisions_and_malformed_specifications_are_named() {
     refuse_job(&world, &["restore", "-r", "all", "out"], 1, &["all"]);
     refuse_job(&world, &["undelete", "-r", &first], 1, &[&first]);
     refuse_job(&world, &["undelete", "-r", "../web01"], 1, &["../web01"]);
+    refuse_job(&world, &["undelete", "-r", "zzz"], 1, &["forgotten revision zzz", "`backy undelete` lists"]);
 }
 
 #[test]

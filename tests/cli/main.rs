@@ -5,6 +5,7 @@
 mod bad_input;
 mod documented;
 mod peers;
+mod restore;
 mod revisions;
 mod streams;
 

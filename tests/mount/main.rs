@@ -315,6 +315,36 @@ fn what_cannot_be_mounted_says_why() {
     }
 }
 
+#[test]
+fn find_prints_where_a_mounted_image_is() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("disk.img"), vec![7; 300_000]).expect("an image is made");
+    let backy = |base: &str, words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_backy"));
+        command.arg("-b").arg(at(base)).args(words).stdin(Stdio::null()).output().expect("it starts")
+    };
+    let image = format!("filename={}", at("disk.img").display());
+    assert!(backy("srv/web01", &["init", "file", &image]).status.success());
+    assert!(backy("srv/web01", &["backup", "daily"]).status.success());
+    let find = || backy("srv/web01", &["find", "-r", "daily"]);
+    assert_eq!((find().status.code(), find().stdout.len()), (Some(1), 0));
+    fs::create_dir(at("mnt")).expect("a mount point is made");
+    let mut found = Vec::new();
+    for overlay in [true, false] {
+        let overlays = at("overlay").display().to_string();
+        let more: &[&str] = if overlay { &["--overlay", &overlays] } else { &[] };
+        let output = backy("srv", &[&["mount", "--background", path(&at("mnt"))], more].concat());
+        found.push((output.status.success(), find()));
+        let read = fs::read(text(&found[found.len() - 1].1.stdout).trim()).ok();
+        drop(Command::new("umount").args(["-l", path(&at("mnt"))]).output());
+        // What can be written may not be what was backed up any more.
+        assert_eq!(read.is_some_and(|read| read == vec![7; 300_000]), !overlay, "{found:?}");
+    }
+    assert!(found.iter().all(|(mounted, _)| *mounted), "{found:?}");
+    assert_eq!((found[0].1.status.code(), found[1].1.status.code()), (Some(1), Some(0)), "{found:?}");
+}
+
 /// A file behind a loop device, detached at the end.
 struct LoopDevice(String);
 
