@@ -77,6 +77,14 @@ pub enum Error {
         /// The store's root.
         store: PathBuf,
     },
+    /// The job's directory is a link to one that is not there.
+    #[error("the directory of job {name} is a link to {}, which is not there", target.display())]
+    JobAway {
+        /// The job's name.
+        name: JobName,
+        /// Where the link leads.
+        target: PathBuf,
+    },
     /// The job exists already.
     #[error("job {name} exists already at {}", path.display())]
     JobExists {

@@ -95,7 +95,7 @@ pub fn restore(
         bad_chunks: Mutex::new(Vec::new()),
         is_map_damaged: AtomicBool::new(false),
     };
-    monitor.begin("restore", Some(image.size_bytes()));
+    monitor.begin("restoring", Some(image.size_bytes()));
     let result = match target {
         Target::Path(path) => run.copy_to_path(&path),
         Target::Stream(out) => stream::copy(&run, out),

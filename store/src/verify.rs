@@ -83,7 +83,7 @@ pub fn verify(
     };
     let sizes = revisions.iter().filter_map(|revision| revision.image_size);
     let total = sizes.fold(0, u64::saturating_add);
-    monitor.begin("verify", Some(total));
+    monitor.begin("verifying", Some(total));
     let mut report = VerifyReport::default();
     let mut stopped = Ok(());
     for revision in revisions {
