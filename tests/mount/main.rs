@@ -272,11 +272,12 @@ fn damage_is_an_input_output_error_for_its_frames_only() {
 #[test]
 fn signals_and_death_leave_a_mount_point_that_can_be_used_again() {
     let Some(world) = Mounted::new() else { return };
-    assert_eq!(
-        world.backy("srv", &["mount", "--background", path(&world.at("mnt"))]).status.code(),
-        Some(1),
-        "mounted twice"
-    );
+    let twice = world.backy("srv", &["mount", "--background", path(&world.at("mnt"))]);
+    let said = text(&twice.stderr);
+    assert_eq!((twice.status.code(), said.matches("error: ").count()), (Some(1), 1), "mounted twice: {said}");
+    let wrong = world.backy("srv", &["mount", "--background", "-o", "foo", path(&world.at("mnt"))]);
+    let said = text(&wrong.stderr);
+    assert_eq!((wrong.status.code(), said.matches("error: ").count()), (Some(2), 1), "{said}");
     tool("kill", &["-TERM", &world.pid()]);
     eventually("SIGTERM unmounts", || !world.is_mounted());
     world.mount();
@@ -418,4 +419,35 @@ fn block_devices_are_sources_and_targets_and_what_they_hold_is_respected() {
     tool("mount", &[&target.0, path(&mountpoint)]);
     refused(&["restore", "--force", &target.0], "in use");
     tool("umount", &[path(&mountpoint)]);
+}
+
+#[test]
+fn a_directory_that_is_rewound_shows_what_is_there_now() {
+    let Some(world) = Mounted::new() else { return };
+    // Listing an open directory once more rewinds it, as rewinddir(3) does.
+    let script = "import os, sys\n\
+        directory = os.open(sys.argv[1], os.O_RDONLY)\n\
+        print(len(os.listdir(directory)), flush=True)\n\
+        for _ in sys.stdin: print(len(os.listdir(directory)), flush=True)\n";
+    let mut python = Command::new("python3")
+        .args(["-c", script, path(&world.at("mnt/web01"))])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3 starts");
+    let mut input = python.stdin.take().expect("it is piped");
+    let mut answers = std::io::BufReader::new(python.stdout.take().expect("it is piped"));
+    let mut answer = || {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut answers, &mut line).expect("python answers");
+        line.trim().to_owned()
+    };
+    assert_eq!(answer(), "3", "a revision, its tag and last");
+    world.backup("weekly");
+    eventually("the new revision and its tag are seen", || {
+        std::io::Write::write_all(&mut input, b"\n").expect("python listens");
+        answer() == "5"
+    });
+    drop(input);
+    assert!(python.wait().expect("it ends").success());
 }
