@@ -108,8 +108,7 @@ struct Failure {
 
 impl Failure {
     fn code(&self) -> u8 {
-        let complaint = self.error.chain().find_map(|cause| cause.downcast_ref::<Complaint>());
-        if complaint.is_some_and(|complaint| complaint.usage) {
+        if self.error.chain().any(is_usage) {
             EXIT_USAGE
         } else if self.store_errors().any(|error| matches!(error, StoreError::Locked { .. })) {
             EXIT_LOCKED
@@ -159,6 +158,16 @@ impl Failure {
     }
 }
 
+/// Whether an error says that the command line makes no sense.
+fn is_usage(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<Complaint>().is_some_and(|complaint| complaint.usage)
+        || matches!(
+            error.downcast_ref(),
+            Some(MountError::OptionUnknown { .. } | MountError::OptionInvalid { .. })
+        )
+        || matches!(error.downcast_ref(), Some(SchedError::SettingsInvalid { .. }))
+}
+
 fn mount_hint(error: &MountError) -> Option<String> {
     Some(match error {
         MountError::InUse { .. } => {
@@ -174,6 +183,10 @@ fn sched_hint(error: &SchedError) -> Option<String> {
         SchedError::TagsUnknown { known, .. } => Some(format!(
             "the schedule has {}; use one of these, a tag that begins with `manual:`, or `--force`",
             if known.is_empty() { "no tags".to_owned() } else { known.join(", ") }
+        )),
+        SchedError::JobGone { dir, .. } => Some(format!(
+            "mount the disk it is on; if the job was deleted on purpose, make it again with `backy -b {} init`",
+            quote(&dir.to_string_lossy())
         )),
         SchedError::BaseDirChanged { .. } => Some("restart the service".to_owned()),
         SchedError::Rbd(error) => rbd_hint(error),
@@ -252,6 +265,10 @@ fn store_hint(error: &StoreError) -> Option<String> {
         StoreError::JobUnknown { store, .. } => {
             format!("`backy -b {} status` lists the jobs", text(store))
         }
+        StoreError::NameInvalid { kind: "tag", .. } => {
+            "tags are words such as daily, manual:before-upgrade or v1.2".to_owned()
+        }
+        StoreError::JobAway { .. } => "mount the disk that the link leads to".to_owned(),
         StoreError::JobExists { path, .. } => {
             format!("back it up with `backy -b {} backup TAGS`", text(path))
         }

@@ -50,7 +50,10 @@ fn status_find_undelete_and_expire_have_the_documented_fields() {
     let (world, [first, ..]) = world();
     let revision = table("**Revision objects** in JSON:");
     let status = world.ok(&["status", "--json"]).json();
-    assert_eq!(status.as_object().unwrap().keys().collect::<Vec<_>>(), ["damaged", "job", "revisions"]);
+    assert_eq!(
+        status.as_object().unwrap().keys().collect::<Vec<_>>(),
+        ["damaged", "job", "revisions", "unfinished"]
+    );
     list(&status, "revisions").iter().for_each(|one| check(one, &revision));
 
     let store = world.on_store(&["status", "--json"]).expect(0).json();

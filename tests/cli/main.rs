@@ -4,6 +4,8 @@
 
 mod bad_input;
 mod documented;
+mod foreign;
+mod original_manual;
 mod peers;
 mod restore;
 mod revisions;
