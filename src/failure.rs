@@ -184,10 +184,6 @@ fn sched_hint(error: &SchedError) -> Option<String> {
             "the schedule has {}; use one of these, a tag that begins with `manual:`, or `--force`",
             if known.is_empty() { "no tags".to_owned() } else { known.join(", ") }
         )),
-        SchedError::JobGone { dir, .. } => Some(format!(
-            "mount the disk it is on; if the job was deleted on purpose, make it again with `backy -b {} init`",
-            quote(&dir.to_string_lossy())
-        )),
         SchedError::BaseDirChanged { .. } => Some("restart the service".to_owned()),
         SchedError::Rbd(error) => rbd_hint(error),
         SchedError::SourceUnreadable { .. } => Some("install librbd".to_owned()),
@@ -268,7 +264,7 @@ fn store_hint(error: &StoreError) -> Option<String> {
         StoreError::NameInvalid { kind: "tag", .. } => {
             "tags are words such as daily, manual:before-upgrade or v1.2".to_owned()
         }
-        StoreError::JobAway { .. } => "mount the disk that the link leads to".to_owned(),
+        StoreError::JobLinkBroken { .. } => "mount the disk that the link leads to".to_owned(),
         StoreError::JobExists { path, .. } => {
             format!("back it up with `backy -b {} backup TAGS`", text(path))
         }

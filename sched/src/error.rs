@@ -108,14 +108,6 @@ pub enum Error {
         /// The rule it breaks.
         reason: &'static str,
     },
-    /// The directory of a job that the store has known is missing or empty.
-    #[error("job {job} has lost its directory {}", dir.display())]
-    JobGone {
-        /// The job.
-        job: backy_store::JobName,
-        /// Where it was.
-        dir: PathBuf,
-    },
     /// Tags that the schedule does not know.
     #[error("unknown tags {}", tags.join(", "))]
     TagsUnknown {

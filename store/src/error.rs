@@ -79,7 +79,7 @@ pub enum Error {
     },
     /// The job's directory is a link to one that is not there.
     #[error("the directory of job {name} is a link to {}, which is not there", target.display())]
-    JobAway {
+    JobLinkBroken {
         /// The job's name.
         name: JobName,
         /// Where the link leads.

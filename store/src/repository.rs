@@ -331,15 +331,10 @@ impl Repository {
         if let Ok(target) = std::fs::read_link(&dir)
             && !dir.exists()
         {
-            return Err(Error::JobAway { name: name.clone(), target });
+            return Err(Error::JobLinkBroken { name: name.clone(), target });
         }
         let unknown = || Error::JobUnknown { name: name.to_string(), store: self.root().to_owned() };
         self.job_at(name, &dir)?.ok_or_else(unknown)
-    }
-
-    /// Whether the store has ever held a job of this name.
-    pub fn knows_job(&self, name: &JobName) -> Result<bool> {
-        Ok(self.memos().contains_key(name))
     }
 
     fn job_named(&self, name: &str) -> Result<Job> {
