@@ -1,8 +1,8 @@
 //! A configured job's directory: made when the job is new to the store, its `config` kept as the main configuration
 //! says. The service does so when it reads its configuration and before each round, `backup` by hand likewise.
 //!
-//! A job of which the store has revisions that cannot be seen is never made again. Its directory may be the mount point of a disk that is away, and
-//! what was written below it would hide the revisions, and be hidden by them later.
+//! A job of which the store has revisions that cannot be seen is never made again. Its directory may be the mount point
+//! of a disk that is away, and what was written below it would hide the revisions, and be hidden by them later.
 
 use backy_store::{Error as StoreError, JobName, Repository, Timestamp};
 
