@@ -257,7 +257,9 @@ impl Repository {
 
     /// Finds the job behind a symbolic link in a store: it has the link's name, wherever its directory lies.
     fn discover_linked(path: &Path) -> Result<Option<Location>> {
-        let is_link = std::fs::symlink_metadata(path).is_ok_and(|facts| facts.is_symlink());
+        // Without the slash at the end that shells complete, which would follow the link.
+        let path: PathBuf = path.components().collect();
+        let is_link = std::fs::symlink_metadata(&path).is_ok_and(|facts| facts.is_symlink());
         let (Some(parent), Some(name), true) = (path.parent(), path.file_name(), is_link) else {
             return Ok(None);
         };

@@ -97,6 +97,7 @@ fn a_job_behind_a_link_works_as_any_other() {
     let mut beside = world.bare(&["-b", "../srv/web01", "status"]);
     fs::create_dir(world.path("work")).unwrap();
     assert!(Run::of(beside.current_dir(world.path("work"))).expect(0).text().contains(&id));
+    assert!(bare(&world, &["-b", "srv/web01/", "status"], 0).text().contains(&id));
     assert!(world.on_store(&["status"]).expect(0).text().contains("web01"));
     // The disk that it leads to goes away: nothing is made in its place.
     fs::rename(world.path("elsewhere"), world.path("away")).unwrap();
