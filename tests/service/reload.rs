@@ -100,7 +100,9 @@ fn a_service_that_cannot_run_says_why() {
     fs::remove_file(server.conf()).expect("remove");
     scheduler(&server).expect(1).says("backy.conf");
     // `-b` has no effect.
-    Run::of(&mut server.world.bare(&["-b", "x", "scheduler", "-c", "backy.conf"])).expect(1).says("backy.conf");
+    Run::of(&mut server.world.bare(&["-b", "x", "scheduler", "-c", "backy.conf"]))
+        .expect(1)
+        .says("backy.conf");
 }
 
 /// A configuration that cannot be read to its end must not keep the service from its work, nor from ending.

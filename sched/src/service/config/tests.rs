@@ -264,7 +264,8 @@ fn intervals_are_texts() {
 
 #[test]
 fn keys_that_are_no_texts_are_named_as_they_are_written() {
-    let text = "schedules:\n  d: {daily: {interval: 1d, keep: 7}}\njobs:\n  0x1F: {}\n  1234: {}\n  true: {}\n";
+    let text =
+        "schedules:\n  d: {daily: {interval: 1d, keep: 7}}\njobs:\n  0x1F: {}\n  1234: {}\n  true: {}\n";
     assert_eq!(
         parse(text).unwrap_err(),
         [
