@@ -14,6 +14,7 @@ use backy_store::{
 };
 
 use crate::error::in_full;
+use crate::policy::health::counted;
 use crate::policy::history::History;
 
 /// What a look at a job's directory showed.
@@ -35,6 +36,18 @@ impl Look {
     /// At a job that cannot be looked at.
     pub fn failed(why: String, now: Timestamp) -> Self {
         Self { failure: Some(why), ..Self::at_nothing(now) }
+    }
+
+    /// The same, unless `away` revisions of the job are in the store's register and cannot be seen: its directory is on a
+    /// disk that is away, most likely, and nothing else that was seen there means anything.
+    fn unless_away(self, away: usize, now: Timestamp) -> Self {
+        match away {
+            0 => self,
+            _ => Self::failed(
+                format!("its directory is away: {} of it cannot be seen", counted(away, "revision")),
+                now,
+            ),
+        }
     }
 
     /// At a job without a directory.
@@ -84,6 +97,10 @@ impl Histories {
             Err(StoreError::JobUnknown { .. }) => Ok(Look::at_nothing(now)),
             Err(error) => Err(error),
         };
+        let looked = looked.and_then(|look| match look.history.local {
+            0 => repository.revisions_away(name).map(|away| look.unless_away(away, now)),
+            _ => Ok(look),
+        });
         looked.unwrap_or_else(|error| Look::failed(in_full(&error), now))
     }
 

@@ -48,17 +48,9 @@ enum Action {
     Reload,
 }
 
-impl Arguments {
-    /// For `client check`, whether the verdict is wanted as JSON.
-    pub(crate) fn asks_for_verdict(&self) -> Option<bool> {
-        matches!(self.action, Action::Check).then_some(self.json)
-    }
-}
-
 /// Asks and prints.
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
-    context.log_call();
-    let open = || arguments.target.open(context);
+    let open = || arguments.target.open(context.task_id());
     let as_json = arguments.json;
     match &arguments.action {
         Action::Check => {

@@ -1,6 +1,7 @@
 //! `backy undelete [-r ID]`: brings a forgotten revision back, or lists what can be brought back.
 
-use backy_store::{Error as StoreError, Forgotten, Job, RevisionId, Zone};
+use anyhow::Context as _;
+use backy_store::{Forgotten, Job, JobName, Repository, RevisionId, Zone};
 use clap::Args;
 use serde::Serialize;
 
@@ -24,6 +25,9 @@ pub(crate) struct Arguments {
     /// List as JSON
     #[arg(long, conflicts_with = "revision")]
     json: bool,
+    /// Make the lost revisions of JOB again: its directory, or manifests in it, were deleted
+    #[arg(long, value_name = "JOB", conflicts_with_all = ["revision", "json"], value_parser = JobName::parse)]
+    lost: Option<JobName>,
 }
 
 /// One forgotten revision for programs.
@@ -36,6 +40,9 @@ struct ForgottenEntry<'f> {
 
 /// Undeletes or lists.
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
+    if let Some(lost) = &arguments.lost {
+        return recover(&context.location()?.repository, lost);
+    }
     let job = context.job()?;
     let Some(word) = &arguments.revision else {
         return list(&job, &context.zone, arguments.json);
@@ -50,21 +57,31 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     } else {
         RevisionId::parse(word)?
     };
-    job.undelete(&guard, &id).map_err(|error| explain(error, &job, &id))?;
+    job.undelete(&guard, &id).with_context(|| format!("cannot bring back revision {id}"))?;
     tracing::info!(target: crate::logging::QUIET, revision = %id, "undeleted");
     terminal::print_line(format_args!("brought back {id}"))?;
     Ok(Outcome::Done)
 }
 
-/// A revision that was not forgotten cannot be found where all others are listed.
-fn explain(error: StoreError, job: &Job, id: &RevisionId) -> anyhow::Error {
-    match error {
-        StoreError::RevisionUnknown { .. } => refused(
-            format!("job {} has no forgotten revision {id}", job.name()),
-            "`backy undelete` lists what can be brought back",
-        ),
-        other => anyhow::Error::from(other).context(format!("cannot bring back revision {id}")),
+/// Makes the lost revisions of a job again.
+fn recover(repository: &Repository, job: &JobName) -> Result {
+    let recovered = repository.recover_job(job).with_context(|| format!("cannot recover job {job}"))?;
+    if recovered.revisions.is_empty() && recovered.without_manifest.is_empty() {
+        return Err(refused(
+            format!("nothing of job {job} is lost"),
+            "`backy status` lists the jobs and revisions",
+        ));
     }
+    for id in &recovered.revisions {
+        terminal::print_line(format_args!("brought back {id}"))?;
+    }
+    if recovered.has_config {
+        terminal::print_line(format_args!("brought back the configuration of job {job}"))?;
+    }
+    for id in &recovered.without_manifest {
+        terminal::warn(format_args!("revision {id} cannot be brought back: its manifest was not kept"));
+    }
+    Ok(Outcome::bad_if(!recovered.without_manifest.is_empty()))
 }
 
 /// Lists what can be brought back; also `status --forgotten`.

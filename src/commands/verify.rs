@@ -71,7 +71,6 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     if job.repository().is_original() {
         terminal::note("nothing was recorded: there is no store here yet");
     }
-    let chunks = count(report.chunks, "chunk", "chunks");
-    terminal::note(format_args!("read {} in {chunks}", human_bytes(report.bytes)));
+    terminal::note(format_args!("read {} in {} chunks", human_bytes(report.bytes), report.chunks));
     Ok(Outcome::bad_if(!all_good))
 }

@@ -22,19 +22,6 @@ use crate::revision::map::ids;
 use crate::revision::{Revision, RevisionId, Trust};
 use crate::timestamp::Timestamp;
 
-/// Joins damaged ranges that touch each other, for what is said of them: offset, length and what is wrong, in order of
-/// their offsets. The problem of the first is kept.
-pub(crate) fn merged<P>(ranges: impl IntoIterator<Item = (u64, u64, P)>) -> Vec<(u64, u64, P)> {
-    let mut merged: Vec<(u64, u64, P)> = Vec::new();
-    for (offset, length, problem) in ranges {
-        match merged.last_mut() {
-            Some(last) if last.0 + last.1 == offset => last.1 += length,
-            _ => merged.push((offset, length, problem)),
-        }
-    }
-    merged
-}
-
 /// Records damaged chunks that were met in a revision of `job`: ours as [`record_chunks`] does, of the original's the
 /// revisions of this job are distrusted. Returns the revisions that were not distrusted before.
 pub fn record(job: &Job, chunks: &[ChunkId], monitor: &dyn Monitor) -> Result<Vec<(JobName, RevisionId)>> {
@@ -117,12 +104,12 @@ fn mark(repository: &Repository, id: &ChunkId) -> Result<()> {
     if path.exists() { Ok(()) } else { repository.with_reserve(|| disk::create_new(&path).map(drop)) }
 }
 
-/// Removes the marks of chunks that are not in the store any more, and that nothing in `live` names: one that is missing
+/// Removes the marks of chunks that are not in the store any more, and that `is_named` does not know: one that is missing
 /// and needed stays marked, to be written in full. Returns how many there were.
 pub(crate) fn remove_stale_marks(
     repository: &Repository,
     backend: &dyn Backend,
-    live: &HashSet<ChunkId>,
+    is_named: &dyn Fn(&ChunkId) -> bool,
 ) -> Result<u64> {
     use crate::error::Context;
     let dir = repository.root().join("damaged");
@@ -130,7 +117,7 @@ pub(crate) fn remove_stale_marks(
     for entry in std::fs::read_dir(&dir).context("list", &dir)? {
         let entry = entry.context("list", &dir)?;
         if let Some(id) = entry.file_name().to_str().and_then(ChunkId::parse)
-            && !live.contains(&id)
+            && !is_named(&id)
             && backend.open(&ChunkName::full(id))?.is_none()
         {
             marks.insert(id, entry.path());

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use crate::chunk::ChunkId;
 use crate::name::JobName;
-use crate::restore::TargetProblem;
 use crate::revision::RevisionId;
 
 /// Result of an operation on a store.
@@ -76,14 +75,6 @@ pub enum Error {
         name: String,
         /// The store's root.
         store: PathBuf,
-    },
-    /// The job's directory is a link to one that is not there.
-    #[error("the directory of job {name} is a link to {}, which is not there", target.display())]
-    JobLinkBroken {
-        /// The job's name.
-        name: JobName,
-        /// Where the link leads.
-        target: PathBuf,
     },
     /// The job exists already.
     #[error("job {name} exists already at {}", path.display())]
@@ -178,11 +169,23 @@ pub enum Error {
         /// What is locked, for people: `job web01 (backup)`.
         what: String,
     },
+    /// The job has revisions, and none of them can be seen: its directory is missing, empty or another one.
+    #[error(
+        "job {job} has {revisions} revisions in the store's register, but none of them is in {}", dir.display()
+    )]
+    JobAway {
+        /// The job.
+        job: JobName,
+        /// The directory where they should be.
+        dir: PathBuf,
+        /// How many there are.
+        revisions: usize,
+    },
     /// The sweep refuses to delete.
-    #[error("refusing to delete chunks: {reason}")]
+    #[error("refusing to delete chunks: {refusal}")]
     SweepRefused {
         /// Why.
-        reason: String,
+        refusal: Refusal,
     },
     /// The revision cannot be changed this way.
     #[error("refusing to change revision {revision} of job {job}: {reason}")]
@@ -195,23 +198,12 @@ pub enum Error {
         reason: String,
     },
     /// The restore target cannot be used.
-    #[error("cannot restore to {}: {problem}", target.display())]
+    #[error("cannot restore to {}: {reason}", target.display())]
     TargetRefused {
         /// The target.
         target: PathBuf,
         /// Why.
-        problem: TargetProblem,
-    },
-    /// A system call on the restore target failed. The store is not to blame.
-    #[error("cannot {doing} {}", target.display())]
-    Target {
-        /// What was being done: `write`, `sync`.
-        doing: &'static str,
-        /// The target.
-        target: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
+        reason: String,
     },
     /// The operation was asked to stop.
     #[error("stopped on request")]
@@ -238,18 +230,57 @@ pub enum Error {
     },
 }
 
+/// Why a sweep refuses to delete anything.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The store is on another file system than before: it may be a copy, half copied, or something else.
+    #[error("the store at {} is on another file system than before", root.display())]
+    Moved {
+        /// The store's root.
+        root: PathBuf,
+    },
+    /// A chunk map cannot be read, so the chunks that it names are not known.
+    #[error("the chunks that revision {revision} in {} needs are not known: {reason}", dir.display())]
+    NeedsUnknown {
+        /// The revision.
+        revision: RevisionId,
+        /// The directory of its job.
+        dir: PathBuf,
+        /// What is wrong with its map or manifest.
+        reason: String,
+    },
+    /// The register lost records since the last purge, so the chunks that they named are not known.
+    #[error(
+        "{lost} records of job {job} have disappeared from the register in `maps`, and so have its revisions"
+    )]
+    RegisterShrunk {
+        /// The job.
+        job: JobName,
+        /// Number of records that the last purge left and that are gone.
+        lost: u64,
+    },
+    /// Directories in the store are nested too deep to be looked at.
+    #[error("{} is nested too deep in the store", path.display())]
+    TooDeep {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// An operator said that a job is gone on purpose, and it is there.
+    #[error("nothing of job {job} is missing")]
+    NotMissing {
+        /// The job.
+        job: JobName,
+    },
+    /// The chunks that the revisions of backy 2 in a job need are not known.
+    #[error("{0}")]
+    Legacy(String),
+}
+
 impl Error {
     /// Makes an `Io` error: `doing` what to `path`.
     pub fn io(doing: &'static str, path: impl AsRef<Path>, source: io::Error) -> Self {
         Self::Io { doing, path: path.as_ref().to_owned(), source }
-    }
-
-    /// Makes what failed on a restore target distinct from what failed in the store.
-    pub(crate) fn of_target(self) -> Self {
-        match self {
-            Self::Io { doing, path, source } => Self::Target { doing, target: path, source },
-            other => other,
-        }
     }
 
     /// Whether this is damage of stored data, as opposed to a failing system or wrong use.
@@ -276,7 +307,7 @@ impl Error {
     /// Returns the operating system's error where there is one.
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
         match self {
-            Self::Io { source, .. } | Self::Target { source, .. } => Some(source.kind()),
+            Self::Io { source, .. } => Some(source.kind()),
             Self::ImageDamaged { cause, .. } => cause.io_kind(),
             _ => None,
         }

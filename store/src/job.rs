@@ -2,7 +2,8 @@
 //!
 //! A revision is three things that can be seen in the directory: `<id>.map`, and `<id>.rev` (it exists) or
 //! `<id>.forgotten-<seconds>` (it can be undeleted). Forgetting and bringing back is one rename each: it needs
-//! no space, and there is no state between. A map without either belongs to a run that died.
+//! no space, and there is no state between. A map without either is kept: its manifest may be away or not be copied
+//! yet. Only where the store's register shows that a commit or a purge died in between is it removed.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,15 +19,14 @@ use crate::legacy::image::OldImage;
 use crate::lock::{self, BackupGuard, ManifestGuard};
 use crate::monitor::Finding;
 use crate::name::{JobName, Tag};
+use crate::register::{Record, Register, State};
 use crate::repository::Repository;
 use crate::revision::map::ChunkMap;
 use crate::revision::reader::RevisionReader;
 use crate::revision::writer::{NewRevision, RevisionWriter};
 use crate::revision::{BackendType, Revision, RevisionId, Trust, manifest};
+use crate::session;
 use crate::timestamp::Timestamp;
-
-/// The end of the name of a map in the making.
-const UNFINISHED_MAP_SUFFIX: &str = ".map";
 
 /// One job. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -52,15 +52,6 @@ pub struct Forgotten {
     pub revision: Revision,
     /// When it was forgotten.
     pub forgotten_at: Timestamp,
-}
-
-/// A backup that has not ended, or never will: its process may have died.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unfinished {
-    /// The id that its revision is going to have.
-    pub id: RevisionId,
-    /// When it began.
-    pub started_at: Timestamp,
 }
 
 /// A mark that differs whenever the job's revisions, tags or trust states may have changed.
@@ -218,39 +209,6 @@ impl Job {
         Ok(Generation { inode: facts.ino(), mtime_nanos })
     }
 
-    /// The path of the map of a revision in the making.
-    pub(crate) fn unfinished_map_path(&self, id: &RevisionId) -> PathBuf {
-        self.dir.join(format!("{}{id}{UNFINISHED_MAP_SUFFIX}", disk::TEMPORARY_PREFIX))
-    }
-
-    /// The backups that have begun and not ended, the oldest first. The next backup clears away those that died.
-    pub fn unfinished(&self) -> Result<Vec<Unfinished>> {
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(&self.dir).context("list", &self.dir)? {
-            let entry = entry.context("list", &self.dir)?;
-            let name = entry.file_name();
-            let id = name.to_str().and_then(|name| {
-                name.strip_prefix(disk::TEMPORARY_PREFIX)?.strip_suffix(UNFINISHED_MAP_SUFFIX)
-            });
-            let Some(Ok(id)) = id.map(RevisionId::parse) else { continue };
-            // One that has just ended is not unfinished any more.
-            let Ok(facts) = entry.metadata() else { continue };
-            let born = facts.created().or_else(|_| facts.modified()).ok();
-            let since = born.and_then(|born| born.duration_since(std::time::UNIX_EPOCH).ok());
-            let secs = since.and_then(|since| i64::try_from(since.as_secs()).ok());
-            if let Some(started_at) = secs.and_then(Timestamp::from_secs) {
-                found.push(Unfinished { id, started_at });
-            }
-        }
-        found.sort_by(|one, other| (one.started_at, &one.id).cmp(&(other.started_at, &other.id)));
-        Ok(found)
-    }
-
-    /// Whether a backup of the job runs at this moment.
-    pub fn is_being_backed_up(&self) -> bool {
-        lock::is_held_for_backup(&self.dir)
-    }
-
     /// Takes the right to make a revision, or fails at once with `Locked`.
     pub fn lock_for_backup(&self) -> Result<BackupGuard> {
         lock::for_backup(&self.dir, self.name.as_str())
@@ -339,8 +297,9 @@ impl Job {
         Ok(removed)
     }
 
-    /// Removes maps without a manifest. A commit holds the lock from its map's name to its manifest, so such a map
-    /// belongs to a run that died in between, or to a purge that did.
+    /// Removes maps without a manifest as far as the register proves that nobody misses the manifest: a commit that died
+    /// before it, a purge that died after it, or an operator who gave the revision up. All others stay, since a manifest
+    /// can be away, or not be copied yet.
     pub(crate) fn remove_orphan_maps(&self, _guard: &ManifestGuard) -> Result<u64> {
         let files = job_files(&self.dir)?;
         let known: BTreeSet<&RevisionId> = files
@@ -350,16 +309,53 @@ impl Job {
                 _ => None,
             })
             .collect();
+        let orphans: Vec<(&RevisionId, &PathBuf)> = files
+            .iter()
+            .filter_map(|(file, path)| match file {
+                JobFile::Map(id) if !known.contains(id) => Some((id, path)),
+                _ => None,
+            })
+            .collect();
+        if orphans.is_empty() {
+            return Ok(0);
+        }
+        let given_up = self.given_up()?;
         let mut removed = 0;
-        for (file, path) in &files {
-            if let JobFile::Map(id) = file
-                && !known.contains(id)
-            {
+        for (id, path) in orphans {
+            if given_up.contains(id) {
                 disk::remove(path)?;
                 removed += 1;
             }
         }
         Ok(removed)
+    }
+
+    /// The revisions of the store whose commit died, or that were given up, as the register says.
+    fn given_up(&self) -> Result<BTreeSet<RevisionId>> {
+        let (mut given_up, mut kept) = (BTreeSet::new(), BTreeSet::new());
+        for record in Register::of(&self.repository).list()? {
+            let is_given_up = match &record.state {
+                State::Current => false,
+                State::Pending(session) => !session::is_running(self.repository.root(), session)?,
+                State::Dropped(_) | State::Purged => true,
+            };
+            if is_given_up {
+                given_up.insert(record.id)
+            } else {
+                kept.insert(record.id)
+            };
+        }
+        Ok(&given_up - &kept)
+    }
+
+    /// Refuses to begin a job again while revisions of it are away: its directory is on a disk that is not there,
+    /// perhaps, and a backup would go below the mount point.
+    pub(crate) fn check_not_away(&self) -> Result<()> {
+        let is_revision = |file: &JobFile| matches!(file, JobFile::Manifest(_) | JobFile::Forgotten(..));
+        if job_files(&self.dir)?.iter().any(|(file, _)| is_revision(file)) {
+            return Ok(());
+        }
+        self.repository.check_not_away(&self.name, &self.dir)
     }
 
     /// Opens the map of a revision of our own format, as its manifest vouches for it. `RevisionUnknown` when the
@@ -401,14 +397,17 @@ impl Job {
     /// Begins a new revision.
     pub fn new_revision(&self, _guard: &BackupGuard, new: NewRevision) -> Result<RevisionWriter> {
         self.repository.check_ours()?;
+        self.check_not_away()?;
         RevisionWriter::begin(self.clone(), new)
     }
 
-    /// Makes the manifest of a finished revision, the last step of a backup.
-    pub(crate) fn commit(&self, revision: &Revision, unfinished_map: &Path) -> Result<()> {
+    /// Makes the manifest of a finished revision, the last step of a backup. `session` is the writer's.
+    pub(crate) fn commit(&self, revision: &Revision, unfinished_map: &Path, session: &str) -> Result<()> {
         let _manifests = self.lock_manifests()?;
+        let (register, pending) = self.register(&revision.id, unfinished_map, session)?;
         let map = self.map_path(&revision.id);
         if !disk::rename_new(unfinished_map, &map)? {
+            register.remove(&pending)?;
             let reason = "a revision with this id exists".to_owned();
             return Err(Error::ChangeRefused {
                 job: self.name.clone(),
@@ -416,8 +415,35 @@ impl Job {
                 reason,
             });
         }
-        disk::sync_dir(&self.dir)?;
-        disk::write_atomically(&self.manifest_path(&revision.id), manifest::to_text(revision).as_bytes())
+        let manifest = self.manifest_path(&revision.id);
+        let written = disk::sync_dir(&self.dir)
+            .and_then(|()| disk::write_atomically(&manifest, manifest::to_text(revision).as_bytes()));
+        if let Err(error) = written {
+            self.take_back(&manifest, &map, &register, &pending);
+            return Err(error);
+        }
+        confirm(&register, &pending, &manifest);
+        Ok(())
+    }
+
+    /// Enters the map of a revision that is about to be committed in the store's register.
+    fn register(&self, id: &RevisionId, map: &Path, session: &str) -> Result<(Register, Record)> {
+        let register = Register::of(&self.repository);
+        let state = State::Pending(session.to_owned());
+        let record = Record { job: self.name.clone(), id: id.clone(), state };
+        let pending = register.add(record, map)?;
+        Ok((register, pending))
+    }
+
+    /// Removes what a commit has made whose manifest could not be written. What cannot be removed, a purge settles.
+    fn take_back(&self, manifest: &Path, map: &Path, register: &Register, pending: &Record) {
+        let is_absent = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
+        // The rename may have been done, and only its sync have failed: then the revision exists.
+        if std::fs::symlink_metadata(manifest).is_err_and(is_absent)
+            && let Err(error) = disk::remove(map).and_then(|()| register.remove(pending))
+        {
+            tracing::debug!(%error, "cannot remove the map of a failed commit");
+        }
     }
 
     /// Puts a finished revision in the place of the original's with the same id, keeping what its manifest says now. The
@@ -427,6 +453,7 @@ impl Job {
         mut new: Revision,
         is_damaged: bool,
         unfinished_map: &Path,
+        session: &str,
     ) -> Result<Revision> {
         let _manifests = self.lock_manifests()?;
         let old = self.revision(&new.id)?;
@@ -437,12 +464,14 @@ impl Job {
         (new.stats, new.tags, new.orig_tags) = (old.stats, old.tags, old.orig_tags);
         (new.parent, new.extra) = (old.parent, old.extra);
         new.trust = if is_damaged { Trust::Distrusted } else { old.trust };
+        let (register, pending) = self.register(&new.id, unfinished_map, session)?;
         let map = self.map_path(&new.id);
         disk::rename(unfinished_map, &map)?;
         disk::sync_dir(&self.dir)?;
         let text = manifest::to_text(&new);
         self.repository
             .with_reserve(|| disk::write_atomically(&self.manifest_path(&new.id), text.as_bytes()))?;
+        confirm(&register, &pending, &self.manifest_path(&new.id));
         Ok(new)
     }
 
@@ -461,6 +490,14 @@ impl Job {
             }
         }
         Ok(changed)
+    }
+}
+
+/// Completes the record of a revision that exists now. A purge does what remains if this fails.
+fn confirm(register: &Register, pending: &Record, manifest: &Path) {
+    let kept = register.keep_manifest(pending, manifest);
+    if let Err(error) = kept.and(register.confirm(pending)) {
+        tracing::warn!(%error, revision = %pending.id, "register-not-updated");
     }
 }
 

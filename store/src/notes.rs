@@ -181,7 +181,7 @@ mod tests {
         drop(guard);
         let error = job.open_revision(&note, &cache).unwrap_err();
         assert!(error.to_string().ends_with("its image lies on the server backup2") && !error.is_damage());
-        let options = SweepOptions { dry_run: false, force: false, hold_secs: 0, now: now() };
+        let options = SweepOptions::new(0, now());
         let report = sweep::sweep(job.repository(), &options, &Silent).unwrap();
         assert_eq!(report.revisions_deleted, []);
         let guard = job.lock_for_backup().unwrap();

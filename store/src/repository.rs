@@ -1,6 +1,7 @@
 //! A store and its jobs: create, open, find. `backy.store` marks the root; where it is missing there is no
 //! store, so nothing is ever made below a mount point that is not mounted.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,9 @@ use crate::error::{Context, Error, Result};
 use crate::job::Job;
 use crate::legacy::job::is_original_job;
 use crate::name::{JobName, RESERVED};
+use crate::register::{Register, State};
+use crate::revision::RevisionId;
+use crate::sweep::scan;
 use crate::timestamp::Timestamp;
 
 const MARKER: &str = "backy.store";
@@ -81,7 +85,6 @@ impl Repository {
             Err(error) => return Err(Error::io("list", root, error)),
             Ok(entries) => {
                 check_mode(root)?;
-                let (mut strange, mut is_original) = (None, false);
                 for entry in entries {
                     let name = entry.context("list", root)?.file_name();
                     if name == MARKER {
@@ -93,15 +96,10 @@ impl Repository {
                     let job = || is_job_dir(&root.join(&name)).unwrap_or(false);
                     // So does what its service left there.
                     let old = [".lock", "status"].iter().any(|&old| name == old);
-                    is_original |= is_original_job(&root.join(&name));
-                    if !ours && !old && name != "config" && !is_furniture(&name) && !job() {
-                        strange.get_or_insert(name);
+                    if !ours && !old && name != "config" && !job() {
+                        let name = name.display();
+                        return refuse(&format!("the directory is not empty: {name} is not a job"));
                     }
-                }
-                // Beside the original's jobs lies whatever its users put there; the original never minded.
-                if let Some(name) = strange.filter(|_| !is_original) {
-                    let name = name.display();
-                    return refuse(&format!("the directory is not empty: {name} is not a job"));
                 }
             }
         }
@@ -215,9 +213,6 @@ impl Repository {
     /// the jobs of the original that lie there.
     pub fn discover(path: &Path) -> Result<Location> {
         let missing = || Error::StoreMissing { path: path.to_owned() };
-        if let Some(found) = Self::discover_linked(path)? {
-            return Ok(found);
-        }
         let (dir, below) = match path.canonicalize() {
             Ok(dir) => (dir, None),
             // A job that does not exist, of a store that does, deserves a better answer than "no store".
@@ -253,21 +248,6 @@ impl Repository {
             return Ok(found);
         }
         Err(missing())
-    }
-
-    /// Finds the job behind a symbolic link in a store: it has the link's name, wherever its directory lies.
-    fn discover_linked(path: &Path) -> Result<Option<Location>> {
-        // Without the slash at the end that shells complete, which would follow the link.
-        let path: PathBuf = path.components().collect();
-        let is_link = std::fs::symlink_metadata(&path).is_ok_and(|facts| facts.is_symlink());
-        let (Some(parent), Some(name), true) = (path.parent(), path.file_name(), is_link) else {
-            return Ok(None);
-        };
-        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        let root = parent.canonicalize().context("open", parent)?;
-        let (Ok(base), Some(name)) = (Self::open_any(&root), name.to_str()) else { return Ok(None) };
-        let job = base.job_named(name)?;
-        Ok(Some(Location { repository: job.repository().clone(), job: Some(job) }))
     }
 
     /// The base directory.
@@ -329,14 +309,8 @@ impl Repository {
 
     /// One job.
     pub fn job(&self, name: &JobName) -> Result<Job> {
-        let dir = self.root().join(name.as_str());
-        if let Ok(target) = std::fs::read_link(&dir)
-            && !dir.exists()
-        {
-            return Err(Error::JobLinkBroken { name: name.clone(), target });
-        }
         let unknown = || Error::JobUnknown { name: name.to_string(), store: self.root().to_owned() };
-        self.job_at(name, &dir)?.ok_or_else(unknown)
+        self.job_at(name, &self.root().join(name.as_str()))?.ok_or_else(unknown)
     }
 
     fn job_named(&self, name: &str) -> Result<Job> {
@@ -371,6 +345,7 @@ impl Repository {
         if dir.is_dir() && is_job_dir(&dir)? {
             return Err(Error::JobExists { name: name.clone(), path: dir });
         }
+        self.check_not_away(name, &dir)?;
         if !dir.is_dir() {
             disk::create_dir(&dir)?;
         } else if !own_store && dir.join(MARKER).exists() {
@@ -391,20 +366,25 @@ impl Repository {
         self.job(name)
     }
 
-    /// Makes the job `dir` with a store of its own and no other around it. `dir` must be missing or empty, and the
-    /// directory above it is left alone.
-    pub fn create_lone_job(dir: &Path, config: &str, now: Timestamp) -> Result<Job> {
-        match Self::open(dir) {
-            Err(Error::StoreMissing { .. }) => drop(Self::create(dir, now)?),
-            other => drop(other?),
+    /// Refuses to begin a job while the register has revisions of it and none of their manifests is in the store.
+    pub(crate) fn check_not_away(&self, job: &JobName, dir: &Path) -> Result<()> {
+        match self.revisions_away(job)? {
+            0 => Ok(()),
+            revisions => Err(Error::JobAway { job: job.clone(), dir: dir.to_owned(), revisions }),
         }
-        let repository = Self::open(&dir.canonicalize().context("open", dir)?)?;
-        if let Some(job) = repository.own_job()? {
-            return Err(Error::JobExists { name: job.name().clone(), path: dir.to_owned() });
+    }
+
+    /// Number of revisions that were committed under this job's name and whose manifests are nowhere in the store now.
+    /// A renamed or moved job's are found where they are. Costs one listing where nothing was committed.
+    pub fn revisions_away(&self, job: &JobName) -> Result<usize> {
+        let records = Register::of(self).of_job(job)?.into_iter();
+        let mut ids: BTreeSet<RevisionId> =
+            records.filter(|record| record.state == State::Current).map(|record| record.id).collect();
+        if !ids.is_empty() {
+            let tree = scan::scan(self.root())?;
+            ids.retain(|id| !tree.manifests.contains_key(id));
         }
-        disk::write_atomically(&repository.root().join("config"), config.as_bytes())?;
-        disk::sync_dir(repository.root())?;
-        repository.own_job()?.ok_or_else(|| Error::StoreMissing { path: dir.to_owned() })
+        Ok(ids.len())
     }
 
     /// Whether the store lies on the file system on which it was made.
@@ -446,13 +426,6 @@ impl Repository {
     }
 }
 
-/// Whether a file system, or the machine that shares it, puts an entry of this name into an empty directory.
-pub fn is_furniture(name: &std::ffi::OsStr) -> bool {
-    const NAMES: [&str; 7] =
-        ["lost+found", ".snapshot", ".snapshots", ".zfs", "@eaDir", "#recycle", "System Volume Information"];
-    NAMES.iter().any(|&known| name == known) || name.as_encoded_bytes().starts_with(b".Trash-")
-}
-
 /// Refuses a directory that others may write.
 fn check_mode(root: &Path) -> Result<()> {
     let mode = std::fs::metadata(root).context("examine", root)?.mode();
@@ -464,7 +437,7 @@ fn check_mode(root: &Path) -> Result<()> {
 }
 
 fn write_marker(root: &Path, marker: &Marker) -> Result<()> {
-    let text = crate::yaml::to_string(marker).unwrap_or_default();
+    let text = serde_yaml::to_string(marker).unwrap_or_default();
     disk::write_atomically(&root.join(MARKER), text.as_bytes())
 }
 

@@ -5,8 +5,10 @@
 //! - `<name>.refs`: 32-byte chunk ids, appended before the chunk is looked for. The session lives while this
 //!   file is locked. A finished writer leaves it behind: only a purge that saw it unlocked *before* reading the
 //!   manifests may remove it, and then the revision it belonged to, if it was committed, is among them.
-//! - `<name>.new`: the ids this session wrote. Removed when they are durable. What is left of a dead session
-//!   names chunks that a power loss may have spoiled: they are read completely before they are used again.
+//! - `<name>.new`: the ids this session wrote. What is left of a dead session names chunks that a power loss may have
+//!   spoiled: they are read completely before they are used again.
+//! - `<name>.written`: the same when they are durable, until the commit. Of a dead session it tells a purge why nothing
+//!   refers to those chunks.
 //! - `<name>.failed`: the same after a failed sync: those chunks are written again.
 //! - `<name>.<revision>.map`: a second name of a map that a reader has open.
 //!
@@ -110,7 +112,12 @@ impl Session {
 
     /// What this session wrote is durable.
     pub(crate) fn new_is_durable(&self) -> Result<()> {
-        disk::remove(&self.path("new"))
+        disk::rename(&self.path("new"), &self.path("written"))
+    }
+
+    /// What this session wrote belongs to a revision now.
+    pub(crate) fn is_committed(&self) -> Result<()> {
+        disk::remove(&self.path("written"))
     }
 
     /// What this session wrote must be written again.
@@ -202,6 +209,17 @@ impl Sessions {
         Ok(suspects)
     }
 
+    /// Calls `visit` with every chunk that a dead session wrote for a revision that was never committed.
+    pub(crate) fn written_in_vain(&self, root: &Path, visit: &mut dyn FnMut(ChunkId)) -> Result<()> {
+        let dir = root.join("writers");
+        for (name, suffix) in entries(&dir)? {
+            if ["new", "written", "failed"].contains(&suffix.as_str()) && self.dead.contains(&name) {
+                read_ids(&dir.join(format!("{name}.{suffix}")), 0, visit)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes the files of the dead sessions. Only for the end of a purge.
     pub(crate) fn remove_dead(&self, root: &Path) -> Result<()> {
         let dir = root.join("writers");
@@ -212,6 +230,11 @@ impl Sessions {
         }
         Ok(())
     }
+}
+
+/// Whether the session of this name is running.
+pub(crate) fn is_running(root: &Path, name: &str) -> Result<bool> {
+    is_live(&root.join("writers").join(format!("{name}.refs")))
 }
 
 fn is_live(path: &Path) -> Result<bool> {

@@ -55,7 +55,7 @@ pub fn store_space(repository: &Repository, monitor: &dyn Monitor) -> Result<Sto
     repository.check_ours()?;
     let backend = repository.backend()?;
     let mut space = StoreSpace::default();
-    monitor.begin("measuring chunks", Some(256));
+    monitor.begin("measure chunks", Some(256));
     for shard in 0..=255 {
         check_stop(monitor)?;
         let mut names = Vec::new();
@@ -209,7 +209,7 @@ mod tests {
 
     fn purge(job: &Job, revision: &Revision) -> u64 {
         job.forget(&job.lock_manifests().unwrap(), &revision.id, now()).unwrap();
-        let options = SweepOptions { dry_run: false, force: false, hold_secs: 0, now: now() };
+        let options = SweepOptions::new(0, now());
         sweep(job.repository(), &options, &Silent).unwrap().bytes_deleted
     }
 

@@ -1,22 +1,56 @@
 //! Removes chunks that nothing refers to, beside running backups, restores and mounts.
 //!
-//! The proof. A chunk is needed when a map names it (of a revision, a forgotten one, or one that a reader has
-//! pinned), as an entry or as the base of a delta, or a writer's log does. A delta's file is needed when a map names it,
-//! or a log names its chunk. What a writer leans on comes from a map that it has pinned, its base's or another disk's, or
-//! was put by itself and is in its log. A writer logs an id with the shard locked shared, *then* looks for the chunk.
-//! The sweep (1) tells dead sessions from live ones, (2) removes what is past the hold time, (3) reads the
-//! logs and the pins, *then* lists and reads the maps: a writer that commits in between is in one of the two,
-//! because logs of finished writers stay until a sweep that saw them dead in step 1 has ended (and what those
-//! committed is in the maps read in step 3). (4) Shard by
-//! shard it takes the exclusive lock, reads what was appended to the logs and removes what is still not named.
-//! A writer that logs an id later finds the chunk gone and writes it; one that logged it before is seen.
-//! No clock, age or access time is part of this.
+//! # What may be deleted
 //!
-//! The sweep trusts no absence: a map that cannot be read, another file system than at creation, a store whose
-//! references have all vanished or that would lose more than half of its chunks for no known reason stop it.
+//! A chunk is **needed** when a map names it, as an entry or as the base of a delta, or a running session's log does.
+//! Maps are those in the register (`register.rs`), those in any directory of the store, and those that a reader or
+//! writer has pinned. A delta's file is needed when a map names it, or a log names its chunk. What a writer relies on
+//! comes from a map that it has pinned, its base's or another disk's, or was put by itself and is in its log.
+//!
+//! A chunk that is not needed is deleted when its end is **explained**: a map names it that this or an earlier purge has
+//! removed past the hold time (a `purged` record), or a session that died before its commit has written it. Without such
+//! an explanation it waits until purges at least the hold time apart, and at least 7 days, have found it so
+//! (`sweep/unexplained.rs`).
+//!
+//! # Why nothing needed is deleted: against time
+//!
+//! A writer logs an id with the shard locked shared, *then* looks for the chunk. The sweep (1) distinguishes dead
+//! sessions from live ones, (2) removes what is past the hold time, (3) reads the logs and opens the pins, *then* lists
+//! and reads the register and the directories: a writer that commits in between is in one of the two, because logs of
+//! finished writers stay until a sweep that saw them dead in step 1 has ended (and what those committed is in the maps
+//! read in step 3). (4) Shard by shard it takes the exclusive lock, reads what was appended to the logs and removes
+//! what is still not needed. A writer that logs an id later finds the chunk gone and writes it; one that logged it
+//! before is seen. No access time is part of this, and no clock but for the hold times.
+//!
+//! # Why nothing needed is deleted: against absence
+//!
+//! That something cannot be seen never makes a chunk unneeded:
+//!
+//! - A job's directory that is away, unmounted, hidden, renamed, moved to another folder, also while the sweep reads, or
+//!   empty: the register has its maps. The sweep names the job and keeps everything, until an operator says that it was
+//!   deleted on purpose (`SweepOptions::without`); then the hold time begins, and a job that comes back stays.
+//! - A manifest or map that is away, deleted by hand or not copied yet: the same, for one revision. A map without a
+//!   manifest is never removed for that. A map that is missing in the job's directory is made again from the register.
+//! - A job directory that was copied into the store and that the register does not know: its maps count as they are
+//!   seen, and are entered.
+//! - The register itself: each purge leaves the number of records of each job in `.registered`. Fewer than that, and
+//!   the directories do not have them either: the sweep refuses.
+//! - Any error but "not found", a directory nested too deep, a map that cannot be read and has no second copy, a
+//!   manifest whose map is lost, another file system than before: the sweep refuses.
+//! - Where all that is lost at once, what was not explained still waits.
+//!
+//! What is needed and not in the store is reported, marked as damaged, and the revisions that use it are distrusted.
+//!
+//! The locks that all this takes are in the table of `lock.rs`.
 
-use std::collections::HashSet;
-use std::os::unix::fs::MetadataExt;
+mod forgotten;
+mod needs;
+mod records;
+mod registered;
+pub(crate) mod scan;
+mod unexplained;
+
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::backend::Backend;
@@ -25,34 +59,45 @@ use crate::chunk::ChunkId;
 use crate::chunk::forms;
 use crate::chunk::name::ChunkName;
 use crate::damage;
-use crate::disk;
-use crate::error::{Context, Error, Result};
-use crate::job::{Job, JobFile, job_files};
+use crate::error::{Error, Refusal, Result};
 use crate::legacy::purge::{self, Freed};
 use crate::lock::{self, SweepGuard};
-use crate::monitor::{Finding, Monitor};
-use crate::name::{JobName, RESERVED};
+use crate::monitor::Monitor;
+use crate::name::JobName;
+use crate::register::{Record, Register, State};
 use crate::repository::Repository;
-use crate::revision::map::{ChunkMap, Entry, PageKey, ids};
-use crate::revision::{BackendType, RevisionId, manifest};
+use crate::revision::RevisionId;
+use crate::revision::map::ChunkMap;
 use crate::session::{self, LogTails, Sessions};
 use crate::timestamp::Timestamp;
 
-/// Directories below the store's root in which manifests are looked for, so that a job that was moved into a
-/// folder keeps its chunks.
-const DEPTH_MAX: usize = 8;
+use needs::Needs;
+use registered::Registered;
+use scan::Tree;
+use unexplained::Unexplained;
 
 /// How to sweep.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct SweepOptions {
     /// Delete nothing, only count.
     pub dry_run: bool,
     /// Go on where the sweep would refuse.
     pub force: bool,
+    /// The store was moved to its present file system on purpose.
+    pub moved: bool,
+    /// Jobs whose missing revisions were deleted on purpose.
+    pub without: Vec<JobName>,
     /// Revisions forgotten less than this many seconds ago stay and can be undeleted.
     pub hold_secs: i64,
     /// The present time.
     pub now: Timestamp,
+}
+
+impl SweepOptions {
+    /// An ordinary purge with this hold time in seconds.
+    pub fn new(hold_secs: i64, now: Timestamp) -> Self {
+        Self { dry_run: false, force: false, moved: false, without: Vec::new(), hold_secs, now }
+    }
 }
 
 /// What a sweep did, or would do.
@@ -64,6 +109,23 @@ pub struct SweepReport {
     pub chunks_deleted: u64,
     /// Bytes of their files.
     pub bytes_deleted: u64,
+    /// Of those that stay, the ones that nothing refers to for no known reason. A purge after 7 days, or the hold time if
+    /// that is longer, deletes them if it is still so.
+    pub chunks_waiting: u64,
+    /// Chunks that revisions need and that are not in the store.
+    pub chunks_missing: u64,
+    /// Revisions that were distrusted because they need missing chunks.
+    pub distrusted: Vec<(JobName, RevisionId)>,
+    /// Revisions that were committed and whose manifests are nowhere in the store; their chunks stay.
+    pub missing: BTreeMap<JobName, Vec<RevisionId>>,
+    /// Revisions that were given up as deleted on purpose, now or less than the hold time ago.
+    pub dropped: u64,
+    /// Links in the store that lead nowhere.
+    pub dangling: Vec<PathBuf>,
+    /// Revisions whose chunk map was made again from the register.
+    pub maps_repaired: Vec<RevisionId>,
+    /// Chunk maps without a manifest that the register does not know.
+    pub stray_maps: Vec<PathBuf>,
     /// Forgotten revisions that are gone for good.
     pub revisions_deleted: Vec<(JobName, RevisionId)>,
     /// Forgotten revisions that can still be undeleted.
@@ -81,119 +143,248 @@ struct Sweep<'s> {
     options: &'s SweepOptions,
     monitor: &'s dyn Monitor,
     backend: LocalBackend,
-    /// What maps and logs name.
-    live: HashSet<ChunkId>,
-    /// The deltas that maps name.
-    deltas: HashSet<ChunkName>,
-    /// What the logs name.
-    logged: HashSet<ChunkId>,
+    register: Register,
+    needs: Needs,
     tails: LogTails,
-    /// Whether readers or writers alone hold chunks: those stay, and a later sweep may find them unnamed.
+    /// What `purged` records and dead sessions name, sorted: reasons for a deletion.
+    explained: Vec<ChunkId>,
+    unexplained: Unexplained,
+    /// Whether readers or writers alone hold chunks: those stay, with the reason for which they can go later.
     has_ghosts: bool,
+    /// Jobs of which something is missing, or was given up before.
+    incomplete: HashSet<JobName>,
     report: SweepReport,
 }
 
-/// Removes forgotten revisions past the hold time and every chunk that nothing refers to.
+/// Removes forgotten revisions past the hold time and every chunk that is not needed, as the head of this file says.
 pub fn sweep(repository: &Repository, options: &SweepOptions, monitor: &dyn Monitor) -> Result<SweepReport> {
     repository.check_ours()?;
     let guard = lock::for_sweep(repository.root())?;
     let backend = repository.backend()?;
-    check_place(repository, options)?;
+    check_file_system(repository, options)?;
     let (sessions, temporary_deleted) = Sessions::scan(repository.root())?;
-    let report = SweepReport { temporary_deleted, ..SweepReport::default() };
     let mut sweep = Sweep {
         repository,
         options,
         monitor,
         backend,
-        live: HashSet::new(),
-        deltas: HashSet::new(),
-        logged: HashSet::new(),
+        register: Register::of(repository),
+        needs: Needs::new(),
         tails: LogTails::new(&sessions),
+        explained: Vec::new(),
+        unexplained: Unexplained::load(repository, options.hold_secs, options.now),
         has_ghosts: false,
-        report,
+        incomplete: HashSet::new(),
+        report: SweepReport { temporary_deleted, ..SweepReport::default() },
     };
-    let gone = sweep.remove_forgotten(&guard)?;
-    sweep.mark(&sessions, &gone)?;
-    let written_by_the_dead = sessions.suspects(repository.root())?.unproven;
-    sweep.refuse_or_go_on(&written_by_the_dead)?;
+    let registered = Registered::load(repository)?;
+    let mut gone = sweep.remove_forgotten(&guard)?;
+    sweep.settle(&mut gone)?;
+    let (tree, records) = sweep.collect_needs(&sessions, &gone)?;
+    sweep.check_register(&registered, &tree, &records)?;
+    sweep.check_needs_are_known(&tree, &records)?;
+    sweep.explain(&sessions, &records, &gone)?;
+    sweep.find_missing_chunks()?;
     if options.dry_run {
+        sweep.count()?;
         return Ok(sweep.report);
     }
+    sweep.repair(&tree, &records)?;
     sweep.delete(&guard)?;
-    damage::remove_stale_marks(repository, &sweep.backend, &sweep.live)?;
+    let is_named = |id: &ChunkId| sweep.needs.has(id) || sweep.unexplained.is_waiting(id);
+    damage::remove_stale_marks(repository, &sweep.backend, &is_named)?;
+    sweep.unexplained.save(repository)?;
+    sweep.close_register(&registered, &tree)?;
     sessions.remove_dead(repository.root())?;
-    if !sweep.has_ghosts {
-        disk::remove(&sweep.intent_path())?;
-    }
     sweep.purge_originals()?;
     repository.refill_reserve();
     Ok(sweep.report)
 }
 
-fn refuse(options: &SweepOptions, reason: String) -> Result<()> {
-    if options.force {
-        tracing::warn!(%reason, "refusal overridden");
-        return Ok(());
-    }
-    Err(Error::SweepRefused { reason })
-}
-
-fn check_place(repository: &Repository, options: &SweepOptions) -> Result<()> {
+fn check_file_system(repository: &Repository, options: &SweepOptions) -> Result<()> {
     if repository.is_on_its_file_system()? {
         return Ok(());
     }
-    let reason = "the store is on another file system than when it was made; if it was moved on purpose, use --force once";
-    refuse(options, reason.to_owned())?;
+    if !options.moved && !options.force {
+        return Err(Error::SweepRefused { refusal: Refusal::Moved { root: repository.root().to_owned() } });
+    }
     if options.dry_run { Ok(()) } else { repository.adopt_file_system() }
 }
 
 impl Sweep<'_> {
-    fn refuse(&self, reason: String) -> Result<()> {
-        refuse(self.options, reason)
+    fn refuse(&self, refusal: Refusal) -> Result<()> {
+        if self.options.force {
+            tracing::warn!(reason = %refusal, "refusal-overridden");
+            return Ok(());
+        }
+        Err(Error::SweepRefused { refusal })
     }
 
-    /// While this file is there, a sweep that removed revisions has not ended, or left chunks to readers: what it
-    /// left unnamed has a reason.
-    fn intent_path(&self) -> PathBuf {
-        self.repository.root().join(".purging")
+    fn is_held(&self, since: Timestamp) -> bool {
+        self.options.now.as_secs().saturating_sub(since.as_secs()) < self.options.hold_secs
     }
 
-    /// Removes the manifests and maps past the hold time and what dead runs left in the jobs. Returns the maps
-    /// that a dry run has to take as removed.
-    fn remove_forgotten(&mut self, _guard: &SweepGuard) -> Result<HashSet<PathBuf>> {
-        let mut gone = HashSet::new();
-        for job in self.repository.sharing_jobs()? {
-            let manifests = job.lock_manifests()?;
-            if !self.options.dry_run {
-                self.report.old.add(purge::remove_leftovers(&job)?);
-                self.report.temporary_deleted += job.remove_orphan_maps(&manifests)?;
+    /// Collects every chunk that is needed. The order is part of the proof: logs, pins, then maps.
+    fn collect_needs(
+        &mut self,
+        sessions: &Sessions,
+        gone: &HashSet<RevisionId>,
+    ) -> Result<(Tree, Vec<Record>)> {
+        self.monitor.begin("collect references", None);
+        let root = self.repository.root();
+        let mut logged = HashSet::new();
+        self.tails.read(root, &mut |id| {
+            logged.insert(id);
+        })?;
+        let pins = open_pins(root, sessions)?;
+        let records = self.register.list()?;
+        let tree = scan::scan(root)?;
+        for (id, path) in tree.maps.iter().filter(|(id, _)| !gone.contains(id)) {
+            self.needs.add_map(id, path, &self.backend, self.monitor)?;
+        }
+        for record in records.iter().filter(|record| record.state != State::Purged) {
+            if !gone.contains(&record.id) {
+                let path = self.register.path(record);
+                self.needs.add_map(&record.id, &path, &self.backend, self.monitor)?;
             }
-            let files = job_files(job.dir())?;
-            for (file, path) in &files {
-                let JobFile::Forgotten(id, at) = file else { continue };
-                if self.options.now.as_secs().saturating_sub(at.as_secs()) < self.options.hold_secs {
-                    self.report.revisions_held += 1;
-                    continue;
-                }
-                self.report.revisions_deleted.push((job.name().clone(), id.clone()));
-                let lives =
-                    files.iter().any(|(other, _)| matches!(other, JobFile::Manifest(other) if other == id));
-                if !lives && !job.map_path(id).exists() && purge::has_image(&job, id) {
-                    if !self.options.dry_run {
-                        self.report.old.add(purge::remove_revision(&job, id, path)?);
-                    }
-                    continue;
-                }
-                if !lives {
-                    gone.insert(job.map_path(id));
-                }
-                if !self.options.dry_run {
-                    self.remove_revision(&job, path, (!lives).then(|| job.map_path(id)))?;
+        }
+        for pin in &pins {
+            self.has_ghosts |= self.needs.add_pinned(pin)?;
+        }
+        // What only a running writer names may have no name at all when that writer fails.
+        for id in logged {
+            self.has_ghosts |= self.needs.add_logged(id);
+        }
+        self.report_absence(&tree, &records);
+        self.monitor.end();
+        Ok((tree, records))
+    }
+
+    /// Collects the reasons for deletions: what revisions named that a purge has removed, and what dead sessions wrote.
+    fn explain(&mut self, sessions: &Sessions, records: &[Record], gone: &HashSet<RevisionId>) -> Result<()> {
+        let Self { needs, explained, register, .. } = self;
+        let mut add = |id: ChunkId| explained.push(id);
+        let is_going = |record: &&Record| record.state == State::Purged || gone.contains(&record.id);
+        for record in records.iter().filter(is_going) {
+            match ChunkMap::open(&register.path(record)) {
+                Ok(map) => needs.visit_unneeded(&map, &mut add)?,
+                // Nothing is explained by it: what it named waits.
+                Err(error) if error.is_damage() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        sessions.written_in_vain(self.repository.root(), &mut add)?;
+        explained.sort_unstable();
+        explained.dedup();
+        Ok(())
+    }
+
+    fn is_explained(&self, id: &ChunkId) -> bool {
+        self.explained.binary_search(id).is_ok()
+    }
+
+    /// Reports chunks that are needed and not there, marks them, and distrusts the revisions that use them.
+    fn find_missing_chunks(&mut self) -> Result<()> {
+        let mut missing = HashSet::new();
+        for shard in 0..=255 {
+            let mut present = HashSet::new();
+            self.backend.list(shard, &mut |name| {
+                present.insert(name.id);
+            })?;
+            missing.extend(self.needs.of_shard(shard).difference(&present).copied());
+        }
+        // A writer logs a chunk before it writes it. What an upgrade found damaged was never written.
+        missing.retain(|id| !self.needs.is_logged(id) && id.original().is_none());
+        if missing.is_empty() {
+            return Ok(());
+        }
+        // One that a backup repaired while its directory was listed can have been left out.
+        for name in forms::find(&self.backend, &missing)? {
+            missing.remove(&name.id);
+        }
+        self.report.chunks_missing = missing.len() as u64;
+        if !self.options.dry_run && !missing.is_empty() {
+            let missing: Vec<ChunkId> = missing.into_iter().collect();
+            self.report.distrusted = damage::record_chunks(self.repository, &missing, self.monitor)?;
+        }
+        Ok(())
+    }
+
+    /// Counts what a purge would delete.
+    fn count(&mut self) -> Result<()> {
+        for shard in 0..=255 {
+            for name in self.candidates(shard)? {
+                if self.may_go(&name) {
+                    self.report.chunks_deleted += 1;
+                    self.report.bytes_deleted += self.backend.len(&name)?.unwrap_or(0);
+                } else {
+                    self.report.chunks_waiting += 1;
+                    self.report.chunks_kept += 1;
                 }
             }
         }
-        Ok(gone)
+        Ok(())
+    }
+
+    /// Lists the files of a shard that are not needed, and counts the others as kept.
+    fn candidates(&mut self, shard: u8) -> Result<Vec<ChunkName>> {
+        let (mut candidates, mut kept) = (Vec::new(), 0);
+        let needs = &self.needs;
+        self.backend.list(shard, &mut |name| match needs.needs(&name) {
+            true => kept += 1,
+            false => candidates.push(name),
+        })?;
+        self.report.chunks_kept += kept;
+        Ok(candidates)
+    }
+
+    /// Whether a file that is not needed can be deleted now.
+    fn may_go(&mut self, name: &ChunkName) -> bool {
+        self.is_explained(&name.id) || self.unexplained.is_due(name.id)
+    }
+
+    fn delete(&mut self, _guard: &SweepGuard) -> Result<()> {
+        self.monitor.begin("delete chunks", None);
+        for shard in 0..=255 {
+            if self.monitor.cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let mut deletable = Vec::new();
+            for name in self.candidates(shard)? {
+                if self.may_go(&name) {
+                    deletable.push((name, self.backend.len(&name)?.unwrap_or(0)));
+                } else {
+                    self.report.chunks_waiting += 1;
+                    self.report.chunks_kept += 1;
+                }
+            }
+            if !deletable.is_empty() {
+                self.delete_in(shard, deletable)?;
+            }
+        }
+        self.monitor.end();
+        Ok(())
+    }
+
+    /// Deletes files of a shard, but for those that a writer has named since.
+    fn delete_in(&mut self, shard: u8, files: Vec<(ChunkName, u64)>) -> Result<()> {
+        let _shard = self.backend.lock_shard(shard, true)?;
+        let needs = &mut self.needs;
+        self.tails.read(self.repository.root(), &mut |id| {
+            needs.add_logged(id);
+        })?;
+        for (name, length) in files {
+            if self.needs.needs(&name) {
+                self.has_ghosts = true;
+                self.report.chunks_kept += 1;
+                continue;
+            }
+            self.backend.delete(&name)?;
+            self.report.chunks_deleted += 1;
+            self.report.bytes_deleted += length;
+            self.monitor.advance(length);
+        }
+        Ok(())
     }
 
     /// Frees the original's chunks, job by job. What is in use there waits, and keeps nothing else from being purged.
@@ -209,261 +400,20 @@ impl Sweep<'_> {
         }
         Ok(())
     }
+}
 
-    /// Manifest first, durably; only then the map.
-    fn remove_revision(&self, job: &Job, manifest: &Path, map: Option<PathBuf>) -> Result<()> {
-        let intent = self.intent_path();
-        if !intent.exists() {
-            self.repository.with_reserve(|| disk::create_new(&intent).map(drop))?;
-            disk::sync_dir(self.repository.root())?;
-        }
-        disk::remove(manifest)?;
-        disk::sync_dir(job.dir())?;
-        map.map_or(Ok(()), |map| disk::remove(&map))
-    }
-
-    /// Collects every id that is needed. The order is part of the proof: logs, pins, maps.
-    fn mark(&mut self, sessions: &Sessions, gone: &HashSet<PathBuf>) -> Result<()> {
-        self.monitor.begin("collect references", None);
-        let root = self.repository.root();
-        let mut logged = HashSet::new();
-        self.tails.read(root, &mut |id| {
-            logged.insert(id);
-        })?;
-        let mut seen_pages = HashSet::new();
-        for map in session::pinned_maps(root, sessions)? {
-            self.has_ghosts |= std::fs::metadata(&map).is_ok_and(|facts| facts.nlink() == 1);
-            self.mark_map(&map, &mut seen_pages)?;
-        }
-        self.mark_below(root, 0, gone, &mut seen_pages)?;
-        // What only a running writer names may have no name at all when that writer fails.
-        self.has_ghosts |= !logged.is_subset(&self.live);
-        self.live.extend(&logged);
-        self.logged = logged;
-        self.monitor.end();
-        Ok(())
-    }
-
-    fn mark_below(
-        &mut self,
-        dir: &Path,
-        depth: usize,
-        gone: &HashSet<PathBuf>,
-        seen: &mut HashSet<PageKey>,
-    ) -> Result<()> {
-        let files = job_files(dir)?;
-        let maps: HashSet<&RevisionId> = files
-            .iter()
-            .filter_map(|(file, _)| if let JobFile::Map(id) = file { Some(id) } else { None })
-            .collect();
-        for (file, path) in &files {
-            match file {
-                JobFile::Map(_) if !gone.contains(path) => self.mark_map(path, seen)?,
-                JobFile::Manifest(id) if !maps.contains(id) => self.check_mapless(path, id)?,
-                _ => {}
-            }
-        }
-        if depth == DEPTH_MAX {
-            return Ok(());
-        }
-        for entry in std::fs::read_dir(dir).context("list", dir)? {
-            let entry = entry.context("list", dir)?;
-            let path = entry.path();
-            let kind = entry.file_type().context("examine", &path)?;
-            // Links are followed at the top only: there they are jobs that lie on another disk.
-            if !(kind.is_dir() || depth == 0 && kind.is_symlink() && path.is_dir()) {
-                continue;
-            }
-            let own = depth == 0 && RESERVED.iter().any(|&name| entry.file_name() == name)
-                // The original's chunks: very many files, and no manifest among them.
-                || entry.file_name() == "chunks" && path.join("store").is_file();
-            if !own && !path.join("backy.store").exists() {
-                self.mark_below(&path, depth + 1, gone, seen)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A manifest without a map: of the original, whose chunks are not ours, or damage.
-    fn check_mapless(&self, path: &Path, id: &RevisionId) -> Result<()> {
-        let problem = match manifest::read(path, id) {
-            Ok(revision) if revision.backend_type != BackendType::Framed => return Ok(()),
-            // Committed after the list was read; its chunks are in its log.
-            Ok(_) if std::fs::symlink_metadata(path.with_extension("map")).is_ok_and(|map| map.is_file()) => {
-                return Ok(());
-            }
-            Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => return Ok(()),
-            // Beside an image of the original, it is one of its manifests: the chunks that it needs are not ours.
-            Err(_) if purge::is_image(&path.with_extension(""), id) => return Ok(()),
-            Ok(_) => "its chunk map is missing".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        self.refuse(format!(
-            "revision {id} in {} may need chunks that are not known: {problem}; forget it or use --force",
-            path.parent().unwrap_or(path).display()
-        ))
-    }
-
-    fn mark_map(&mut self, path: &Path, seen: &mut HashSet<PageKey>) -> Result<()> {
-        if self.monitor.cancelled() {
-            return Err(Error::Cancelled);
-        }
-        let map = match ChunkMap::open(path) {
-            Ok(map) => map,
-            // Gone between listing and opening: forgotten and removed by nobody but us, or a pin whose reader ended.
-            Err(_) if !path.exists() => return Ok(()),
-            Err(error) if error.is_damage() => return self.damaged_map(path, &error),
+/// Opens the maps that running sessions have pinned: they stay readable from now on, whatever becomes of their names.
+fn open_pins(root: &Path, sessions: &Sessions) -> Result<Vec<ChunkMap>> {
+    let mut pins = Vec::new();
+    for path in session::pinned_maps(root, sessions)? {
+        match ChunkMap::open(&path) {
+            Ok(map) => pins.push(map),
+            // Its reader has ended.
+            Err(error) if error.is_damage() && !scan::exists(&path)? => {}
             Err(error) => return Err(error),
-        };
-        for page in 0..map.page_count() {
-            let key = (*map.page_hash(page), map.bases_hash(page).copied());
-            if seen.contains(&key) {
-                continue;
-            }
-            match map.read_entries(page) {
-                Ok(entries) => {
-                    self.mark_entries(&entries);
-                    // Only what was read: the same page of another map may be whole.
-                    seen.insert(key);
-                }
-                Err(error) if error.is_damage() => {
-                    self.damaged_map(path, &error)?;
-                    self.mark_half(&map, page)?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Where the user goes on in spite of a damaged page, half of it is better than nothing. Which deltas of its chunks
-    /// are meant cannot be told, so all that there are stay, with their bases.
-    fn mark_half(&mut self, map: &ChunkMap, page: u64) -> Result<()> {
-        if let Ok(Some(bases)) = map.read_bases(page) {
-            self.live.extend(ids(&bases));
-        }
-        if let Ok(page) = map.read_page(page) {
-            self.live.extend(ids(&page));
-            let files = forms::find(&self.backend, &ids(&page).collect())?;
-            files.into_iter().for_each(|name| self.mark_entries(&[Some(name)]));
-        }
-        Ok(())
-    }
-
-    fn mark_entries(&mut self, entries: &[Entry]) {
-        for name in entries.iter().flatten() {
-            // What a delta leans on is needed as long as it is.
-            self.live.extend(name.ids());
-            if name.base.is_some() {
-                self.deltas.insert(*name);
-            }
         }
     }
-
-    /// Whether a file is needed. A full chunk serves whoever names the chunk in any form; a delta those who name just it,
-    /// and a writer who has found it.
-    fn is_live(&self, name: &ChunkName) -> bool {
-        match name.base {
-            None => self.live.contains(&name.id),
-            Some(_) => self.deltas.contains(name) || self.logged.contains(&name.id),
-        }
-    }
-
-    fn damaged_map(&self, path: &Path, error: &Error) -> Result<()> {
-        if let Ok(job) =
-            JobName::parse(&path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy())
-        {
-            let revision = path.file_stem().and_then(|id| RevisionId::parse(&id.to_string_lossy()).ok());
-            self.monitor.finding(&Finding {
-                job,
-                revision,
-                range: None,
-                chunk: None,
-                problem: error.to_string(),
-            });
-        }
-        self.refuse(format!(
-            "{error}; what it refers to is not known; forget its revision and purge it, or use --force"
-        ))
-    }
-
-    /// Counts what stays and what goes, and stops where that cannot be right.
-    fn refuse_or_go_on(&mut self, written_by_the_dead: &HashSet<ChunkId>) -> Result<()> {
-        let (mut total, mut unnamed, mut unexplained) = (0u64, Vec::new(), 0u64);
-        for shard in 0..=255 {
-            self.backend.list(shard, &mut |name| {
-                total += 1;
-                if !self.is_live(&name) {
-                    unexplained += u64::from(!written_by_the_dead.contains(&name.id));
-                    unnamed.push(name);
-                }
-            })?;
-        }
-        self.report.chunks_kept = total - unnamed.len() as u64;
-        if self.options.dry_run {
-            self.report.chunks_deleted = unnamed.len() as u64;
-            for name in &unnamed {
-                self.report.bytes_deleted += self.backend.len(name)?.unwrap_or(0);
-            }
-        }
-        let explained = !self.report.revisions_deleted.is_empty() || self.intent_path().exists();
-        if explained || unexplained == 0 {
-            return Ok(());
-        }
-        if self.live.is_empty() {
-            return self.refuse(format!(
-                "nothing refers to any of the {total} chunks; are the jobs' directories missing?"
-            ));
-        }
-        if unexplained > total / 2 {
-            return self.refuse(format!(
-                "{unexplained} of {total} chunks, more than half, lost their references although no revision was removed; \
-                 if job directories were deleted on purpose, use --force"
-            ));
-        }
-        Ok(())
-    }
-
-    fn delete(&mut self, _guard: &SweepGuard) -> Result<()> {
-        self.monitor.begin("delete chunks", None);
-        self.report.chunks_kept = 0;
-        for shard in 0..=255 {
-            if self.monitor.cancelled() {
-                return Err(Error::Cancelled);
-            }
-            let (mut candidates, mut kept) = (Vec::new(), 0);
-            self.backend.list(shard, &mut |name| match self.is_live(&name) {
-                true => kept += 1,
-                false => candidates.push((name, 0)),
-            })?;
-            self.report.chunks_kept += kept;
-            for (name, length) in &mut candidates {
-                *length = self.backend.len(name)?.unwrap_or(0);
-            }
-            if candidates.is_empty() {
-                continue;
-            }
-            let _shard = self.backend.lock_shard(shard, true)?;
-            let (live, logged) = (&mut self.live, &mut self.logged);
-            self.tails.read(self.repository.root(), &mut |id| {
-                live.insert(id);
-                logged.insert(id);
-            })?;
-            for (name, length) in candidates {
-                if self.is_live(&name) {
-                    self.has_ghosts = true;
-                    self.report.chunks_kept += 1;
-                    continue;
-                }
-                self.backend.delete(&name)?;
-                self.report.chunks_deleted += 1;
-                self.report.bytes_deleted += length;
-                self.monitor.advance(length);
-            }
-        }
-        self.monitor.end();
-        Ok(())
-    }
+    Ok(pins)
 }
 
 #[cfg(test)]
@@ -472,11 +422,13 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::disk;
+    use crate::job::Job;
     use crate::testing::{image, new_job, new_revision, now, write_revision};
     use crate::{FrameCache, Silent, Stats};
 
     fn options() -> SweepOptions {
-        SweepOptions { dry_run: false, force: false, hold_secs: 0, now: now() }
+        SweepOptions::new(0, now())
     }
 
     fn run(job: &Job, options: SweepOptions) -> Result<SweepReport> {
@@ -565,24 +517,36 @@ mod tests {
     }
 
     #[test]
-    fn jobs_that_vanish_and_maps_that_rot_stop_the_sweep() {
+    fn a_job_that_vanishes_keeps_its_chunks_and_a_map_that_rots_stops_the_sweep() {
         let (dir, job) = new_job("web01");
         let data = image(1, 2 << 22);
         let revision = write_revision(&job, &data, None);
-        run(&job, options()).unwrap();
         let elsewhere = dir.path().join("elsewhere");
         disk::rename(job.dir(), &elsewhere).unwrap();
-        assert!(matches!(run(&job, options()), Err(Error::SweepRefused { .. })));
+        let report = run(&job, options()).unwrap();
+        assert_eq!((report.chunks_kept, report.missing[job.name()].len()), (2, 1));
+        assert_eq!(job.repository().revisions_away(job.name()).unwrap(), 1);
         std::fs::create_dir(job.repository().root().join("folder")).unwrap();
-        let nested = job.repository().root().join("folder/web01");
+        let nested = job.repository().root().join("folder/web02");
         disk::rename(&elsewhere, &nested).unwrap();
-        assert_eq!(run(&job, options()).unwrap().chunks_kept, 2, "a job in a folder is a reference");
+        let report = run(&job, options()).unwrap();
+        assert_eq!((report.chunks_kept, report.missing.len()), (2, 0), "a job in a folder is there");
+        let records = Register::of(job.repository()).list().unwrap();
+        assert_eq!(records[0].job.as_str(), "web02", "the record follows the manifest");
         disk::rename(&nested, job.dir()).unwrap();
         let map = job.map_path(&revision.id);
-        let mut bytes = std::fs::read(&map).unwrap();
+        let good = std::fs::read(&map).unwrap();
+        let mut bytes = good.clone();
         bytes[100] ^= 1;
-        std::fs::write(&map, bytes).unwrap();
+        std::fs::write(&map, &bytes).unwrap();
         assert!(matches!(run(&job, options()), Err(Error::SweepRefused { .. })));
+        // Another file, as on another file system, of which one is enough.
+        disk::remove(&map).unwrap();
+        std::fs::write(&map, &good).unwrap();
+        assert_eq!(run(&job, options()).unwrap().chunks_kept, 2);
+        let register = Register::of(job.repository());
+        let record = register.list().unwrap().swap_remove(0);
+        register.remove(&record).unwrap();
         disk::remove(&map).unwrap();
         assert!(matches!(run(&job, options()), Err(Error::SweepRefused { .. })));
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use backy_testkit::{CHUNK, Image, Random, Run, World};
@@ -57,7 +58,8 @@ impl Model {
         let choice = self.random.below(100);
         match choice {
             0..=19 => self.edit(),
-            20..=41 => self.backup(when),
+            20..=36 => self.backup(when),
+            37..=41 => self.hide(when),
             42..=47 => self.change_tags(when),
             48..=55 => self.forget(when),
             56..=61 => self.undelete(when),
@@ -198,6 +200,94 @@ impl Model {
             self.count("restore");
             self.world.must_restore(&id, &self.revisions[&id].image, when);
         }
+    }
+
+    /// Takes the job's directory, or its manifests, out of sight in some way; lets another job be backed up, forgotten
+    /// and purged meanwhile; and puts everything back.
+    fn hide(&mut self, when: &str) {
+        self.count("hide");
+        let (job, away) = (self.world.job(), self.world.path("away"));
+        let other = |world: &World, words: &[&str]| {
+            let run = Run::of(&mut world.command_for("db01", words));
+            assert_eq!(run.code(), 0, "{when}: {run}");
+        };
+        if !self.world.store().join("db01").exists() {
+            self.world.add_job("db01", "image.img");
+        }
+        let way = self.random.below(6);
+        let files = |dir: &Path| -> Vec<PathBuf> {
+            let mut files: Vec<PathBuf> = fs::read_dir(dir)
+                .expect("list the job")
+                .map(|entry| entry.expect("list the job").path())
+                .collect();
+            files.sort();
+            files
+        };
+        let folder = self.world.store().join("folder");
+        match way {
+            // A part of the directory, as a copy has it that was begun.
+            0 | 1 => {
+                fs::create_dir(&away).expect("make a directory");
+                for path in files(&job) {
+                    let is_manifest = path.extension().is_some_and(|end| end != "map" && end != "log");
+                    if is_manifest && (way == 0 || self.random.below(2) == 0) {
+                        fs::rename(&path, away.join(path.file_name().expect("a name"))).expect("move a file");
+                    }
+                }
+            }
+            2 => {
+                fs::create_dir(&folder).expect("make a folder");
+                fs::rename(&job, folder.join("renamed")).expect("move the job");
+            }
+            _ => {
+                fs::rename(&job, &away).expect("move the job");
+                match way {
+                    3 => fs::create_dir(&job).expect("make an empty mount point"),
+                    4 => std::os::unix::fs::symlink("/nowhere", &job).expect("make a link"),
+                    _ => {}
+                }
+            }
+        }
+        for _ in 0..=self.random.below(2) {
+            other(&self.world, &["backup", "daily"]);
+            other(&self.world, &["forget", "-r", "all"]);
+            let run = self.world.on_store(&["purge", "--now"]);
+            assert!(run.code() <= 1, "{when}: {run}");
+        }
+        match way {
+            0 | 1 => {
+                for path in files(&away) {
+                    fs::rename(&path, job.join(path.file_name().expect("a name"))).expect("move a file back");
+                }
+                fs::remove_dir(&away).expect("remove a directory");
+            }
+            2 => {
+                fs::rename(folder.join("renamed"), &job).expect("move the job back");
+                fs::remove_dir(&folder).expect("remove the folder");
+                // What was forgotten there could be seen, and was purged.
+                self.forgotten_are_gone();
+            }
+            _ => {
+                drop(fs::remove_dir_all(&job).or_else(|_| fs::remove_file(&job)));
+                fs::rename(&away, &job).expect("move the job back");
+            }
+        }
+        if way == 1 {
+            self.forgotten_are_gone();
+        }
+        self.check_all(when);
+    }
+
+    /// A purge may have removed what was forgotten: asks the program what is left of it.
+    fn forgotten_are_gone(&mut self) {
+        let left = self.world.ok(&["undelete", "--json"]).json();
+        let left: BTreeSet<String> = left["forgotten"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(|one| one["id"].as_str().map(str::to_owned))
+            .collect();
+        self.forgotten.retain(|(id, _)| left.contains(id));
     }
 
     /// Spoils a chunk: verify says which revisions are bad, no wrong byte comes out, and backing up their images

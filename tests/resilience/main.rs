@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 #![expect(clippy::disallowed_methods, reason = "tests handle files as anybody would")]
 
+mod absence;
 mod crash;
 mod damage;
 mod deltas;

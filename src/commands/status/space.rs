@@ -139,11 +139,11 @@ fn store_line(repository: &Repository, total: &StoreSpace) -> String {
         bytes => format!(", {:.1} times as much", total.image_bytes as f64 / bytes as f64),
     };
     format!(
-        "{}: {} in {}, of them {} in {}, hold {} of images{ratio}\n",
+        "{}: {} chunks in {}, of them {} deltas in {}, hold {} of images{ratio}\n",
         repository.root().display(),
-        count(total.chunks, "chunk", "chunks"),
+        total.chunks,
         human_bytes(total.chunk_bytes),
-        count(total.deltas, "delta", "deltas"),
+        total.deltas,
         human_bytes(total.delta_bytes),
         human_bytes(total.image_bytes)
     )

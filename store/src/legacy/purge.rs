@@ -17,7 +17,7 @@ use super::lock::{self, OldPurgeGuard};
 use super::map::OldMap;
 use crate::chunk::ChunkId;
 use crate::disk;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Refusal, Result};
 use crate::job::{Job, JobFile, job_files};
 use crate::monitor::Monitor;
 use crate::revision::{BackendType, RevisionId, manifest};
@@ -168,16 +168,47 @@ fn needed(job: &Job) -> Result<HashSet<ChunkId>> {
             // What was never complete and has no map yet needs nothing.
             Err(_) if found.is_ok_and(|revision| !revision.is_clean()) && !has_image(job, &id) => {}
             Err(error) => {
-                return Err(Error::SweepRefused {
-                    reason: format!(
-                        "which chunks revision {id} of job {} needs is not known: {error}; forget it and purge once more",
-                        job.name()
-                    ),
-                });
+                return Err(unknown_needs(job, &id, &error.to_string()));
+            }
+        }
+    }
+    for id in images_without_manifest(job)? {
+        // Its manifest may be away, or not be copied yet.
+        match OldMap::open(&job.old_image_path(&id)) {
+            Ok(map) => needed.extend(map.names()),
+            Err(error) => {
+                return Err(unknown_needs(job, &id, &format!("it has no manifest, and {error}")));
             }
         }
     }
     Ok(needed)
+}
+
+fn unknown_needs(job: &Job, id: &RevisionId, reason: &str) -> Error {
+    let text = format!("the chunks that revision {id} of job {} needs are not known: {reason}", job.name());
+    Error::SweepRefused { refusal: Refusal::Legacy(text) }
+}
+
+/// The images of backy 2 in a job's directory that have no manifest there, forgotten ones included.
+pub(crate) fn images_without_manifest(job: &Job) -> Result<Vec<RevisionId>> {
+    let named: HashSet<RevisionId> = job_files(job.dir())?
+        .into_iter()
+        .filter_map(|(file, _)| match file {
+            JobFile::Manifest(id) | JobFile::Forgotten(id, _) => Some(id),
+            _ => None,
+        })
+        .collect();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(job.dir()).context("list", job.dir())? {
+        let entry = entry.context("list", job.dir())?;
+        let name = entry.file_name();
+        let Some(id) = name.to_str().and_then(|name| RevisionId::parse(name).ok()) else { continue };
+        let is_file = || entry.file_type().is_ok_and(|kind| kind.is_file());
+        if id.as_str().len() >= ID_LEN_MIN && !named.contains(&id) && is_file() {
+            found.push(id);
+        }
+    }
+    Ok(found)
 }
 
 /// Removes the chunks of the original in a job that no revision needs. `Locked` while somebody reads them.

@@ -159,7 +159,7 @@ impl RevisionWriter {
             true => Some(Siblings::find(&job, new.image_size_bytes)?),
             false => None,
         };
-        let map = MapWriter::create(&job.unfinished_map_path(&new.id), new.image_size_bytes)?;
+        let map = MapWriter::create(&disk::temporary_in(job.dir())?, new.image_size_bytes)?;
         let counters = Counters::default();
         let healed = Mutex::new(Vec::new());
         let met_damage = AtomicBool::new(false);
@@ -255,8 +255,8 @@ impl RevisionWriter {
         stats: Stats,
         source: BTreeMap<String, serde_json::Value>,
     ) -> Result<Revision> {
-        self.finish_with(guard, stats, source, |job, revision, map| {
-            job.commit(&revision, map).map(|()| revision)
+        self.finish_with(guard, stats, source, |job, revision, map, session| {
+            job.commit(&revision, map, session).map(|()| revision)
         })
     }
 
@@ -269,8 +269,8 @@ impl RevisionWriter {
         is_damaged: bool,
         source: BTreeMap<String, serde_json::Value>,
     ) -> Result<Revision> {
-        self.finish_with(guard, old.stats.clone(), source, |job, revision, map| {
-            job.commit_over(revision, is_damaged, map)
+        self.finish_with(guard, old.stats.clone(), source, |job, revision, map, session| {
+            job.commit_over(revision, is_damaged, map, session)
         })
     }
 
@@ -279,7 +279,7 @@ impl RevisionWriter {
         _guard: &BackupGuard,
         stats: Stats,
         source: BTreeMap<String, serde_json::Value>,
-        commit: impl FnOnce(&Job, Revision, &Path) -> Result<Revision>,
+        commit: impl FnOnce(&Job, Revision, &Path, &str) -> Result<Revision>,
     ) -> Result<Revision> {
         // Where nothing was written and nothing found that the base did not have, all is durable since the base was.
         let sums = self.stats();
@@ -305,8 +305,11 @@ impl RevisionWriter {
             source,
             extra: BTreeMap::new(),
         };
-        let revision = commit(&self.job, revision, self.map.path())?;
+        let revision = commit(&self.job, revision, self.map.path(), self.session.name())?;
         self.finished = true;
+        if let Err(error) = self.session.is_committed() {
+            tracing::debug!(%error, "cannot remove the list of written chunks");
+        }
         let healed = self.healed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         for id in healed.iter() {
             // The revision is committed: a mark that stays only costs writing the chunk once more.

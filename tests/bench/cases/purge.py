@@ -27,14 +27,19 @@ def purge(bench):
     for number in range(20):
         write_small(image, number)
         alone.append(bench.backup(job).wall)
-    say(f"making {count:,} chunk files that no revision needs")
-    for number in range(count):
-        name = hashlib.blake2b(b"%d" % number, digest_size=32).hexdigest()
-        os.close(os.open(f"{store}/chunks/{name[:2]}/{name}", os.O_WRONLY | os.O_CREAT, 0o600))
+    say(f"making {count:,} chunk files of a backup that died")
+    session = f"{store}/writers/{'0' * 32}"
+    os.close(os.open(f"{session}.refs", os.O_WRONLY | os.O_CREAT, 0o600))
+    with open(f"{session}.new", "wb") as written:
+        for number in range(count):
+            digest = hashlib.blake2b(b"%d" % number, digest_size=32)
+            name = digest.hexdigest()
+            written.write(digest.digest())
+            os.close(os.open(f"{store}/chunks/{name[:2]}/{name}", os.O_WRONLY | os.O_CREAT, 0o600))
     cool()
     say("purge")
     start = time.monotonic()
-    purge = subprocess.Popen([bench.backy, "-b", store, "purge", "--now", "--force"], stdout=subprocess.DEVNULL)
+    purge = subprocess.Popen([bench.backy, "-b", store, "purge", "--now"], stdout=subprocess.DEVNULL)
     costs, beside, refused = [], [], 0
 
     def wait():

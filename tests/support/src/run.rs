@@ -112,8 +112,7 @@ impl Stopped {
         }
     }
 
-    /// Its process.
-    pub fn pid(&self) -> Pid {
+    fn pid(&self) -> Pid {
         Pid::from_raw(self.child.as_ref().expect("it runs until it is collected").id().cast_signed())
     }
 

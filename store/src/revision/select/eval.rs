@@ -200,10 +200,8 @@ impl<'a> Evaluation<'a> {
     }
 }
 
-/// Whether a revision carries a tag, which may stand in quotes.
 fn carries(revision: &Revision, tag: &str) -> bool {
-    let quoted = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
-    revision.tags.iter().any(|carried| carried.as_str() == tag || Some(carried.as_str()) == quoted)
+    revision.tags.iter().any(|carried| carried.as_str() == tag)
 }
 
 fn trust(name: &str) -> Result<Trust, String> {

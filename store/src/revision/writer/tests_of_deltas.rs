@@ -59,7 +59,7 @@ fn restored(job: &Job, revision: &Revision, salvage: bool) -> Result<Restored> {
 }
 
 fn purge(job: &Job) -> crate::sweep::SweepReport {
-    let options = SweepOptions { dry_run: false, force: false, hold_secs: 0, now: now() };
+    let options = SweepOptions::new(0, now());
     sweep(job.repository(), &options, &crate::Silent).unwrap()
 }
 
@@ -328,7 +328,7 @@ fn a_forced_purge_keeps_what_a_whole_map_names_although_a_damaged_one_has_the_sa
             let mut bytes = one.clone();
             bytes[at] ^= 1;
             std::fs::write(damaged, bytes).unwrap();
-            let options = SweepOptions { dry_run: false, force: false, hold_secs: 0, now: now() };
+            let options = SweepOptions::new(0, now());
             // In one of both orders the damaged map is met first.
             sweep(job.repository(), &SweepOptions { force: true, ..options }, &crate::Silent).unwrap();
             assert!(read(job, whole).unwrap() == *image, "byte {at} of {}", damaged.display());
@@ -574,7 +574,7 @@ fn a_purge_keeps_all_that_a_damaged_page_of_bases_may_have_named() {
     let Pair { job, images, revisions, .. } = &pair();
     spoil_bases(job, &revisions[1]);
     forget(job, &revisions[0]);
-    let options = SweepOptions { dry_run: false, force: false, hold_secs: 0, now: now() };
+    let options = SweepOptions::new(0, now());
     let refused = sweep(job.repository(), &options, &crate::Silent);
     assert!(matches!(refused, Err(Error::SweepRefused { .. })), "{refused:?}");
     assert_eq!(files(job).len(), 3);

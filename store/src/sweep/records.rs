@@ -1,0 +1,185 @@
+//! The register beside what is in the directories of the store: states that changed, revisions that are missing, maps
+//! that one of the two lost.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use super::Sweep;
+use super::registered::Registered;
+use super::scan::{self, Tree};
+use crate::error::{Error, Refusal, Result};
+use crate::legacy::purge;
+use crate::monitor::Finding;
+use crate::name::JobName;
+use crate::register::{Record, State};
+use crate::revision::{BackendType, RevisionId, manifest};
+use crate::session;
+
+impl Sweep<'_> {
+    /// Brings the states of the records up to date with what is in the store: commits that died, revisions that were
+    /// given up and are back, and those whose hold time is over. What a dry run would remove is added to `gone`.
+    pub(super) fn settle(&mut self, gone: &mut HashSet<RevisionId>) -> Result<()> {
+        let tree = scan::scan(self.repository.root())?;
+        for record in self.register.list()? {
+            let is_there = tree.manifests.contains_key(&record.id);
+            let is_given_up = || self.options.without.contains(&record.job);
+            let mut state = match &record.state {
+                State::Pending(session) if session::is_running(self.repository.root(), session)? => continue,
+                State::Pending(_) | State::Dropped(_) | State::Purged if is_there => State::Current,
+                State::Pending(_) => State::Dropped(self.options.now),
+                State::Current if !is_there && is_given_up() => State::Dropped(self.options.now),
+                kept => kept.clone(),
+            };
+            if !is_there {
+                self.incomplete.insert(record.job.clone());
+            }
+            match state {
+                State::Dropped(at) if !self.is_held(at) => state = State::Purged,
+                State::Dropped(_) => self.report.dropped += 1,
+                _ => {}
+            }
+            if state == record.state {
+                continue;
+            }
+            if !self.options.dry_run {
+                self.register.change(&record, state)?;
+            } else if state == State::Purged {
+                gone.insert(record.id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reports revisions, links and manifests that should be in the store and are not.
+    pub(super) fn report_absence(&mut self, tree: &Tree, records: &[Record]) {
+        let known: HashSet<&RevisionId> = records.iter().map(|record| &record.id).collect();
+        for record in records.iter().filter(|record| record.state == State::Current) {
+            let is_dropped = self.options.dry_run && self.options.without.contains(&record.job);
+            if !tree.manifests.contains_key(&record.id) && !is_dropped {
+                self.report.missing.entry(record.job.clone()).or_default().push(record.id.clone());
+            }
+        }
+        self.report.missing.values_mut().for_each(|ids| ids.sort());
+        self.report.dangling.clone_from(&tree.dangling);
+        let is_stray = |id: &RevisionId| !tree.manifests.contains_key(id) && !known.contains(id);
+        self.report.stray_maps =
+            tree.maps.iter().filter(|(id, _)| is_stray(id)).map(|(_, path)| path.clone()).collect();
+    }
+
+    /// Refuses where the register has lost records since the last purge and the directories do not have them either, and
+    /// where a job was given up of which nothing is missing.
+    pub(super) fn check_register(
+        &self,
+        registered: &Registered,
+        tree: &Tree,
+        records: &[Record],
+    ) -> Result<()> {
+        let unknown = unregistered(tree, records).map(|(record, _)| record);
+        let lost = registered.lost(records.iter().cloned().chain(unknown));
+        for job in self.options.without.iter().filter(|job| !lost.contains_key(job)) {
+            if !self.incomplete.contains(job) {
+                return Err(Error::SweepRefused { refusal: Refusal::NotMissing { job: job.clone() } });
+            }
+        }
+        for (job, lost) in lost {
+            if !self.options.without.contains(&job) {
+                self.refuse(Refusal::RegisterShrunk { job, lost })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses where a revision needs chunks that are not known: its map is damaged, or lost.
+    pub(super) fn check_needs_are_known(&self, tree: &Tree, records: &[Record]) -> Result<()> {
+        for (id, path, reason) in self.needs.unknown() {
+            let dir = path.parent().unwrap_or(path).to_owned();
+            let job = dir.file_name().and_then(|name| JobName::parse(&name.to_string_lossy()).ok());
+            if let Some(job) = job {
+                self.monitor.finding(&Finding::of_revision(&job, id, reason));
+            }
+            self.refuse(Refusal::NeedsUnknown { revision: id.clone(), dir, reason: reason.clone() })?;
+        }
+        let known: HashSet<&RevisionId> = records.iter().map(|record| &record.id).collect();
+        for (id, path) in tree.mapless.iter().filter(|(id, _)| !known.contains(id)) {
+            let Some(reason) = mapless_problem(path, id)? else { continue };
+            let dir = path.parent().unwrap_or(path).to_owned();
+            self.refuse(Refusal::NeedsUnknown { revision: id.clone(), dir, reason })?;
+        }
+        Ok(())
+    }
+
+    /// Makes maps again that are missing beside their manifests, and enters maps that the register does not know.
+    pub(super) fn repair(&mut self, tree: &Tree, records: &[Record]) -> Result<()> {
+        let by_id: HashMap<&RevisionId, &Record> =
+            records.iter().map(|record| (&record.id, record)).collect();
+        for (id, manifest) in &tree.mapless {
+            let Some(record) = by_id.get(id).filter(|record| record.state != State::Purged) else { continue };
+            let map = manifest.with_file_name(format!("{id}.map"));
+            match self.register.copy_out(record, &map) {
+                Ok(()) => self.report.maps_repaired.push(id.clone()),
+                Err(error) => tracing::warn!(revision = %id, %error, "map-not-repaired"),
+            }
+        }
+        for (record, map) in unregistered(tree, records) {
+            self.repository.with_reserve(|| self.register.add(record.clone(), map))?;
+            let manifest = map.with_extension("rev");
+            if scan::exists(&manifest)? {
+                self.repository.with_reserve(|| self.register.keep_manifest(&record, &manifest))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Assigns records to the jobs in whose directories the manifests lie now, and removes those of purged revisions
+    /// once nothing of them is left. How many stay is written down before.
+    pub(super) fn close_register(&self, before: &Registered, tree: &Tree) -> Result<()> {
+        let (mut purged, mut moved, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+        for record in self.register.list()? {
+            let job = tree.manifests.get(&record.id).and_then(|dir| job_of(dir));
+            match (job, &record.state) {
+                (_, State::Purged) if !self.has_ghosts => purged.push(record),
+                (Some(job), State::Current) if job != record.job => moved.push((record, job)),
+                _ => kept.push(record),
+            }
+        }
+        Registered::of(kept).save(self.repository, before)?;
+        for (record, job) in &moved {
+            self.register.assign(record, job)?;
+        }
+        purged.iter().try_for_each(|record| self.register.remove(record))
+    }
+}
+
+/// The job whose directory this is.
+fn job_of(dir: &Path) -> Option<JobName> {
+    let name = |dir: &Path| JobName::parse(dir.file_name()?.to_str()?).ok();
+    // The root can be a job itself, and be given as `.`.
+    name(dir).or_else(|| name(&dir.canonicalize().ok()?))
+}
+
+/// The maps with manifests that the register does not know, with the records that they should have.
+fn unregistered<'t>(
+    tree: &'t Tree,
+    records: &[Record],
+) -> impl Iterator<Item = (Record, &'t PathBuf)> + use<'t> {
+    let known: HashSet<RevisionId> = records.iter().map(|record| record.id.clone()).collect();
+    tree.maps.iter().filter(move |(id, _)| !known.contains(id)).filter_map(|(id, map)| {
+        let job = job_of(tree.manifests.get(id)?)?;
+        Some((Record { job, id: id.clone(), state: State::Current }, map))
+    })
+}
+
+/// What is wrong with a manifest without a map; `None` where it needs none: of backy 2, whose chunks are not ours, or
+/// gone, or committed since the directory was listed.
+fn mapless_problem(path: &Path, id: &RevisionId) -> Result<Option<String>> {
+    Ok(match manifest::read(path, id) {
+        Ok(revision) if revision.backend_type != BackendType::Framed => None,
+        // Committed after the list was read; its chunks are in its log.
+        Ok(_) if scan::exists(&path.with_file_name(format!("{id}.map")))? => None,
+        Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => None,
+        // Beside an image of backy 2, it is one of its manifests: the chunks that it needs are not ours.
+        Err(_) if purge::is_image(&path.with_file_name(id.as_str()), id) => None,
+        Ok(_) => Some("its chunk map is missing".to_owned()),
+        Err(error) => Some(error.to_string()),
+    })
+}

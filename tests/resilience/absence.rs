@@ -1,0 +1,302 @@
+//! What cannot be seen is not deleted: job directories, manifests and maps that are away, hidden, moved or half copied
+//! while a store is purged.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use backy_testkit::{CHUNK, Image, JOB, Run, Stopped, World, every};
+
+use crate::scene::BINARY;
+
+/// A store with `web01` (two revisions) and `db01` (one), which share a chunk.
+fn two_jobs() -> (World, String) {
+    let mut world = World::new(BINARY);
+    let one = Image::zeros(3 * CHUNK).words(0, 1).noise(1, 2).words(2, 3);
+    world.backup(&Arc::new(one.clone()), "daily");
+    world.backup(&Arc::new(one.clone().noise(1, 5)), "daily");
+    one.words(0, 7).noise(1, 8).write(&world.path("db.img"));
+    world.add_job("db01", "db.img");
+    let other = Run::of(&mut world.command_for("db01", &["backup", "daily"])).expect(0).line();
+    (world, other)
+}
+
+/// Where a directory waits until it is back.
+fn elsewhere(world: &World) -> PathBuf {
+    world.path("elsewhere")
+}
+
+fn purge(world: &World, words: &[&str]) -> Run {
+    let run = world.on_store(&[&["purge"], words].concat());
+    assert!(!run.stderr.contains("panicked at"), "{run}");
+    run
+}
+
+fn revision_file(dir: &Path, end: &str) -> PathBuf {
+    let is_wanted = |path: &PathBuf| path.extension().is_some_and(|found| found == end);
+    let mut found: Vec<PathBuf> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).filter(is_wanted).collect();
+    found.sort();
+    found.swap_remove(0)
+}
+
+/// Takes the directory of `web01` out of sight in every way, one after the other. Returns what puts it back.
+const WAYS: [&str; 6] = ["gone", "empty", "a dangling link", "a link", "in a folder", "without manifests"];
+
+fn hide(world: &World, way: &str) {
+    let (job, away) = (world.job(), elsewhere(world));
+    if way == "without manifests" {
+        // As a copy has it that goes by the alphabet, or somebody's slip.
+        fs::create_dir(&away).unwrap();
+        for id in world.ids() {
+            fs::rename(job.join(format!("{id}.rev")), away.join(format!("{id}.rev"))).unwrap();
+        }
+        return;
+    }
+    fs::rename(&job, &away).unwrap();
+    match way {
+        "empty" => fs::create_dir(&job).unwrap(),
+        "a dangling link" => symlink(world.path("nowhere"), &job).unwrap(),
+        "a link" => symlink(&away, &job).unwrap(),
+        "in a folder" => {
+            fs::create_dir(world.store().join("folder")).unwrap();
+            fs::rename(&away, world.store().join("folder/other-name")).unwrap();
+        }
+        _ => {}
+    }
+}
+
+fn show(world: &World, way: &str) {
+    let (job, away) = (world.job(), elsewhere(world));
+    match way {
+        "without manifests" => {
+            for entry in fs::read_dir(&away).unwrap() {
+                let path = entry.unwrap().path();
+                fs::rename(&path, job.join(path.file_name().unwrap())).unwrap();
+            }
+            fs::remove_dir(&away).unwrap();
+            return;
+        }
+        "empty" => fs::remove_dir_all(&job).unwrap(),
+        "a dangling link" | "a link" => fs::remove_file(&job).unwrap(),
+        "in a folder" => {
+            fs::rename(world.store().join("folder/other-name"), &away).unwrap();
+            fs::remove_dir(world.store().join("folder")).unwrap();
+        }
+        _ => {}
+    }
+    fs::rename(&away, &job).unwrap();
+}
+
+#[test]
+fn purge_keeps_a_job_that_cannot_be_seen_and_frees_what_was_forgotten_elsewhere() {
+    let (world, other) = two_jobs();
+    for way in WAYS {
+        let mut world = world.copy();
+        hide(&world, way);
+        let before = world.chunks().len();
+        Run::of(&mut world.command_for("db01", &["forget", "-r", &other])).expect(0);
+        for words in [&["--now"][..], &["--now"], &["--now", "--force"]] {
+            let run = purge(&world, words);
+            let is_seen = ["a link", "in a folder"].contains(&way);
+            assert_eq!(run.code(), i32::from(!is_seen), "{way}: {run}");
+            if !is_seen {
+                let run = run.says("web01").says("--without web01");
+                assert!(!run.stderr.contains("--force"), "{way}: {run}");
+            }
+        }
+        assert_eq!(world.chunks().len(), before - 2, "{way}: only what was forgotten goes");
+        show(&world, way);
+        world.must_restore_all(way);
+        assert_eq!(purge(&world, &["--now"]).code(), 0, "{way}");
+        let image = Arc::clone(world.expected.values().next().unwrap());
+        world.backup(&image, "daily");
+        world.must_restore_all(way);
+    }
+}
+
+#[test]
+fn a_job_that_is_away_is_not_begun_again_below_its_mount_point() {
+    let (world, _) = two_jobs();
+    hide(&world, "gone");
+    world.run(&["init", "file", "filename=image.img"]).expect(1).says("2 revisions").says("mount");
+    assert!(!world.job().exists(), "nothing is made below the mount point");
+    fs::create_dir(world.job()).unwrap();
+    world.run(&["init", "file", "filename=image.img"]).expect(1).says("--without web01");
+    // As an earlier program, or a person, may have left it.
+    world.configure(
+        JOB,
+        "source: {type: file, filename: image.img}\nschedule: {daily: {interval: 1d, keep: 1}}\n",
+    );
+    world.run(&["backup", "daily"]).expect(1).says("2 revisions").says("mount");
+    fs::remove_dir_all(world.job()).unwrap();
+    fs::rename(elsewhere(&world), world.job()).unwrap();
+    world.must_restore_all("back");
+    // Under another name it is the same job, and its old name is free.
+    fs::rename(world.job(), world.store().join("web02")).unwrap();
+    world.run(&["init", "file", "filename=image.img"]).expect(0);
+    assert_eq!(purge(&world, &["--now"]).code(), 0);
+}
+
+#[test]
+fn a_job_deleted_on_purpose_goes_after_the_hold_time_and_only_when_an_operator_says_so() {
+    let (world, _) = two_jobs();
+    let all = world.chunks().len();
+    // By mistake, it comes back without any copy.
+    fs::remove_dir_all(world.job()).unwrap();
+    world.on_store(&["undelete", "--lost", JOB]).expect(0);
+    world.on_store(&["undelete", "--lost", JOB]).expect(1).says("nothing of job web01 is lost");
+    world.must_restore_all("made again from the register");
+    world.run(&["backup", "daily"]).expect(0);
+    purge(&world, &["--now"]).expect(0);
+    let id = world.ids().swap_remove(2);
+    world.ok(&["forget", "-r", &id]);
+    purge(&world, &["--now"]).expect(0);
+    purge(&world, &["--without", JOB]).expect(1).says("nothing of job web01 is missing");
+    hide(&world, "gone");
+    for _ in 0..3 {
+        assert_eq!(purge(&world, &["--now"]).code(), 1);
+    }
+    purge(&world, &["--without", JOB, "--dry-run"]).expect(0);
+    assert_eq!(purge(&world, &["--now"]).code(), 1, "a dry run changes nothing");
+    purge(&world, &["--without", JOB]).expect(0).says("hold time");
+    assert_eq!(world.chunks().len(), all);
+    purge(&world, &[]).expect(0);
+    // It comes back during the hold time, and all is as before.
+    show(&world, "gone");
+    purge(&world, &["--now"]).expect(0);
+    world.must_restore_all("back during the hold time");
+    hide(&world, "gone");
+    purge(&world, &["--now"]).expect(1);
+    let run = purge(&world, &["--now", "--without", JOB]).expect(0);
+    assert_eq!(world.chunks().len(), 3, "{run}");
+    purge(&world, &["--now"]).expect(0);
+}
+
+#[test]
+fn a_map_outlives_its_manifest_and_is_made_again_when_it_is_lost() {
+    let (mut world, _) = two_jobs();
+    let (manifest, map) = (revision_file(&world.job(), "rev"), revision_file(&world.job(), "map"));
+    let text = fs::read(&manifest).unwrap();
+    fs::remove_file(&manifest).unwrap();
+    let image = Arc::clone(world.expected.values().next().unwrap());
+    world.backup(&image, "daily");
+    purge(&world, &["--now"]).expect(1).says("web01");
+    assert!(map.with_file_name(manifest.with_extension("map").file_name().unwrap()).exists());
+    fs::write(&manifest, text).unwrap();
+    world.must_restore_all("the manifest is back");
+    fs::remove_file(&map).unwrap();
+    purge(&world, &["--now"]).expect(0).says("restored the missing chunk map");
+    world.must_restore_all("the map was made again");
+}
+
+#[test]
+fn purge_stops_at_any_error_but_not_found() {
+    let (world, _) = two_jobs();
+    let before = world.chunks();
+    let map = revision_file(&world.job(), "map");
+    let register = world.store().join("maps").join(JOB).join(map.file_name().unwrap());
+    for errno in ["EIO", "EUCLEAN", "EBADMSG", "EACCES"] {
+        let inject = format!("inject=openat,statx,newfstatat:error={errno}");
+        let run = Run::of(
+            Command::new("strace")
+                .args(["-f", "-qq", "-o", "/dev/null", "-P"])
+                .arg(&map)
+                .arg("-P")
+                .arg(&register)
+                .args(["-e", "trace=openat,statx,newfstatat", "-e", &inject, BINARY, "-b"])
+                .arg(world.store())
+                .args(["purge", "--now"]),
+        );
+        assert_eq!(run.code(), 1, "{errno}: {run}");
+        assert_eq!(world.chunks(), before, "{errno}");
+    }
+    world.must_restore_all("after the errors");
+}
+
+#[test]
+fn a_job_can_be_moved_while_a_purge_stands_still_anywhere() {
+    let (world, other) = two_jobs();
+    Run::of(&mut world.command_for("db01", &["forget", "-r", &other])).expect(0);
+    fs::create_dir(world.store().join("folder")).unwrap();
+    every(|number| {
+        let world = world.copy();
+        let (top, folder) = (world.job(), world.store().join("folder/web01"));
+        let (from, to) = if number % 2 == 0 { (&top, &folder) } else { (&folder, &top) };
+        if number % 2 == 1 {
+            fs::rename(&top, &folder).unwrap();
+        }
+        let mut command = world.bare(&["-b", "srv", "purge", "--now"]);
+        let Ok(stopped) = Stopped::start(command.env("BACKY_FAULT", format!("stop:{number}"))) else {
+            return false;
+        };
+        fs::rename(from, to).unwrap();
+        let run = stopped.finish();
+        assert!(run.code() <= 1, "moved at change {number}: {run}");
+        if number % 2 == 0 {
+            fs::rename(&folder, &top).unwrap();
+        }
+        world.must_restore_all(&format!("moved at change {number}"));
+        assert_eq!(purge(&world, &["--now"]).code(), 0, "moved at change {number}");
+        world.must_restore_all(&format!("purged after moving at change {number}"));
+        true
+    });
+}
+
+#[test]
+fn what_is_missing_from_the_store_is_reported_and_distrusted() {
+    let (mut world, _) = two_jobs();
+    let chunk = world.chunks().swap_remove(0);
+    fs::remove_file(&chunk).unwrap();
+    let run = purge(&world, &["--now", "--dry-run"]).expect(1).says("missing from the store");
+    assert!(!run.stderr.contains("distrusted"), "a dry run changes nothing: {run}");
+    let run = purge(&world, &["--now"]).expect(1).says("distrusted now");
+    purge(&world, &["--now"]).expect(1);
+    assert!(!run.stderr.contains("--force"), "{run}");
+    // Each image again, so that whoever had the chunk writes it.
+    let images: Vec<Arc<Image>> = world.expected.values().map(Arc::clone).collect();
+    for image in images {
+        world.backup(&image, "daily");
+    }
+    Run::of(&mut world.command_for("db01", &["backup", "daily"])).expect(0);
+    purge(&world, &["--now"]).expect(0);
+    world.must_restore_all("written again");
+}
+
+#[test]
+fn a_register_that_shrank_stops_the_purge_of_a_job_that_is_away() {
+    let (world, other) = two_jobs();
+    purge(&world, &["--now"]).expect(0);
+    Run::of(&mut world.command_for("db01", &["forget", "-r", &other])).expect(0);
+    let records = world.store().join("maps").join(JOB);
+    fs::rename(&records, world.path("records")).unwrap();
+    let copy = world.copy();
+    purge(&copy, &["--now"]).expect(0);
+    assert!(
+        copy.store().join("maps").join(JOB).exists(),
+        "the directory has the maps: they are entered again"
+    );
+    hide(&world, "gone");
+    let before = world.chunks();
+    let run = purge(&world, &["--now"]).expect(1).says("2 records of job web01").says("--without web01");
+    assert!(!run.stderr.contains("--force"), "{run}");
+    assert_eq!(world.chunks(), before);
+    show(&world, "gone");
+    purge(&world, &["--now"]).expect(0);
+    world.must_restore_all("the register was made again");
+}
+
+#[test]
+fn a_chunk_that_nothing_explains_waits() {
+    let (world, _) = two_jobs();
+    let foreign = world.store().join("chunks/ab").join(format!("ab{}", "0".repeat(62)));
+    fs::write(&foreign, "somebody put it here").unwrap();
+    for words in [&[][..], &["--now"], &["--now", "--force"], &["--now"]] {
+        purge(&world, words).expect(0).says("not referenced");
+        assert!(foreign.exists());
+    }
+    fs::create_dir_all(world.store().join((0..40).map(|_| "d").collect::<Vec<_>>().join("/"))).unwrap();
+    purge(&world, &["--now"]).expect(1).says("too deep");
+}
