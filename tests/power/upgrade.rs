@@ -23,10 +23,7 @@ fn job(name: &str, count: usize) -> (Original, Vec<(String, Vec<u8>)>) {
     let dir = original.base().join("job");
     fs::rename(original.dir(), &dir).expect("rename a job");
     original.job = "job".to_owned();
-    for gone in original.revisions.split_off(count) {
-        fs::remove_file(dir.join(&gone.id)).expect("remove an image");
-        fs::remove_file(dir.join(format!("{}.rev", gone.id))).expect("remove a manifest");
-    }
+    original.keep_first(count);
     original.init();
     original.must_restore_all("before the upgrade");
     let content = |id: &str| restore(&original.base(), id).expect("it restores");

@@ -13,7 +13,7 @@ use crate::scene::{BINARY, committed, recovers, scene};
 /// How long the jobs run beside each other; `BACKY_TEST_RACE_SECS` for longer.
 fn race_time() -> Duration {
     let secs = std::env::var("BACKY_TEST_RACE_SECS").ok().and_then(|text| text.parse().ok());
-    Duration::from_secs(secs.unwrap_or(20))
+    Duration::from_secs(secs.unwrap_or(8))
 }
 
 #[test]

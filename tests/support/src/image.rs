@@ -88,11 +88,12 @@ impl Image {
     /// Makes the file at `path` hold the image, with holes where there are zeros only.
     pub fn write(&self, path: &Path) {
         const BLOCK: usize = 64 << 10;
+        static ZEROS: [u8; BLOCK] = [0; BLOCK];
         let file =
             OpenOptions::new().write(true).create(true).truncate(true).open(path).expect("open an image");
         file.set_len(self.0.len() as u64).expect("set the length of an image");
         for (number, block) in self.0.chunks(BLOCK).enumerate() {
-            if block.iter().any(|&byte| byte != 0) {
+            if block != &ZEROS[..block.len()] {
                 file.write_all_at(block, (number * BLOCK) as u64).expect("write an image");
             }
         }
