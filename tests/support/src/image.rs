@@ -1,6 +1,7 @@
 //! Disk images of a few chunks, each of which holds a little data and many zeros, so that hundreds of trials are quick.
 
 use std::fs::OpenOptions;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -96,6 +97,25 @@ impl Image {
             if block != &ZEROS[..block.len()] {
                 file.write_all_at(block, (number * BLOCK) as u64).expect("write an image");
             }
+        }
+    }
+}
+
+/// Whether exactly `expected` comes. Reads to the end in any case, through a small buffer: memory for a whole image would
+/// be new to the process each time, which is slow.
+pub(crate) fn is_all_of(from: &mut dyn Read, mut expected: &[u8]) -> bool {
+    let mut buffer = vec![0; 256 << 10];
+    let mut is_same = true;
+    loop {
+        match from.read(&mut buffer).expect("read an image") {
+            0 => return is_same && expected.is_empty(),
+            length => match expected.split_at_checked(length) {
+                Some((part, rest)) => {
+                    is_same &= *part == buffer[..length];
+                    expected = rest;
+                }
+                None => is_same = false,
+            },
         }
     }
 }

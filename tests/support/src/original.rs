@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
 
+use crate::image::is_all_of;
 use crate::run::Run;
 use crate::world::tempdir;
 
@@ -40,24 +41,6 @@ impl Expected {
                 }
                 is_right
             }
-        }
-    }
-}
-
-/// Whether exactly `expected` comes. Reads to the end in any case.
-fn is_all_of(from: &mut dyn Read, mut expected: &[u8]) -> bool {
-    let mut buffer = vec![0; 256 << 10];
-    let mut is_same = true;
-    loop {
-        match from.read(&mut buffer).expect("read an image") {
-            0 => return is_same && expected.is_empty(),
-            length => match expected.split_at_checked(length) {
-                Some((part, rest)) => {
-                    is_same &= *part == buffer[..length];
-                    expected = rest;
-                }
-                None => is_same = false,
-            },
         }
     }
 }

@@ -74,15 +74,22 @@ pub fn copy_tree(from: &Path, to: &Path) {
     fs::set_permissions(to, mode).expect("set a mode");
 }
 
-fn copy_file(from: &Path, to: &Path) {
+/// Copies a file and its mode, holes as holes.
+pub(crate) fn copy_file(from: &Path, to: &Path) {
     const BLOCK: usize = 64 << 10;
-    let bytes = fs::read(from).expect("read a file");
+    static ZEROS: [u8; BLOCK] = [0; BLOCK];
+    let source = fs::File::open(from).expect("open a file");
+    let facts = source.metadata().expect("examine a file");
     let file = fs::File::create_new(to).expect("make a file");
-    file.set_len(bytes.len() as u64).expect("set a length");
-    for (number, block) in bytes.chunks(BLOCK).enumerate() {
-        if block.iter().any(|&byte| byte != 0) {
-            file.write_all_at(block, (number * BLOCK) as u64).expect("write a file");
+    file.set_len(facts.len()).expect("set a length");
+    // A block at a time: memory for a whole image would be new to the process each time, which is slow.
+    let mut block = vec![0; BLOCK];
+    for start in (0..facts.len()).step_by(BLOCK) {
+        let length = BLOCK.min((facts.len() - start) as usize);
+        source.read_exact_at(&mut block[..length], start).expect("read a file");
+        if block[..length] != ZEROS[..length] {
+            file.write_all_at(&block[..length], start).expect("write a file");
         }
     }
-    file.set_permissions(fs::metadata(from).expect("examine a file").permissions()).expect("set a mode");
+    file.set_permissions(facts.permissions()).expect("set a mode");
 }
