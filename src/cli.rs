@@ -2,17 +2,17 @@
 //! the command's own file.
 
 use std::ffi::OsString;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
     backup, check, client, completion, config, distrust, doctor, expire, find, forget, index, init, mount,
     peers, purge, release, restore, scheduler, status, tags, undelete, unmount, upgrade, verify,
 };
-use crate::failure::EXIT_USAGE;
-use crate::output::nagios;
+use crate::failure::{self, EXIT_FAILED, EXIT_USAGE};
 
 /// The help's last words.
 const AFTER_HELP: &str = "\
@@ -46,6 +46,9 @@ pub(crate) struct Global {
     /// Marks the log lines of this run [default: random]
     #[arg(short, long, global = true, value_name = "ID", help_heading = "Global options")]
     pub(crate) taskid: Option<String>,
+    /// The main configuration, for the commands that read it [default: /etc/backy.conf]
+    #[arg(short, long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 /// The commands, in the order of a revision's life.
@@ -135,6 +138,15 @@ impl Command {
         }
     }
 
+    /// Whether its answer is a verdict for a monitoring system, which every failure is a part of.
+    pub(crate) fn is_verdict(&self) -> Option<bool> {
+        match self {
+            Self::Check(arguments) => Some(arguments.json),
+            Self::Client(arguments) => arguments.asks_for_verdict(),
+            _ => None,
+        }
+    }
+
     /// Whether it only looks. Such a command leaves no line in the job's log.
     pub(crate) fn only_reads(&self) -> bool {
         matches!(
@@ -152,14 +164,20 @@ impl Command {
     }
 }
 
-/// Prints what clap has to say: help and version on standard output, misuse on standard error.
+/// Prints what clap has to say: help and version on standard output, misuse on standard error. Misuse of a check is
+/// also a verdict on standard output, which is all that a monitoring system shows.
 pub(crate) fn report(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
-    // Nobody is left to hear that the message could not be printed.
-    let _ = error.print();
+    let printed = error.print().and_then(|()| io::stdout().flush());
+    let is_lost = printed.is_err_and(|error| error.kind() != io::ErrorKind::BrokenPipe);
     match u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE) {
-        EXIT_USAGE if asks_for_verdict(arguments) => ExitCode::from(nagios::UNKNOWN),
-        status => ExitCode::from(status),
+        0 if is_lost => return ExitCode::from(EXIT_FAILED),
+        EXIT_USAGE if asks_for_verdict(arguments) => {}
+        status => return ExitCode::from(status),
     }
+    let message = error.to_string();
+    let message = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    let as_json = arguments.iter().any(|argument| argument == "--json");
+    failure::conclude(check::conclude(Err(failure::usage(message, "")), as_json))
 }
 
 /// Whether arguments that clap refuses were meant for `check` or `client check`.
@@ -173,25 +191,11 @@ fn asks_for_verdict(arguments: &[OsString]) -> bool {
 
 /// Returns the words that stand where names of commands are expected.
 fn command_words(arguments: &[OsString]) -> impl Iterator<Item = &str> {
-    const TAKE_A_VALUE: [&str; 13] = [
-        "-b",
-        "--backupdir",
-        "-l",
-        "--logfile",
-        "-t",
-        "--taskid",
-        "-c",
-        "--config",
-        "-p",
-        "--peer",
-        "--url",
-        "--token",
-        "--token-file",
-    ];
+    let valued = ValuedOptions::of_checks();
     let mut words = arguments.iter().skip(1).map(|word| word.to_str().unwrap_or_default());
     std::iter::from_fn(move || {
         while let Some(word) = words.next() {
-            if TAKE_A_VALUE.contains(&word) {
+            if valued.needs_next(word) {
                 words.next();
             } else if !word.starts_with('-') {
                 return Some(word);
@@ -201,10 +205,39 @@ fn command_words(arguments: &[OsString]) -> impl Iterator<Item = &str> {
     })
 }
 
+/// The options before the name of a check that take a value, as clap knows them.
+struct ValuedOptions {
+    short: Vec<char>,
+    long: Vec<String>,
+}
+
+impl ValuedOptions {
+    fn of_checks() -> Self {
+        let root = Cli::command();
+        let client = root.find_subcommand("client");
+        let arguments = root.get_arguments().chain(client.into_iter().flat_map(clap::Command::get_arguments));
+        let valued: Vec<&clap::Arg> =
+            arguments.filter(|argument| argument.get_action().takes_values()).collect();
+        Self {
+            short: valued.iter().filter_map(|argument| argument.get_short()).collect(),
+            long: valued.iter().filter_map(|argument| argument.get_long().map(str::to_owned)).collect(),
+        }
+    }
+
+    /// Whether the value of the option in `word` is the next word.
+    fn needs_next(&self, word: &str) -> bool {
+        if let Some(long) = word.strip_prefix("--") {
+            return self.long.iter().any(|known| known == long);
+        }
+        let Some(letters) = word.strip_prefix('-') else { return false };
+        // What follows the first option with a value in a cluster is that value.
+        let first = letters.find(|letter| self.short.contains(&letter));
+        first.is_some_and(|at| letters[at..].chars().count() == 1)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -235,9 +268,14 @@ mod tests {
 
     #[test]
     fn global_options_stand_before_or_after_the_command() {
-        for words in [["-b", "/x", "-v", "status"], ["status", "-b", "/x", "-v"]] {
+        for words in [
+            ["-b", "/x", "-c", "/c", "-v", "check"],
+            ["check", "-b", "/x", "-c", "/c", "-v"],
+            ["-c", "/c", "check", "-b", "/x", "-v"],
+        ] {
             let cli = Cli::try_parse_from(std::iter::once("backy").chain(words)).unwrap();
             assert_eq!(cli.global.backupdir.as_deref(), Some(std::path::Path::new("/x")));
+            assert_eq!(cli.global.config.as_deref(), Some(std::path::Path::new("/c")), "{words:?}");
             assert!(cli.global.verbose);
         }
     }
@@ -276,6 +314,8 @@ mod tests {
         for (words, expected) in [
             (&["check", "--colour"][..], true),
             (&["-v", "-b", "config", "check", "-x"], true),
+            (&["-vc", "config", "check", "-x"], true),
+            (&["-cconfig", "check", "-x"], true),
             (&["client", "-c", "x", "check", "-x"], true),
             (&["client", "--token", "check"], false),
             (&["client", "jobs", "check", "-x"], false),

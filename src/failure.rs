@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use backy_fuse::Error as MountError;
 use backy_sched::Error as SchedError;
 use backy_sched::source::rbd::RbdError;
+use backy_store::restore::TargetProblem;
 use backy_store::{Error as StoreError, JobName, Refusal};
 
 use crate::logging;
@@ -107,8 +108,7 @@ struct Failure {
 
 impl Failure {
     fn code(&self) -> u8 {
-        let complaint = self.error.chain().find_map(|cause| cause.downcast_ref::<Complaint>());
-        if complaint.is_some_and(|complaint| complaint.usage) {
+        if self.error.chain().any(is_usage) {
             EXIT_USAGE
         } else if self.store_errors().any(|error| matches!(error, StoreError::Locked { .. })) {
             EXIT_LOCKED
@@ -156,6 +156,16 @@ impl Failure {
             _ => cause.downcast_ref::<StoreError>(),
         })
     }
+}
+
+/// Whether an error says that the command line makes no sense.
+fn is_usage(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<Complaint>().is_some_and(|complaint| complaint.usage)
+        || matches!(
+            error.downcast_ref(),
+            Some(MountError::OptionUnknown { .. } | MountError::OptionInvalid { .. })
+        )
+        || matches!(error.downcast_ref(), Some(SchedError::SettingsInvalid { .. }))
 }
 
 fn mount_hint(error: &MountError) -> Option<String> {
@@ -270,6 +280,10 @@ fn store_hint(error: &StoreError) -> Option<String> {
         StoreError::JobUnknown { store, .. } => {
             format!("`backy -b {} status` lists the jobs", text(store))
         }
+        StoreError::NameInvalid { kind: "tag", .. } => {
+            "tags are words such as daily, manual:before-upgrade or v1.2".to_owned()
+        }
+        StoreError::JobLinkBroken { .. } => "mount the disk that the link leads to".to_owned(),
         StoreError::JobExists { path, .. } => {
             format!("back it up with `backy -b {} backup TAGS`", text(path))
         }
@@ -291,9 +305,8 @@ fn store_hint(error: &StoreError) -> Option<String> {
             "mount its disk or bring its directory back; if it was deleted on purpose, `backy purge --without {job}`"
         ),
         StoreError::SweepRefused { refusal } => refusal_hint(refusal)?,
-        StoreError::TargetRefused { .. } => {
-            "`--force` overwrites a target that holds data; it cannot make one larger".to_owned()
-        }
+        StoreError::TargetRefused { problem, .. } => target_hint(problem)?,
+        StoreError::Target { source, .. } => target_io_hint(source)?,
         StoreError::FormatNewer { .. } => "use the backy that wrote it, or a newer one".to_owned(),
         StoreError::Index { path, .. } => format!(
             "the index can be made anew: `backy -b {} index rebuild`",
@@ -302,6 +315,54 @@ fn store_hint(error: &StoreError) -> Option<String> {
         StoreError::Io { source, .. } => io_hint(source.kind())?,
         _ => return None,
     })
+}
+
+fn target_hint(problem: &TargetProblem) -> Option<String> {
+    let text = |path: &std::path::Path| quote(&path.to_string_lossy()).into_owned();
+    Some(match problem {
+        TargetProblem::FileHoldsData | TargetProblem::DeviceHoldsData => "`--force` overwrites it".to_owned(),
+        TargetProblem::InUse { .. } => "end what uses it, or restore all the same with `--force`".to_owned(),
+        TargetProblem::Claimed { .. } => {
+            "unmount it or take it out of use first; `lsblk` shows what is made of it".to_owned()
+        }
+        TargetProblem::NoRoom { .. } => {
+            "make room there or choose another place; `--force` tries it, since data often take less"
+                .to_owned()
+        }
+        TargetProblem::Link { to } => format!("name the file itself: {}", text(to)),
+        TargetProblem::LinkDangling { .. } => "remove the link, or choose another name".to_owned(),
+        TargetProblem::Directory => "add the name of a file".to_owned(),
+        TargetProblem::DirectoryMissing { dir } => format!("create it: `mkdir -p {}`", text(dir)),
+        TargetProblem::TooSmall { .. } => "make the device larger, or choose another one".to_owned(),
+        TargetProblem::InStore { .. } => "choose a place outside of the store".to_owned(),
+        TargetProblem::MountPoint => "unmount it, or name the file that is mounted there".to_owned(),
+        TargetProblem::Appeared => "choose another name, or replace the file with `--force`".to_owned(),
+        TargetProblem::TooLarge { .. } => {
+            "choose another file system (FAT takes files up to 4 GiB), or raise the limit: `ulimit -f`"
+                .to_owned()
+        }
+        TargetProblem::NameTooLong { .. } => "choose a shorter name".to_owned(),
+        _ => return None,
+    })
+}
+
+/// What failed on the target says nothing about the store.
+fn target_io_hint(error: &io::Error) -> Option<String> {
+    const EIO: i32 = nix::libc::EIO;
+    let hint = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "the target is full, not the store: make room there, or restore to another place"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "restore as a user who may write there; `lsattr` shows files and directories that must not be changed"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => "the file system of the target is mounted read-only",
+        _ if error.raw_os_error() == Some(EIO) => {
+            "the target reports errors, not the store; `dmesg` has more"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
 }
 
 fn io_hint(kind: io::ErrorKind) -> Option<String> {
@@ -378,6 +439,20 @@ mod tests {
         let hint = failure(StoreError::JobUnknown { name: "x".into(), store: path }).hint().unwrap();
         assert_eq!(hint, "`backy -b /srv/backy status` lists the jobs");
         assert_eq!(failure(StoreError::Cancelled).hint(), None);
+    }
+
+    #[test]
+    fn a_hint_knows_which_side_failed() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let store = failure(StoreError::io("write", "/srv/x", full())).hint().unwrap();
+        assert!(store.contains("purge"), "{store}");
+        let target = StoreError::Target { doing: "write", target: "/mnt/x".into(), source: full() };
+        let hint = failure(target).hint().unwrap();
+        assert!(hint.contains("the target is full") && !hint.contains("purge"), "{hint}");
+        let refused = |problem| StoreError::TargetRefused { target: "/mnt/x".into(), problem };
+        assert_eq!(failure(refused(TargetProblem::Special)).hint(), None);
+        let (name, to) = (failure(refused(TargetProblem::Link { to: "/a b".into() })), "'/a b'");
+        assert!(name.hint().unwrap().ends_with(to), "{:?}", name.hint());
     }
 
     #[test]

@@ -16,12 +16,12 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] backy_store::Error),
     /// There is no such mount option.
-    #[error("unknown mount option {option:?}; the nearest known one is {nearest:?}")]
+    #[error("unknown mount option {option:?}{}", nearest.map_or_else(String::new, |known| format!(", did you mean {known}?")))]
     OptionUnknown {
         /// The option as it was given.
         option: String,
-        /// The most similar one that exists.
-        nearest: &'static str,
+        /// The most similar one that exists, if one is similar enough.
+        nearest: Option<&'static str>,
     },
     /// A mount option cannot be used as it was given.
     #[error("cannot use mount option {option:?}: {reason}")]
@@ -101,8 +101,8 @@ pub enum Error {
     /// The process in the background ended before the mount was ready.
     #[error("the mount in the background was not made: its process ended with {status}")]
     BackgroundFailed {
-        /// How it ended, for people: `exit status: 1`.
-        status: String,
+        /// How it ended. One that ended by itself has said why.
+        status: std::process::ExitStatus,
     },
     /// The directory for what is written cannot be used.
     #[error("cannot use the overlay {}: {reason}", path.display())]

@@ -20,7 +20,7 @@ use nix::unistd::Whence;
 use crate::attributes;
 use crate::disk::DiskFile;
 use crate::errno::Code;
-use crate::handles::{Kind, Open};
+use crate::handles::{DirectoryEntry, Kind, Listing, Open};
 use crate::inode::Node;
 use crate::overlay::syncers::Syncers;
 use crate::tree::RevisionFile;
@@ -110,6 +110,21 @@ impl FileSystem {
             Some(Open::Directory(_)) => reply.error(errno(Code::A_DIRECTORY)),
             None => reply.error(errno(Code::INVALID)),
         }
+    }
+
+    /// Returns the entries of an open directory; those of now, where somebody goes back to the beginning.
+    fn entries(&self, inode: u64, handle: u64, from_start: bool) -> Result<Arc<Vec<DirectoryEntry>>> {
+        let Some(Open::Directory(listing)) = self.view.handles.get(handle) else { return Err(Code::INVALID) };
+        if !from_start {
+            return Ok(listing.entries);
+        }
+        let entries = match listing.is_begun {
+            false => listing.entries,
+            true => self.view.node(inode).and_then(|node| self.view.list(inode, &node))?,
+        };
+        let listing = Listing { entries: Arc::clone(&entries), is_begun: true };
+        self.view.handles.replace(handle, Open::Directory(listing));
+        Ok(entries)
     }
 
     /// Finds the next data or hole.
@@ -389,7 +404,8 @@ impl fuser::Filesystem for FileSystem {
     fn opendir(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.view.node(inode.0).and_then(|node| self.view.list(inode.0, &node)) {
             Ok(entries) => {
-                let handle = self.view.handles.insert(Open::Directory(entries));
+                let listing = Listing { entries, is_begun: false };
+                let handle = self.view.handles.insert(Open::Directory(listing));
                 reply.opened(FileHandle(handle), FopenFlags::empty());
             }
             Err(code) => reply.error(errno(code)),
@@ -399,13 +415,14 @@ impl fuser::Filesystem for FileSystem {
     fn readdir(
         &self,
         _request: &Request,
-        _inode: INodeNo,
+        inode: INodeNo,
         handle: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let Some(Open::Directory(entries)) = self.view.handles.get(handle.0) else {
-            return reply.error(errno(Code::INVALID));
+        let entries = match self.entries(inode.0, handle.0, offset == 0) {
+            Ok(entries) => entries,
+            Err(code) => return reply.error(errno(code)),
         };
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         for (place, entry) in entries.iter().enumerate().skip(start) {

@@ -1,6 +1,6 @@
 //! Open files and directories. A disk is opened once for all who read its image or its partitions at the same time.
 //!
-//! A directory is a copy of its listing from the moment it was opened, so that reading it piece by piece never
+//! A directory is a copy of its listing from the moment it was opened or rewound, so that reading it piece by piece never
 //! skips or repeats an entry.
 
 use std::collections::HashMap;
@@ -39,7 +39,15 @@ pub(crate) enum Kind {
 pub(crate) enum Open {
     Disk(Arc<DiskFile>),
     Text(Arc<Vec<u8>>),
-    Directory(Arc<Vec<DirectoryEntry>>),
+    Directory(Listing),
+}
+
+/// A directory as it was when it was opened, or rewound for the last time.
+#[derive(Clone, Debug)]
+pub(crate) struct Listing {
+    pub(crate) entries: Arc<Vec<DirectoryEntry>>,
+    /// Whether somebody has begun to read it. Reading it from the beginning once more lists the directory again.
+    pub(crate) is_begun: bool,
 }
 
 /// All that is open. Bounded by what the kernel lets processes open.
@@ -68,6 +76,12 @@ impl Handles {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.open.write().unwrap_or_else(PoisonError::into_inner).insert(number, open);
         number
+    }
+
+    /// Replaces what is open under a number, if it still is.
+    pub(crate) fn replace(&self, number: u64, open: Open) {
+        let mut all = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        all.entry(number).and_modify(|place| *place = open);
     }
 
     /// Returns what is open under a number.

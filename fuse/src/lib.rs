@@ -49,6 +49,7 @@ mod writing;
 
 pub use error::{Error, Result};
 pub use mount::options::{Access, Manner, Options, OverlayOptions};
-pub use mount::{Mounted, detach, run, unmount};
+pub use mount::signals::ignores_hangup;
+pub use mount::{Mounted, detach, run, shown_at, unmount};
 #[cfg(any(test, feature = "testing"))]
 pub use partition::fuzzing;

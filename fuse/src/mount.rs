@@ -58,6 +58,18 @@ pub fn run(base: &Path, mountpoint: &Path, options: &Options, background: bool) 
     serve(mounted, &signals)
 }
 
+/// Returns where the revisions of a store are mounted so that nobody can write to them, newest mount first.
+pub fn shown_at(base: &Path) -> Vec<PathBuf> {
+    let Ok(base) = base.canonicalize() else { return Vec::new() };
+    let shows = |mount: &table::Mount| {
+        let is_of_store =
+            || mount.source.is_absolute() && mount.source.canonicalize().is_ok_and(|source| source == base);
+        mount.kind == "fuse.backy" && mount.is_read_only && is_of_store()
+    };
+    let mounts = table::mounts().unwrap_or_default().into_iter().rev();
+    mounts.filter(shows).map(|mount| mount.point).collect()
+}
+
 /// Takes the mount at a place away, unless it is in use: then the error says by whom.
 pub fn unmount(mountpoint: &Path) -> Result<()> {
     let mount = find(mountpoint)?;

@@ -151,7 +151,8 @@ impl Backup<'_> {
         let snapshot = source.snapshot(&id, self.monitor)?;
         let (mut writer, base) = self.begin(id, started, snapshot.size_bytes())?;
         let continued = if base.is_none() { self.continue_original(&mut writer) } else { None };
-        tracing::info!(job = %self.job.name(), revision = %writer.id(), tags = ?self.request.tags, "created-revision");
+        let tags = self.request.tags.iter().map(Tag::as_str).collect::<Vec<_>>().join(",");
+        tracing::info!(job = %self.job.name(), revision = %writer.id(), tags, "created-revision");
 
         let copied = self.copy(&*snapshot, base.as_ref(), &writer)?;
         let compared = self

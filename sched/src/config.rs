@@ -148,7 +148,7 @@ impl JobConfig {
         if self.compression_level != DEFAULT_LEVEL {
             job.insert("compression-level".into(), self.compression_level.into());
         }
-        serde_yaml::to_string(&job).expect("a tree of texts and numbers can be written")
+        backy_store::yaml::to_string(&job).expect("a tree of texts and numbers can be written")
     }
 
     /// Returns the names of all source types, for telling `init BASE-DIR` from `init TYPE ...`.
@@ -175,7 +175,9 @@ pub(crate) fn read_text(path: &Path, bytes_max: u64) -> Result<String> {
     if text.len() as u64 > bytes_max {
         return Err(invalid(format!("it is larger than {} MiB", bytes_max >> 20)));
     }
-    String::from_utf8(text).map_err(|_| invalid("it is not UTF-8 text".to_owned()))
+    let text = String::from_utf8(text).map_err(|_| invalid("it is not UTF-8 text".to_owned()))?;
+    // Editors of other systems begin a file with a byte order mark.
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
 fn absolute(source: SourceConfig) -> io::Result<SourceConfig> {

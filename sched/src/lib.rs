@@ -35,8 +35,8 @@ pub mod error;
 pub mod expire;
 pub mod histories;
 mod http;
-mod nearest;
 pub mod policy;
+pub mod prepare;
 pub mod release;
 pub mod service;
 pub mod source;
@@ -44,5 +44,4 @@ pub mod tags;
 
 pub use config::{JobConfig, VerifyMode};
 pub use error::{Error, Result};
-pub use nearest::nearest;
 pub use service::ServiceConfig;

@@ -1,8 +1,13 @@
 //! `backy backup TAGS`: makes a revision. Its id goes to standard output, so that a script can keep it.
 
+use std::path::Path;
+
 use anyhow::Context as _;
+use backy_sched::ServiceConfig;
 use backy_sched::backup::{BackupReport, BackupRequest};
-use backy_store::{Tag, Timestamp};
+use backy_sched::prepare::prepare;
+use backy_store::revision::select;
+use backy_store::{Error as StoreError, Job, JobName, Repository, Tag, Timestamp};
 use clap::Args;
 
 use super::{Context, load_config, thread_count, threads_parser};
@@ -10,6 +15,7 @@ use crate::failure::{Outcome, Result, usage};
 use crate::output::progress::Progress;
 use crate::output::size::{human_bytes, human_duration};
 use crate::output::terminal;
+use crate::output::text::count;
 
 /// Makes a new revision of the job's source.
 #[derive(Args, Debug)]
@@ -30,7 +36,8 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     if tags.is_empty() {
         return Err(usage("a revision needs at least one tag", "`expire` would remove it otherwise"));
     }
-    let job = context.job()?;
+    select::check_new_tags(&tags)?;
+    let job = find_job(context)?;
     let config = load_config(&job)?;
     let request = BackupRequest {
         tags,
@@ -48,10 +55,46 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     Ok(Outcome::Done)
 }
 
+/// Finds the job. One that the main configuration names and that has no directory yet gets it, as the service would make
+/// it; so does an existing one its configuration, where the main configuration was named.
+fn find_job(context: &Context) -> anyhow::Result<Job> {
+    let found = context.job();
+    let is_unknown = |error: &anyhow::Error| {
+        matches!(error.downcast_ref::<StoreError>(), Some(StoreError::JobUnknown { .. }))
+    };
+    match &found {
+        Ok(_) if context.has_given_config() => {}
+        Err(error) if is_unknown(error) => {}
+        _ => return found,
+    }
+    // The usual main configuration may be missing, or be that of another store.
+    let config = match ServiceConfig::load(&context.config_path()?) {
+        Err(error) if context.has_given_config() => return Err(error.into()),
+        Err(_) => return found,
+        Ok(config) => config,
+    };
+    let dir = context.dir()?;
+    let name = dir.file_name().and_then(|name| JobName::parse(&name.to_string_lossy()).ok());
+    let Some((name, wanted)) =
+        name.and_then(|name| config.jobs.get_key_value(&name).map(|(name, job)| (name.clone(), job)))
+    else {
+        return found;
+    };
+    let real = |dir: &Path| dir.canonicalize().ok();
+    if dir.parent().and_then(real).is_none_or(|parent| real(&config.base_dir) != Some(parent)) {
+        return found;
+    }
+    prepare(&Repository::open(&config.base_dir)?, &name, &wanted.config, Timestamp::now())?;
+    context.job()
+}
+
 /// Says on standard error what the run did.
 fn note_report(report: &BackupReport) {
     if report.unfinished_removed > 0 {
-        terminal::note(format_args!("removed what {} unfinished runs had left", report.unfinished_removed));
+        terminal::note(format_args!(
+            "removed what {} had left",
+            count(report.unfinished_removed, "unfinished run", "unfinished runs")
+        ));
     }
     let stats = &report.revision.stats;
     terminal::note(format_args!(

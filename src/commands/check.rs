@@ -3,16 +3,15 @@
 //!
 //! Whatever goes wrong is an answer too: status 3, and the first line of standard output says why.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context as _;
 use backy_sched::policy::health::{self, Report};
-use backy_sched::service::config::PATH_DEFAULT;
 use backy_sched::{ServiceConfig, check, service};
 use backy_store::{Repository, Timestamp};
 use clap::Args;
 
-use super::{Context, absolute};
+use super::Context;
 use crate::failure::{self, Outcome, Result};
 use crate::output::{json, nagios, terminal};
 
@@ -20,15 +19,12 @@ use crate::output::{json, nagios, terminal};
 /// each problem. Status 0 is OK, 1 warning, 2 critical, 3 unknown.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// The main configuration
-    #[arg(short, long, value_name = "FILE", default_value = PATH_DEFAULT)]
-    config: PathBuf,
     /// Expect no scheduler service: something else starts the backups
     #[arg(long)]
     without_service: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 /// Looks and prints the verdict.
@@ -37,7 +33,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
 }
 
 /// Prints a verdict, or why there is none, and returns the status for Nagios.
-pub(super) fn conclude(verdict: anyhow::Result<(Report, Option<bool>)>, as_json: bool) -> Result {
+pub(crate) fn conclude(verdict: anyhow::Result<(Report, Option<bool>)>, as_json: bool) -> Result {
     let (text, value, status) = match verdict {
         Ok((report, service_runs)) => (
             nagios::as_text(&report, service_runs),
@@ -61,11 +57,8 @@ pub(super) fn conclude(verdict: anyhow::Result<(Report, Option<bool>)>, as_json:
 }
 
 fn examine(context: &Context, arguments: &Arguments) -> anyhow::Result<(Report, Option<bool>)> {
-    anyhow::ensure!(
-        !context.has_given_dir(),
-        "-b has no effect here: the configuration names the base directory"
-    );
-    let path = absolute(&arguments.config)?;
+    context.log_call();
+    let path = context.config_path()?;
     let config = ServiceConfig::load(&path)?;
     let repository = Repository::open_any(&config.base_dir)?;
     let service_runs = match arguments.without_service {

@@ -48,9 +48,17 @@ enum Action {
     Reload,
 }
 
+impl Arguments {
+    /// For `client check`, whether the verdict is wanted as JSON.
+    pub(crate) fn asks_for_verdict(&self) -> Option<bool> {
+        matches!(self.action, Action::Check).then_some(self.json)
+    }
+}
+
 /// Asks and prints.
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
-    let open = || arguments.target.open(context.task_id());
+    context.log_call();
+    let open = || arguments.target.open(context);
     let as_json = arguments.json;
     match &arguments.action {
         Action::Check => {

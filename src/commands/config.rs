@@ -1,12 +1,9 @@
 //! `backy config check`: whether the main configuration can be used, without using it.
 
-use std::path::PathBuf;
-
-use backy_sched::service::config::PATH_DEFAULT;
 use backy_sched::{Error, ServiceConfig};
 use clap::{Args, Subcommand};
 
-use super::absolute;
+use super::Context;
 use crate::failure::{Outcome, Result};
 use crate::output::terminal;
 use crate::output::text::count;
@@ -22,20 +19,27 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Say what is wrong with the configuration, all at once
-    Check {
-        /// The main configuration
-        #[arg(short, long, value_name = "FILE", default_value = PATH_DEFAULT)]
-        config: PathBuf,
-    },
+    Check,
 }
 
 /// Reads the configuration and prints what is in it or what is wrong with it.
-pub(crate) fn run(arguments: &Arguments) -> Result {
-    let Action::Check { config: path } = &arguments.action;
-    match ServiceConfig::load(&absolute(path)?) {
+pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
+    let Action::Check = arguments.action;
+    context.log_call();
+    let path = context.config_path()?;
+    match ServiceConfig::load(&path) {
         Ok(config) => {
+            // As it was given, which is what somebody recognises.
+            let path = context.config_name();
             for note in &config.notes {
                 terminal::note(note.in_file(path));
+            }
+            let doubts = config.doubts(&std::env::var_os("PATH").unwrap_or_default());
+            if !doubts.is_empty() {
+                for doubt in &doubts {
+                    terminal::print_line(doubt.in_file(path))?;
+                }
+                return Ok(Outcome::Bad);
             }
             let jobs = count(config.jobs.len(), "job", "jobs");
             let schedules = count(config.schedules.len(), "schedule", "schedules");
@@ -45,7 +49,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result {
         }
         Err(Error::ConfigInvalid { problems, .. }) => {
             for problem in &problems {
-                terminal::print_line(problem.in_file(path))?;
+                terminal::print_line(problem.in_file(context.config_name()))?;
             }
             Ok(Outcome::Bad)
         }

@@ -42,7 +42,13 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
         ));
     }
     if selected.is_empty() {
-        return Ok(note_nothing_selected(spec));
+        return Ok(match days.is_everything() {
+            true => note_nothing_selected(spec),
+            false => {
+                terminal::note(format_args!("no revision of this server was made {}", period(arguments)));
+                Outcome::Done
+            }
+        });
     }
     for revision in &selected {
         job.set_trust(&guard, &revision.id, Trust::Distrusted)?;
@@ -50,6 +56,16 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
         terminal::print_line(format_args!("{} distrusted", revision.id))?;
     }
     Ok(Outcome::Done)
+}
+
+/// The period that `--from` and `--until` name, in words.
+fn period(arguments: &Arguments) -> String {
+    match (&arguments.from, &arguments.until) {
+        (Some(from), Some(until)) => format!("from {from} to {until}"),
+        (Some(from), None) => format!("on {from} or later"),
+        (None, Some(until)) => format!("on {until} or earlier"),
+        (None, None) => "at any time".to_owned(),
+    }
 }
 
 /// A range of whole days, UTC; open where an end is `None`.
@@ -68,6 +84,10 @@ impl Days {
             return Err(usage("the first day lies after the last", ""));
         }
         Ok(Self { from, until })
+    }
+
+    fn is_everything(&self) -> bool {
+        self.from.is_none() && self.until.is_none()
     }
 
     fn contain(&self, time: Timestamp) -> bool {

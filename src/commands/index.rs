@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use super::Context;
 use crate::failure::{Outcome, Result};
 use crate::output::terminal;
+use crate::output::text::count;
 
 /// Looks after the index of revisions, which is only a view and can always be made anew.
 #[derive(Args, Debug)]
@@ -28,7 +29,11 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
             let repository = context.location()?.repository;
             let (jobs, revisions, damaged) = backy_store::index::rebuild(&repository)
                 .with_context(|| format!("cannot rebuild the index of {}", repository.root().display()))?;
-            terminal::print_line(format_args!("{revisions} revisions of {jobs} jobs in the index"))?;
+            terminal::print_line(format_args!(
+                "{} of {} in the index",
+                count(revisions, "revision", "revisions"),
+                count(jobs, "job", "jobs")
+            ))?;
             for finding in &damaged {
                 terminal::warn(format_args!("{finding}"));
             }

@@ -98,11 +98,17 @@ fn make_job(
         }
     }
     // Before anything is made, the settings must make sense.
-    let config = JobConfig::for_source(source_type, &settings)?;
-    let repository = open_or_create(&parent)?;
-    let job = repository
-        .create_job(&name, own_store, &config.to_yaml(), Timestamp::now())
-        .with_context(|| format!("cannot create job {name}"))?;
+    let config = JobConfig::for_source(source_type, &settings)?.to_yaml();
+    let now = Timestamp::now();
+    let made = match (Repository::open(&parent), own_store) {
+        // A job with a store of its own needs nobody: the directory around it stays what it is.
+        (Err(Error::StoreMissing { .. }), true) => Repository::create_lone_job(&dir, &config, now),
+        (Err(Error::StoreMissing { .. }), false) => {
+            create_store(&parent)?.create_job(&name, own_store, &config, now)
+        }
+        (opened, _) => opened?.create_job(&name, own_store, &config, now),
+    };
+    let job = made.with_context(|| format!("cannot create job {name}"))?;
     let chunks = if own_store { ", with chunks of its own" } else { "" };
     terminal::print_line(format_args!("created job {name} at {}{chunks}", job.dir().display()))?;
     Ok(Outcome::Done)
@@ -134,12 +140,8 @@ fn absolute_source(value: &str) -> anyhow::Result<String> {
     text.ok_or_else(|| usage(format!("the path {} is not UTF-8", real.display()), ""))
 }
 
-/// Opens the store at `parent`; makes it where there is nothing.
-fn open_or_create(parent: &Path) -> anyhow::Result<Repository> {
-    match Repository::open(parent) {
-        Err(Error::StoreMissing { .. }) => {}
-        opened => return Ok(opened?),
-    }
+/// Makes the store at `parent`, where there must be nothing.
+fn create_store(parent: &Path) -> anyhow::Result<Repository> {
     if !is_vacant(parent)? {
         return Err(refused(
             format!("{} holds other files and is not a store", parent.display()),
@@ -161,10 +163,12 @@ fn open_or_create(parent: &Path) -> anyhow::Result<Repository> {
 /// Whether `dir` is an empty directory or not there at all. What an `init` that was cut off has left there, and what
 /// an empty file system has, does not count: making the store fails if there is anything in it.
 fn is_vacant(dir: &Path) -> anyhow::Result<bool> {
-    const NOTHING: [&str; 6] = ["chunks", "tmp", "writers", "damaged", "maps", "lost+found"];
+    const NOTHING: [&str; 5] = ["chunks", "tmp", "writers", "damaged", "maps"];
     let is_nothing = |entry: &fs::DirEntry| {
         let name = entry.file_name();
-        NOTHING.iter().any(|&nothing| name == nothing) || name.as_encoded_bytes().starts_with(b".unfinished-")
+        NOTHING.iter().any(|&nothing| name == nothing)
+            || backy_store::is_furniture(&name)
+            || name.as_encoded_bytes().starts_with(b".unfinished-")
     };
     match fs::read_dir(dir) {
         Ok(mut entries) => Ok(entries.all(|entry| entry.is_ok_and(|entry| is_nothing(&entry)))),

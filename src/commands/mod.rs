@@ -32,6 +32,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use backy_sched::JobConfig;
+use backy_sched::service::config::PATH_DEFAULT;
 use backy_sched::source::rbd::{Environment, Patience};
 use backy_store::{Job, Listing, Location, Repository, Revision, Zone};
 use clap::CommandFactory as _;
@@ -50,6 +51,8 @@ pub(crate) struct Context {
     log: Log,
     /// `-b` as it was given.
     given_dir: Option<PathBuf>,
+    /// `-c` as it was given.
+    given_config: Option<PathBuf>,
     /// The command's name, for the log; `None` for those that leave no trace there.
     logged_name: Option<&'static str>,
     /// The zone in which dates are shown and read.
@@ -61,7 +64,13 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
     let Some(command) = cli.command else {
         return failure::conclude(usage());
     };
-    failure::conclude(Context::start(cli.global, &command).and_then(|context| dispatch(&context, command)))
+    let verdict = command.is_verdict();
+    failure::conclude(match (Context::start(cli.global, &command), verdict) {
+        (Ok(context), _) => dispatch(&context, command),
+        // A check that cannot even begin has an answer all the same.
+        (Err(error), Some(as_json)) => check::conclude(Err(error), as_json),
+        (Err(error), None) => Err(error),
+    })
 }
 
 fn usage() -> Result {
@@ -93,7 +102,7 @@ fn dispatch(context: &Context, command: Command) -> Result {
         Command::Check(arguments) => check::run(context, &arguments),
         Command::Scheduler(arguments) => scheduler::run(context, &arguments),
         Command::Client(arguments) => client::run(context, &arguments),
-        Command::Config(arguments) => config::run(&arguments),
+        Command::Config(arguments) => config::run(context, &arguments),
         Command::Doctor(arguments) => doctor::run(context, &arguments),
         Command::Completion(arguments) => completion::run(&arguments),
     }
@@ -102,8 +111,10 @@ fn dispatch(context: &Context, command: Command) -> Result {
 impl Context {
     fn start(global: Global, command: &Command) -> anyhow::Result<Self> {
         let log = Log::start(global.logfile.as_deref(), global.verbose, global.taskid)?;
-        let logged_name = (!command.only_reads()).then(|| command.name());
-        Ok(Self { log, given_dir: global.backupdir, logged_name, zone: Zone::system() })
+        // A log that was asked for by name gets its line from every command.
+        let logged_name = (!command.only_reads() || global.logfile.is_some()).then(|| command.name());
+        let (given_dir, given_config) = (global.backupdir, global.config);
+        Ok(Self { log, given_dir, given_config, logged_name, zone: Zone::system() })
     }
 
     /// Returns what marks the log lines of this run.
@@ -121,9 +132,34 @@ impl Context {
         self.log.stay_in_file(path);
     }
 
+    /// Returns the main configuration's path, absolute: what `-c` names, else the usual one.
+    pub(crate) fn config_path(&self) -> anyhow::Result<PathBuf> {
+        absolute(self.config_name())
+    }
+
+    /// Returns the main configuration's path as it was given.
+    pub(crate) fn config_name(&self) -> &Path {
+        self.given_config.as_deref().unwrap_or(Path::new(PATH_DEFAULT))
+    }
+
+    /// Whether `-c` was given.
+    pub(crate) fn has_given_config(&self) -> bool {
+        self.given_config.is_some()
+    }
+
     /// Returns the directory that `-b` names, absolute; the current one without it.
     pub(crate) fn dir(&self) -> anyhow::Result<PathBuf> {
-        absolute(self.given_dir.as_deref().unwrap_or(Path::new(".")))
+        match &self.given_dir {
+            Some(dir) => absolute(dir),
+            None => working_dir().map_or_else(|| absolute(Path::new(".")), Ok),
+        }
+    }
+
+    /// Notes in the log that the command was called.
+    pub(crate) fn log_call(&self) {
+        if let Some(command) = self.logged_name {
+            tracing::info!(target: crate::logging::QUIET, command, "invoked");
+        }
     }
 
     /// Finds the store, and the job if the directory is one; the log goes on there.
@@ -137,9 +173,7 @@ impl Context {
             Some(job) => self.log.enter_job(job.name(), job.dir()),
             None => self.log.enter_dir(location.repository.root()),
         }
-        if let Some(command) = self.logged_name {
-            tracing::info!(target: crate::logging::QUIET, command, "invoked");
-        }
+        self.log_call();
         Ok(location)
     }
 
@@ -217,11 +251,24 @@ pub(crate) fn join_tags<'t>(tags: impl IntoIterator<Item = &'t backy_store::Tag>
     tags.into_iter().map(backy_store::Tag::as_str).collect::<Vec<_>>().join(",")
 }
 
-/// Makes a path absolute. Links are followed only where `..` would otherwise mean another directory.
+/// The working directory by the name under which the shell entered it, which may lead through a link; `None` when the
+/// shell does not say.
+fn working_dir() -> Option<PathBuf> {
+    use std::os::unix::fs::MetadataExt as _;
+    let named = PathBuf::from(std::env::var_os("PWD")?);
+    let is_plain = named.is_absolute() && !named.components().any(|part| part == Component::ParentDir);
+    let (there, here) = (std::fs::metadata(&named).ok()?, std::fs::metadata(".").ok()?);
+    (is_plain && (there.dev(), there.ino()) == (here.dev(), here.ino())).then_some(named)
+}
+
+/// Makes a path absolute. Links are followed only where `..` would otherwise mean another directory: up to the last one.
 pub(crate) fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
-    let climbs = path.components().any(|part| part == Component::ParentDir);
-    if climbs && let Ok(real) = path.canonicalize() {
-        return Ok(real);
+    let parts: Vec<Component<'_>> = path.components().collect();
+    if let Some(last) = parts.iter().rposition(|part| *part == Component::ParentDir) {
+        let (climbing, rest) = parts.split_at(last + 1);
+        if let Ok(real) = climbing.iter().collect::<PathBuf>().canonicalize() {
+            return Ok(real.join(rest.iter().collect::<PathBuf>()));
+        }
     }
     // An empty argument means what a shell's empty variable means: nothing.
     anyhow::ensure!(!path.as_os_str().is_empty(), failure::usage("the path of a directory is empty", ""));
@@ -236,6 +283,7 @@ mod tests {
     fn paths_become_absolute_without_following_links() {
         assert_eq!(absolute(Path::new("/x/./y")).unwrap(), Path::new("/x/y"));
         assert_eq!(absolute(Path::new("/usr/..")).unwrap(), Path::new("/"));
+        assert_eq!(absolute(Path::new("/usr/../no/such")).unwrap(), Path::new("/no/such"));
         assert!(absolute(Path::new("a")).unwrap().ends_with("a"));
         assert!(absolute(Path::new("")).is_err());
     }

@@ -4,11 +4,11 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use backy_fuse::{Manner, Options};
+use backy_fuse::{Error, Manner, Options};
 use clap::Args;
 
 use super::Context;
-use crate::failure::{Outcome, Result};
+use crate::failure::{self, EXIT_FAILED, Outcome, Result};
 
 /// Shows the revisions of a job, or of all jobs of a store, as files below a directory.
 #[derive(Args, Debug)]
@@ -48,13 +48,25 @@ impl Arguments {
 
 /// Mounts, and returns when it is unmounted or, in the background, ready.
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
+    let cannot = || format!("cannot mount at {}", arguments.mountpoint.display());
+    let options = match arguments.parse_options().with_context(cannot) {
+        Ok(options) => options,
+        // For mount(8), 2 is an error of the system.
+        Err(error) if arguments.helper => {
+            failure::tell(error);
+            return Ok(Outcome::Status(EXIT_FAILED));
+        }
+        Err(error) => return Err(error),
+    };
     // The store is looked for here too, so that a wrong path gets the same words as everywhere.
     context.location()?;
-    let mount = || {
-        let options = arguments.parse_options()?;
-        backy_fuse::run(&context.dir()?, &arguments.mountpoint, &options, arguments.background)
-            .map_err(anyhow::Error::from)
-    };
-    mount().with_context(|| format!("cannot mount at {}", arguments.mountpoint.display()))?;
-    Ok(Outcome::Done)
+    match backy_fuse::run(&context.dir()?, &arguments.mountpoint, &options, arguments.background) {
+        Ok(()) => Ok(Outcome::Done),
+        // The process in the background has said why.
+        Err(Error::BackgroundFailed { status }) if status.code().is_some() => {
+            let code = status.code().and_then(|code| u8::try_from(code).ok());
+            Ok(Outcome::Status(code.unwrap_or(EXIT_FAILED)))
+        }
+        Err(error) => Err(error).with_context(cannot),
+    }
 }

@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::path::PathBuf;
 
 use anyhow::Context as _;
 use backy_sched::ServiceConfig;
-use backy_sched::service::config::{PATH_DEFAULT, PeerConfig};
+use backy_sched::service::config::PeerConfig;
 use backy_sched::service::peers;
 use backy_sched::service::peers::{PeerReport, PeersReport};
 use backy_store::Job;
 use clap::Args;
 
-use super::{Context, absolute};
+use super::Context;
 use crate::failure::{Outcome, Result, usage};
 use crate::output::terminal;
 
@@ -22,9 +21,6 @@ const PEERS_BYTES_MAX: u64 = 1 << 20;
 /// The options of both.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// The main configuration, which names the peers
-    #[arg(short, long, value_name = "FILE", default_value = PATH_DEFAULT)]
-    config: PathBuf,
     /// Take the peers from standard input: the service hands on those of the configuration in force
     #[arg(long, hide = true)]
     peers_from_stdin: bool,
@@ -40,7 +36,7 @@ pub(super) fn run(
     // Before the job's directory becomes anything: a relative path counts from here.
     let peers = match arguments.peers_from_stdin {
         true => handed_over()?,
-        false => ServiceConfig::load(&absolute(&arguments.config)?)?.peers,
+        false => ServiceConfig::load(&context.config_path()?)?.peers,
     };
     let job = context.job()?;
     let report = work(&job, &peers)?;

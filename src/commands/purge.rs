@@ -161,18 +161,18 @@ fn print_report(store: &Repository, report: &SweepReport, dry_run: bool) -> anyh
         terminal::print_line(format_args!("{verb} the forgotten revision {id} of job {job}"))?;
     }
     terminal::print_line(format_args!(
-        "{}: {verb} {} chunks ({}) and {} left-over files, kept {} chunks",
+        "{}: {verb} {} ({}) and {}, kept {}",
         store.root().display(),
-        report.chunks_deleted,
+        count(report.chunks_deleted, "chunk", "chunks"),
         human_bytes(report.bytes_deleted),
-        report.temporary_deleted,
-        report.chunks_kept
+        count(report.temporary_deleted, "left-over file", "left-over files"),
+        count(report.chunks_kept, "chunk", "chunks")
     ))?;
     if report.old.bytes > 0 {
         terminal::print_line(format_args!(
             "{}: deleted {} and images of the original's jobs ({})",
             store.root().display(),
-            count(usize::try_from(report.old.chunks).unwrap_or(usize::MAX), "chunk", "chunks"),
+            count(report.old.chunks, "chunk", "chunks"),
             human_bytes(report.old.bytes)
         ))?;
     }
@@ -182,8 +182,8 @@ fn print_report(store: &Repository, report: &SweepReport, dry_run: bool) -> anyh
     }
     if report.revisions_held > 0 {
         terminal::note(format_args!(
-            "{} forgotten revisions can still be undeleted; `--now` deletes them",
-            report.revisions_held
+            "{} can still be undeleted; `--now` deletes them",
+            count(report.revisions_held, "forgotten revision", "forgotten revisions")
         ));
     }
     Ok(())

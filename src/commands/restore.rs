@@ -180,6 +180,9 @@ fn target(path: &Path) -> anyhow::Result<Target<'static>> {
         return Ok(Target::Path(path.to_owned()));
     }
     let stdout = io::stdout();
+    if terminal::stdout_is_closed() {
+        return Err(usage("standard output is closed", "send it into a file or a pipe"));
+    }
     if stdout.is_terminal() {
         return Err(usage("a disk image does not belong on a terminal", "send it into a file or a pipe"));
     }

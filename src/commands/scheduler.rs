@@ -3,13 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use backy_sched::service::config::PATH_DEFAULT;
 use backy_sched::service::run::{self, Options};
 use backy_store::Error as StoreError;
 use clap::Args;
 
-use super::{Context, absolute};
-use crate::failure::{Outcome, Result, refused};
+use super::Context;
+use crate::failure::{Outcome, Result};
 
 /// The status of a service that finds another one in its base directory, as in the original: EX_UNAVAILABLE.
 const EXIT_SECOND: u8 = 69;
@@ -19,22 +18,12 @@ const LOG_DEFAULT: &str = "/var/log/backy.log";
 /// Runs all jobs of the main configuration when they are due, until a signal ends it. SIGHUP lets it read the
 /// configuration again.
 #[derive(Args, Debug)]
-pub(crate) struct Arguments {
-    /// The main configuration
-    #[arg(short, long, value_name = "FILE", default_value = PATH_DEFAULT)]
-    config: PathBuf,
-}
+pub(crate) struct Arguments {}
 
 /// Runs until a signal comes.
-pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
-    if context.has_given_dir() {
-        return Err(refused(
-            "-b has no effect here: the configuration names the base directory",
-            "leave it out",
-        ));
-    }
+pub(crate) fn run(context: &Context, _arguments: &Arguments) -> Result {
     context.log_to(LOG_DEFAULT.as_ref());
-    let options = Options { config_path: absolute(&arguments.config)?, program: program()? };
+    let options = Options { config_path: context.config_path()?, program: program()? };
     match run::run(options) {
         Err(backy_sched::Error::Store(error @ StoreError::Locked { .. })) => {
             crate::failure::tell(anyhow::Error::from(error).context("another service runs already"));

@@ -7,7 +7,7 @@ mod space;
 use std::fmt::Write as _;
 
 use backy_store::revision::{manifest, select};
-use backy_store::{Job, Repository, Revision, Trust, Zone};
+use backy_store::{Job, Repository, Revision, RevisionId, Timestamp, Trust, Unfinished, Zone};
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
@@ -57,19 +57,61 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     let listing = listing(&job)?;
     let spec = arguments.revision.as_deref().unwrap_or("all");
     let selected = select::select(spec, &listing.revisions, &context.zone)?;
+    let unfinished = match arguments.revision {
+        None => unfinished(&job)?,
+        Some(_) => Vec::new(),
+    };
     if arguments.yaml {
         terminal::print(format!("{}\n\n", manifest::to_yaml_list(&selected).trim_end()))?;
     } else if arguments.json {
         let entries: Vec<RevisionEntry<'_>> = selected.iter().map(RevisionEntry::from).collect();
         let damaged: Vec<String> = listing.damaged.iter().map(ToString::to_string).collect();
-        json::print(&json!({ "job": job.name(), "revisions": entries, "damaged": damaged }))?;
+        json::print(&json!({
+            "job": job.name(),
+            "revisions": entries,
+            "unfinished": unfinished,
+            "damaged": damaged,
+        }))?;
     } else {
-        terminal::print(revision_table(&selected, &context.zone, terminal::stdout_width()))?;
+        terminal::print(revision_table(&selected, &unfinished, &context.zone, terminal::stdout_width()))?;
     }
     Ok(Outcome::bad_if(!listing.damaged.is_empty()))
 }
 
-fn revision_table(revisions: &[Revision], zone: &Zone, width: Option<usize>) -> String {
+/// A backup that has begun and not ended.
+#[derive(Debug, Serialize)]
+struct UnfinishedEntry {
+    /// The id that its revision is going to have.
+    id: RevisionId,
+    /// When it began.
+    #[serde(serialize_with = "rfc3339")]
+    started: Timestamp,
+    /// Whether it still runs; if not, the next backup clears it away.
+    running: bool,
+}
+
+fn rfc3339<S: serde::Serializer>(time: &Timestamp, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_str(&time.to_rfc3339())
+}
+
+fn unfinished(job: &Job) -> Result<Vec<UnfinishedEntry>> {
+    let found = job.unfinished()?;
+    // One backup runs at a time, and it is the one that began last.
+    let running = if job.is_being_backed_up() { found.last().map(|last| last.id.clone()) } else { None };
+    let entry = |one: Unfinished| UnfinishedEntry {
+        running: running.as_ref() == Some(&one.id),
+        id: one.id,
+        started: one.started_at,
+    };
+    Ok(found.into_iter().map(entry).collect())
+}
+
+fn revision_table(
+    revisions: &[Revision],
+    unfinished: &[UnfinishedEntry],
+    zone: &Zone,
+    width: Option<usize>,
+) -> String {
     let mut table = Table::new(vec![
         Column::left(format!("Date ({})", zone.name())),
         Column::left("ID"),
@@ -90,6 +132,21 @@ fn revision_table(revisions: &[Revision], zone: &Zone, width: Option<usize>) -> 
             tags_cell(revision),
             revision.trust.to_string(),
             revision.server.clone(),
+        ]);
+    }
+    for one in unfinished {
+        let [size, stored, duration] = [(); 3].map(|()| "-".to_owned());
+        let state = if one.running { "running" } else { "unfinished" };
+        let (tags, server) = (String::new(), String::new());
+        table.row([
+            one.started.format(zone),
+            one.id.to_string(),
+            size,
+            stored,
+            duration,
+            tags,
+            state.to_owned(),
+            server,
         ]);
     }
     let mut text = table.render(width);
@@ -156,7 +213,12 @@ fn list_jobs(repository: &Repository, zone: &Zone, as_json: bool) -> Result {
 /// Sums up one job. A job that cannot be listed must not hide the others.
 fn job_entry(job: &Job) -> JobEntry {
     match listing(job) {
-        Ok(listing) => summary(job.name().to_string(), &listing.revisions, Some(listing.damaged.len())),
+        Ok(listing) => {
+            let mut entry = summary(job.name().to_string(), &listing.revisions, Some(listing.damaged.len()));
+            entry.incomplete +=
+                unfinished(job).map_or(0, |all| all.iter().filter(|one| !one.running).count());
+            entry
+        }
         Err(error) => {
             terminal::warn(format_args!("{error:#}"));
             summary(job.name().to_string(), &[], None)
@@ -234,7 +296,7 @@ mod tests {
 
     #[test]
     fn an_empty_list_still_has_its_last_line() {
-        let text = revision_table(&[], &Zone::utc(), None);
+        let text = revision_table(&[], &[], &Zone::utc(), None);
         assert!(text.ends_with("0 revisions containing 0 Bytes data (estimated)\n"), "{text}");
     }
 }

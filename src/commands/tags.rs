@@ -52,6 +52,9 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     let (spec, words) = spec_and_tags(arguments.revision.as_deref(), &arguments.words)?;
     let tags = Tag::parse_list(words)?;
     let expected = arguments.expect.as_deref().map(Tag::parse_list).transpose()?;
+    if arguments.action != Action::Remove {
+        select::check_new_tags(&tags)?;
+    }
     let job = context.job()?;
     if arguments.action != Action::Remove && !arguments.force {
         load_config(&job)?.schedule.check_tags(&tags)?;

@@ -1,7 +1,7 @@
 //! `backy undelete [-r ID]`: brings a forgotten revision back, or lists what can be brought back.
 
 use anyhow::Context as _;
-use backy_store::{Forgotten, Job, JobName, Repository, RevisionId, Zone};
+use backy_store::{Error as StoreError, Forgotten, Job, JobName, Repository, RevisionId, Zone};
 use clap::Args;
 use serde::Serialize;
 
@@ -57,10 +57,21 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     } else {
         RevisionId::parse(word)?
     };
-    job.undelete(&guard, &id).with_context(|| format!("cannot bring back revision {id}"))?;
+    job.undelete(&guard, &id).map_err(|error| explain(error, &job, &id))?;
     tracing::info!(target: crate::logging::QUIET, revision = %id, "undeleted");
     terminal::print_line(format_args!("brought back {id}"))?;
     Ok(Outcome::Done)
+}
+
+/// A revision that was not forgotten cannot be found where all others are listed.
+fn explain(error: StoreError, job: &Job, id: &RevisionId) -> anyhow::Error {
+    match error {
+        StoreError::RevisionUnknown { .. } => refused(
+            format!("job {} has no forgotten revision {id}", job.name()),
+            "`backy undelete` lists what can be brought back",
+        ),
+        other => anyhow::Error::from(other).context(format!("cannot bring back revision {id}")),
+    }
 }
 
 /// Makes the lost revisions of a job again.

@@ -1,26 +1,22 @@
 //! `backy upgrade`: makes the original's revisions ours. It can be stopped and begun again at any time.
 
-use std::path::PathBuf;
-
 use anyhow::Context as _;
 use backy_sched::ServiceConfig;
 use backy_store::legacy::upgrade::{Plan, UpgradeOptions, UpgradeReport, plan, upgrade};
 use backy_store::{DEFAULT_LEVEL, Job, Repository, Timestamp};
 use clap::Args;
 
-use super::{Context, absolute, load_config, thread_count, threads_parser};
+use super::{Context, load_config, thread_count, threads_parser};
 use crate::failure::{Outcome, Result, refused};
 use crate::output::progress::Progress;
 use crate::output::size::human_bytes;
 use crate::output::terminal;
 use crate::output::text::count;
 
-/// Converts revisions that the original backy wrote, one by one, and frees what they took.
+/// Converts revisions that the original backy wrote, one by one, and frees what they took. With -c converts all jobs of
+/// the base directory that the main configuration names.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
-    /// Convert all jobs of the base directory that FILE, the main configuration, names
-    #[arg(short, long, value_name = "FILE")]
-    config: Option<PathBuf>,
     /// Say what would be done and how much space it needs, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -34,7 +30,7 @@ pub(crate) struct Arguments {
 
 /// Upgrades the job, or all jobs. One that cannot be upgraded does not keep the others from it.
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
-    let jobs = jobs(context, arguments)?;
+    let jobs = jobs(context)?;
     if let [job] = &jobs[..] {
         return Ok(Outcome::bad_if(!one(job, arguments)?));
     }
@@ -51,9 +47,9 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     Ok(Outcome::bad_if(!all_good))
 }
 
-fn jobs(context: &Context, arguments: &Arguments) -> anyhow::Result<Vec<Job>> {
-    if let Some(config) = &arguments.config {
-        let config = ServiceConfig::load(&absolute(config)?)?;
+fn jobs(context: &Context) -> anyhow::Result<Vec<Job>> {
+    if context.has_given_config() {
+        let config = ServiceConfig::load(&context.config_path()?)?;
         let store = Repository::discover(&config.base_dir)?.repository;
         if !store.is_original() {
             context.log_to(&store.root().join("backy.log"));

@@ -71,6 +71,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     if job.repository().is_original() {
         terminal::note("nothing was recorded: there is no store here yet");
     }
-    terminal::note(format_args!("read {} in {} chunks", human_bytes(report.bytes), report.chunks));
+    let chunks = count(report.chunks, "chunk", "chunks");
+    terminal::note(format_args!("read {} in {chunks}", human_bytes(report.bytes)));
     Ok(Outcome::bad_if(!all_good))
 }

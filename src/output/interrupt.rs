@@ -1,5 +1,5 @@
-//! Ctrl-C and SIGTERM during long work: the first asks it to stop at the next safe point, the second ends
-//! the program at once. Either way the store is whole; the first also tidies up.
+//! Ctrl-C, SIGTERM and SIGHUP (a connection that broke) during long work: the first asks it to stop at the next safe
+//! point, the second ends the program at once. Either way the store is whole; the first also tidies up.
 //!
 //! The signals are blocked in the thread that calls [`watch`], and so in all that it starts later; one
 //! thread waits for them. Commands without long work leave the signals alone.
@@ -22,6 +22,10 @@ pub(crate) fn watch() -> Arc<AtomicBool> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
+    // `nohup` asks that the end of the terminal is ignored; a blocked signal would be waited for all the same.
+    if !backy_fuse::ignores_hangup() {
+        signals.add(Signal::SIGHUP);
+    }
     if signals.thread_block().is_err() {
         return asked;
     }

@@ -104,7 +104,7 @@ fn headline(report: &Report) -> String {
         parts.push("the scheduler service does not run".to_owned());
     }
     match parts.is_empty() {
-        true => format!("{} backed up in time", count(jobs, "job", "jobs")),
+        true => format!("{} within SLA", count(jobs, "job", "jobs")),
         false => parts.join(", "),
     }
 }
@@ -167,7 +167,7 @@ mod tests {
     fn nothing_wrong_is_ok() {
         let report = Report { jobs: 1, revisions: 2, problems: Vec::new() };
         let text = as_text(&report, None);
-        assert!(text.starts_with("OK: 1 job backed up in time | jobs=1 overdue=0 "), "{text}");
+        assert!(text.starts_with("OK: 1 job within SLA | jobs=1 overdue=0 "), "{text}");
         assert!(text.ends_with(" revisions=2\n") && status(&report) == 0, "{text}");
     }
 

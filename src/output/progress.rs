@@ -113,6 +113,10 @@ impl Monitor for Progress {
         tracing::warn!(target: logging::QUIET, job = %finding.job, "damaged: {finding}");
     }
 
+    fn warn(&self, message: &str) {
+        terminal::warn(message);
+    }
+
     fn cancelled(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
     }

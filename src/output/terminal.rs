@@ -3,8 +3,12 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::Context as _;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::fstat;
 
 use super::progress;
 use super::text::escape;
@@ -15,11 +19,33 @@ const WIDTH_DEFAULT: usize = 80;
 
 /// Writes `text`, which brings its own line ends, to standard output.
 pub(crate) fn print(text: impl AsRef<[u8]>) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_ref()).and_then(|()| out.flush()) {
+    match write_all(text.as_ref()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.context("cannot write to standard output"),
     }
+}
+
+/// Not through the standard library's buffer: that takes a descriptor that cannot be written for a sink.
+fn write_all(mut text: &[u8]) -> io::Result<()> {
+    while !text.is_empty() {
+        match nix::unistd::write(io::stdout(), text) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(length) => text = &text[length..],
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Whether standard output was closed when the program started. The standard library then has opened `/dev/null` there for
+/// reading and writing, which no shell does.
+pub(crate) fn stdout_is_closed() -> bool {
+    let stdout = io::stdout();
+    let Ok(flags) = fcntl(&stdout, FcntlArg::F_GETFL) else { return true };
+    let is_both = OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE == OFlag::O_RDWR;
+    let null = std::fs::metadata("/dev/null").map(|facts| facts.rdev());
+    is_both && fstat(&stdout).is_ok_and(|facts| null.is_ok_and(|null| facts.st_rdev == null))
 }
 
 /// Writes one line to standard output, made harmless.

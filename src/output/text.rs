@@ -36,7 +36,8 @@ pub(crate) fn quote(text: &str) -> Cow<'_, str> {
 }
 
 /// Returns `singular` or `plural` with the number in front.
-pub(crate) fn count(number: usize, singular: &str, plural: &str) -> String {
+pub(crate) fn count(number: impl TryInto<u64>, singular: &str, plural: &str) -> String {
+    let number = number.try_into().unwrap_or(u64::MAX);
     format!("{number} {}", if number == 1 { singular } else { plural })
 }
 

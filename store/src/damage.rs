@@ -22,6 +22,19 @@ use crate::revision::map::ids;
 use crate::revision::{Revision, RevisionId, Trust};
 use crate::timestamp::Timestamp;
 
+/// Joins damaged ranges that touch each other, for what is said of them: offset, length and what is wrong, in order of
+/// their offsets. The problem of the first is kept.
+pub(crate) fn merged<P>(ranges: impl IntoIterator<Item = (u64, u64, P)>) -> Vec<(u64, u64, P)> {
+    let mut merged: Vec<(u64, u64, P)> = Vec::new();
+    for (offset, length, problem) in ranges {
+        match merged.last_mut() {
+            Some(last) if last.0 + last.1 == offset => last.1 += length,
+            _ => merged.push((offset, length, problem)),
+        }
+    }
+    merged
+}
+
 /// Records damaged chunks that were met in a revision of `job`: ours as [`record_chunks`] does, of the original's the
 /// revisions of this job are distrusted. Returns the revisions that were not distrusted before.
 pub fn record(job: &Job, chunks: &[ChunkId], monitor: &dyn Monitor) -> Result<Vec<(JobName, RevisionId)>> {

@@ -5,12 +5,14 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, AtFlags, RenameFlags, renameat2};
 use nix::libc;
 use nix::sys::statfs::{self, FsType};
+use nix::unistd::linkat;
 
 use crate::error::{Context, Error, Result};
 use crate::timestamp::Timestamp;
@@ -136,6 +138,69 @@ pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<bool> {
             }
         }
         Err(error) => Err(error),
+    }
+}
+
+/// As [`rename_new`], also on file systems that know neither the flag nor links, such as exFAT: there a file that appears
+/// in the moment between looking and renaming is replaced.
+pub(crate) fn rename_new_anywhere(from: &Path, to: &Path) -> Result<bool> {
+    match rename_new(from, to) {
+        Err(Error::Io { source, .. })
+            if [libc::EPERM, libc::EOPNOTSUPP, libc::ENOSYS, libc::EMLINK]
+                .map(Some)
+                .contains(&source.raw_os_error()) =>
+        {
+            match to.symlink_metadata() {
+                Ok(_) => Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => rename(from, to).map(|()| true),
+                Err(error) => Err(Error::io("examine", to, error)),
+            }
+        }
+        other => other,
+    }
+}
+
+/// Makes a new file for writing that has no name; `None` where the file system, or this machine, cannot do that.
+pub(crate) fn create_unnamed(dir: &Path) -> Result<Option<File>> {
+    if !fault::has_unnamed_files() {
+        return Ok(None);
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(FILE_MODE).custom_flags(libc::O_TMPFILE);
+    let file = match step(Step::Create(dir), || options.open(dir).context("create a file in", dir)) {
+        Err(Error::Io { source, .. })
+            if [libc::EOPNOTSUPP, libc::EISDIR, libc::EINVAL, libc::ENOENT, libc::ENOSYS]
+                .map(Some)
+                .contains(&source.raw_os_error()) =>
+        {
+            return Ok(None);
+        }
+        other => other?,
+    };
+    // The only way to it, without special rights, when it gets a name.
+    Ok(descriptor(&file).exists().then_some(file))
+}
+
+fn descriptor(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// Gives an open file a name; returns whether it was free.
+pub(crate) fn link_open(file: &File, to: &Path) -> Result<bool> {
+    let from = descriptor(file);
+    let link = || linkat(AT_FDCWD, &from, AT_FDCWD, to, AtFlags::AT_SYMLINK_FOLLOW);
+    match step(Step::Link(&from, to), || link().context("create", to)) {
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
+/// Fails if a regular file could not be replaced or removed, for the rights of its directory for instance. Nothing is
+/// changed: the kernel checks these rights before it finds that the file is no directory.
+pub(crate) fn check_removable(file: &Path, told: &Path) -> Result<()> {
+    match std::fs::remove_dir(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
+        other => other.context("replace", told),
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::chunk::ChunkId;
 use crate::name::JobName;
+use crate::restore::TargetProblem;
 use crate::revision::RevisionId;
 
 /// Result of an operation on a store.
@@ -75,6 +76,14 @@ pub enum Error {
         name: String,
         /// The store's root.
         store: PathBuf,
+    },
+    /// The job's directory is a link to one that is not there.
+    #[error("the directory of job {name} is a link to {}, which is not there", target.display())]
+    JobLinkBroken {
+        /// The job's name.
+        name: JobName,
+        /// Where the link leads.
+        target: PathBuf,
     },
     /// The job exists already.
     #[error("job {name} exists already at {}", path.display())]
@@ -198,12 +207,23 @@ pub enum Error {
         reason: String,
     },
     /// The restore target cannot be used.
-    #[error("cannot restore to {}: {reason}", target.display())]
+    #[error("cannot restore to {}: {problem}", target.display())]
     TargetRefused {
         /// The target.
         target: PathBuf,
         /// Why.
-        reason: String,
+        problem: TargetProblem,
+    },
+    /// A system call on the restore target failed. The store is not to blame.
+    #[error("cannot {doing} {}", target.display())]
+    Target {
+        /// What was being done: `write`, `sync`.
+        doing: &'static str,
+        /// The target.
+        target: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
     },
     /// The operation was asked to stop.
     #[error("stopped on request")]
@@ -283,6 +303,14 @@ impl Error {
         Self::Io { doing, path: path.as_ref().to_owned(), source }
     }
 
+    /// Makes what failed on a restore target distinct from what failed in the store.
+    pub(crate) fn of_target(self) -> Self {
+        match self {
+            Self::Io { doing, path, source } => Self::Target { doing, target: path, source },
+            other => other,
+        }
+    }
+
     /// Whether this is damage of stored data, as opposed to a failing system or wrong use.
     pub fn is_damage(&self) -> bool {
         matches!(
@@ -307,7 +335,7 @@ impl Error {
     /// Returns the operating system's error where there is one.
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
         match self {
-            Self::Io { source, .. } => Some(source.kind()),
+            Self::Io { source, .. } | Self::Target { source, .. } => Some(source.kind()),
             Self::ImageDamaged { cause, .. } => cause.io_kind(),
             _ => None,
         }

@@ -28,6 +28,9 @@ use crate::revision::{BackendType, Revision, RevisionId, Trust, manifest};
 use crate::session;
 use crate::timestamp::Timestamp;
 
+/// The end of the name of a map in the making.
+const UNFINISHED_MAP_SUFFIX: &str = ".map";
+
 /// One job. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -52,6 +55,15 @@ pub struct Forgotten {
     pub revision: Revision,
     /// When it was forgotten.
     pub forgotten_at: Timestamp,
+}
+
+/// A backup that has not ended, or never will: its process may have died.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// The id that its revision is going to have.
+    pub id: RevisionId,
+    /// When it began.
+    pub started_at: Timestamp,
 }
 
 /// A mark that differs whenever the job's revisions, tags or trust states may have changed.
@@ -207,6 +219,39 @@ impl Job {
         let facts = std::fs::metadata(&self.dir).context("examine", &self.dir)?;
         let mtime_nanos = i128::from(facts.mtime()) * 1_000_000_000 + i128::from(facts.mtime_nsec());
         Ok(Generation { inode: facts.ino(), mtime_nanos })
+    }
+
+    /// The path of the map of a revision in the making.
+    pub(crate) fn unfinished_map_path(&self, id: &RevisionId) -> PathBuf {
+        self.dir.join(format!("{}{id}{UNFINISHED_MAP_SUFFIX}", disk::TEMPORARY_PREFIX))
+    }
+
+    /// The backups that have begun and not ended, the oldest first. The next backup clears away those that died.
+    pub fn unfinished(&self) -> Result<Vec<Unfinished>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.dir).context("list", &self.dir)? {
+            let entry = entry.context("list", &self.dir)?;
+            let name = entry.file_name();
+            let id = name.to_str().and_then(|name| {
+                name.strip_prefix(disk::TEMPORARY_PREFIX)?.strip_suffix(UNFINISHED_MAP_SUFFIX)
+            });
+            let Some(Ok(id)) = id.map(RevisionId::parse) else { continue };
+            // One that has just ended is not unfinished any more.
+            let Ok(facts) = entry.metadata() else { continue };
+            let born = facts.created().or_else(|_| facts.modified()).ok();
+            let since = born.and_then(|born| born.duration_since(std::time::UNIX_EPOCH).ok());
+            let secs = since.and_then(|since| i64::try_from(since.as_secs()).ok());
+            if let Some(started_at) = secs.and_then(Timestamp::from_secs) {
+                found.push(Unfinished { id, started_at });
+            }
+        }
+        found.sort_by(|one, other| (one.started_at, &one.id).cmp(&(other.started_at, &other.id)));
+        Ok(found)
+    }
+
+    /// Whether a backup of the job runs at this moment.
+    pub fn is_being_backed_up(&self) -> bool {
+        lock::is_held_for_backup(&self.dir)
     }
 
     /// Takes the right to make a revision, or fails at once with `Locked`.

@@ -13,9 +13,14 @@
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::disk;
 use crate::error::{Context, Error, Result};
+
+/// How often a backup tries to take its lock: somebody may just look whether one runs.
+const BACKUP_TRIES: u32 = 5;
+const BACKUP_PAUSE: Duration = Duration::from_millis(10);
 
 /// Exclusive right to make a revision in one job. Dropping it releases the right.
 #[derive(Debug)]
@@ -36,8 +41,21 @@ pub(crate) struct SweepGuard {
 }
 
 pub(crate) fn for_backup(job_dir: &Path, job: &str) -> Result<BackupGuard> {
-    let file = try_exclusive(&job_dir.join(".backup"), || format!("job {job} (backup)"))?;
-    Ok(BackupGuard { _file: file })
+    let path = job_dir.join(".backup");
+    let file = disk::open_lock_file(&path)?;
+    for _ in 0..BACKUP_TRIES {
+        if try_lock(&file, &path)? {
+            return Ok(BackupGuard { _file: file });
+        }
+        std::thread::sleep(BACKUP_PAUSE);
+    }
+    Err(Error::Locked { what: format!("job {job} (backup)") })
+}
+
+/// Whether a backup of the job runs. Takes its lock shared for a moment, which a backup that begins waits for.
+pub(crate) fn is_held_for_backup(job_dir: &Path) -> bool {
+    let Ok(file) = disk::open(&job_dir.join(".backup")) else { return false };
+    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
 pub(crate) fn for_manifests(job_dir: &Path) -> Result<ManifestGuard> {

@@ -16,6 +16,10 @@ pub trait Monitor: Send + Sync {
     fn end(&self);
     /// Damage or another thing a person must see was found; the operation goes on.
     fn finding(&self, finding: &Finding);
+    /// Something that a person should know and that harms nothing in the store.
+    fn warn(&self, message: &str) {
+        tracing::warn!("{message}");
+    }
     /// Whether the operation should stop at the next safe point and fail with `Cancelled`.
     fn cancelled(&self) -> bool {
         false

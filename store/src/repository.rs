@@ -85,6 +85,7 @@ impl Repository {
             Err(error) => return Err(Error::io("list", root, error)),
             Ok(entries) => {
                 check_mode(root)?;
+                let (mut strange, mut is_original) = (None, false);
                 for entry in entries {
                     let name = entry.context("list", root)?.file_name();
                     if name == MARKER {
@@ -96,10 +97,15 @@ impl Repository {
                     let job = || is_job_dir(&root.join(&name)).unwrap_or(false);
                     // So does what its service left there.
                     let old = [".lock", "status"].iter().any(|&old| name == old);
-                    if !ours && !old && name != "config" && !job() {
-                        let name = name.display();
-                        return refuse(&format!("the directory is not empty: {name} is not a job"));
+                    is_original |= is_original_job(&root.join(&name));
+                    if !ours && !old && name != "config" && !is_furniture(&name) && !job() {
+                        strange.get_or_insert(name);
                     }
+                }
+                // Beside the original's jobs lies whatever its users put there; the original never minded.
+                if let Some(name) = strange.filter(|_| !is_original) {
+                    let name = name.display();
+                    return refuse(&format!("the directory is not empty: {name} is not a job"));
                 }
             }
         }
@@ -213,6 +219,9 @@ impl Repository {
     /// the jobs of the original that lie there.
     pub fn discover(path: &Path) -> Result<Location> {
         let missing = || Error::StoreMissing { path: path.to_owned() };
+        if let Some(found) = Self::discover_linked(path)? {
+            return Ok(found);
+        }
         let (dir, below) = match path.canonicalize() {
             Ok(dir) => (dir, None),
             // A job that does not exist, of a store that does, deserves a better answer than "no store".
@@ -248,6 +257,21 @@ impl Repository {
             return Ok(found);
         }
         Err(missing())
+    }
+
+    /// Finds the job behind a symbolic link in a store: it has the link's name, wherever its directory lies.
+    fn discover_linked(path: &Path) -> Result<Option<Location>> {
+        // Without the slash at the end that shells complete, which would follow the link.
+        let path: PathBuf = path.components().collect();
+        let is_link = std::fs::symlink_metadata(&path).is_ok_and(|facts| facts.is_symlink());
+        let (Some(parent), Some(name), true) = (path.parent(), path.file_name(), is_link) else {
+            return Ok(None);
+        };
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let root = parent.canonicalize().context("open", parent)?;
+        let (Ok(base), Some(name)) = (Self::open_any(&root), name.to_str()) else { return Ok(None) };
+        let job = base.job_named(name)?;
+        Ok(Some(Location { repository: job.repository().clone(), job: Some(job) }))
     }
 
     /// The base directory.
@@ -309,8 +333,14 @@ impl Repository {
 
     /// One job.
     pub fn job(&self, name: &JobName) -> Result<Job> {
+        let dir = self.root().join(name.as_str());
+        if let Ok(target) = std::fs::read_link(&dir)
+            && !dir.exists()
+        {
+            return Err(Error::JobLinkBroken { name: name.clone(), target });
+        }
         let unknown = || Error::JobUnknown { name: name.to_string(), store: self.root().to_owned() };
-        self.job_at(name, &self.root().join(name.as_str()))?.ok_or_else(unknown)
+        self.job_at(name, &dir)?.ok_or_else(unknown)
     }
 
     fn job_named(&self, name: &str) -> Result<Job> {
@@ -364,6 +394,22 @@ impl Repository {
         disk::write_atomically(&dir.join("config"), config.as_bytes())?;
         disk::sync_dir(self.root())?;
         self.job(name)
+    }
+
+    /// Makes the job `dir` with a store of its own and no other around it. `dir` must be missing or empty, and the
+    /// directory above it is left alone.
+    pub fn create_lone_job(dir: &Path, config: &str, now: Timestamp) -> Result<Job> {
+        match Self::open(dir) {
+            Err(Error::StoreMissing { .. }) => drop(Self::create(dir, now)?),
+            other => drop(other?),
+        }
+        let repository = Self::open(&dir.canonicalize().context("open", dir)?)?;
+        if let Some(job) = repository.own_job()? {
+            return Err(Error::JobExists { name: job.name().clone(), path: dir.to_owned() });
+        }
+        disk::write_atomically(&repository.root().join("config"), config.as_bytes())?;
+        disk::sync_dir(repository.root())?;
+        repository.own_job()?.ok_or_else(|| Error::StoreMissing { path: dir.to_owned() })
     }
 
     /// Refuses to begin a job while the register has revisions of it and none of their manifests is in the store.
@@ -426,6 +472,13 @@ impl Repository {
     }
 }
 
+/// Whether a file system, or the machine that shares it, puts an entry of this name into an empty directory.
+pub fn is_furniture(name: &std::ffi::OsStr) -> bool {
+    const NAMES: [&str; 7] =
+        ["lost+found", ".snapshot", ".snapshots", ".zfs", "@eaDir", "#recycle", "System Volume Information"];
+    NAMES.iter().any(|&known| name == known) || name.as_encoded_bytes().starts_with(b".Trash-")
+}
+
 /// Refuses a directory that others may write.
 fn check_mode(root: &Path) -> Result<()> {
     let mode = std::fs::metadata(root).context("examine", root)?.mode();
@@ -437,7 +490,7 @@ fn check_mode(root: &Path) -> Result<()> {
 }
 
 fn write_marker(root: &Path, marker: &Marker) -> Result<()> {
-    let text = serde_yaml::to_string(marker).unwrap_or_default();
+    let text = crate::yaml::to_string(marker).unwrap_or_default();
     disk::write_atomically(&root.join(MARKER), text.as_bytes())
 }
 

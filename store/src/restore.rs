@@ -1,14 +1,23 @@
 //! A revision back to a file, a block device or a stream: every byte verified, the target synced at the end.
 //!
-//! A file is written under a temporary name and renamed when it is whole and durable, so nobody can take a
-//! half restored image for a good one. A block device is written in place.
+//! A file gets its name when it is whole and durable, so nobody can take a half restored image for a good one. A block
+//! device is written in place. Whatever can be known about the target is looked at before anything is copied, and what
+//! fails on it is told apart from what fails in the store.
 
+mod attributes;
+mod device;
+mod file;
+mod problem;
 mod stream;
 mod target;
+mod temporary;
+mod users;
+
+pub use problem::TargetProblem;
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -22,7 +31,7 @@ use crate::monitor::{Finding, Monitor};
 use crate::revision::Revision;
 use crate::revision::image::{Image, Page};
 use crate::revision::map::{Entry, PAGE_ENTRIES};
-use target::TargetFile;
+use target::{TargetFile, Wanted};
 
 /// Where to.
 pub enum Target<'t> {
@@ -86,12 +95,9 @@ pub fn restore(
         bad_chunks: Mutex::new(Vec::new()),
         is_map_damaged: AtomicBool::new(false),
     };
-    monitor.begin("restore", Some(image.size_bytes()));
+    monitor.begin("restoring", Some(image.size_bytes()));
     let result = match target {
-        Target::Path(path) => TargetFile::open(&path, image.size_bytes(), options.force).and_then(|target| {
-            run.copy_to(&target)?;
-            target.finish()
-        }),
+        Target::Path(path) => run.copy_to_path(&path),
         Target::Stream(out) => stream::copy(&run, out),
         Target::Image(target) => run.copy_to_image(target),
     };
@@ -126,6 +132,9 @@ struct Run<'r> {
     bad_chunks: Mutex<Vec<ChunkId>>,
     is_map_damaged: AtomicBool,
 }
+
+/// Holes are zeroed in steps of this size, so that a request to stop is heard.
+const HOLE_STEP: u64 = 1 << 30;
 
 /// A piece of the image, ready to be written.
 enum Piece<'s> {
@@ -167,7 +176,7 @@ impl Run<'_> {
 
     /// Writes what is not zero.
     fn copy_to_image(&self, target: Box<dyn ImageTarget + '_>) -> Result<()> {
-        let failed = |error| Error::io("write to", "the new image", error);
+        let failed = |error| Error::io("write to", "the new image", error).of_target();
         let write = |offset: u64, data: &[u8]| {
             let mut written = 0;
             for (run, _) in target::runs(data).filter(|(_, is_zero)| !is_zero) {
@@ -180,13 +189,42 @@ impl Run<'_> {
         target.finish().map_err(failed)
     }
 
-    fn copy_to(&self, target: &TargetFile) -> Result<()> {
-        self.copy_with(&|offset, length| target.zero(offset, length), &|offset, data| {
-            target.write(offset, data)
-        })
+    fn copy_to_path(&self, path: &Path) -> Result<()> {
+        let store = self.job.repository().root();
+        let dirs = [store, &store.join("chunks"), self.job.dir()];
+        let wanted = Wanted {
+            size: self.image.size_bytes(),
+            data_bytes: self.data_bytes()?,
+            force: self.options.force,
+            store_dirs: dirs.iter().filter_map(|dir| dir.canonicalize().ok()).collect(),
+            monitor: self.monitor,
+        };
+        let target = TargetFile::open(path, &wanted)?;
+        let zero = |offset, length| target.zero(offset, length).map_err(Error::of_target);
+        let write = |offset, data: &[u8]| target.write(offset, data).map_err(Error::of_target);
+        self.copy_with(&zero, &write)?;
+        target.finish().map_err(Error::of_target)
     }
 
-    /// Takes the chunks of the map page by page over all threads. `write` returns how many bytes were not zero.
+    /// Returns how many bytes of the image may be data. Manifests of the original do not say it.
+    fn data_bytes(&self) -> Result<u64> {
+        if let Some(known) = self.revision.data_bytes {
+            return Ok(known);
+        }
+        let mut sum = 0;
+        for page in 0..self.image.page_count() {
+            match self.image.page(page) {
+                Ok(Page { entries, .. }) => sum += entries.iter().flatten().count() as u64 * CHUNK_SIZE,
+                // The copy meets it again.
+                Err(error) if error.is_damage() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sum.min(self.image.size_bytes()))
+    }
+
+    /// Takes the map page by page: first the holes, in ranges as large as they are, then the chunks, over all threads.
+    /// `write` returns how many bytes were not zero.
     fn copy_with(
         &self,
         zero: &(dyn Fn(u64, u64) -> Result<()> + Sync),
@@ -194,19 +232,22 @@ impl Run<'_> {
     ) -> Result<()> {
         for page in 0..self.image.page_count() {
             let entries = self.page(page)?;
+            self.copy_holes(page, &entries, zero)?;
             let next = AtomicU64::new(0);
             crate::threads::run(self.options.threads.max(1), || {
                 let mut scratch = Scratch::new();
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let Some(entry) = entries.get(at as usize) else { return Ok(()) };
+                    if entry.is_none() {
+                        continue;
+                    }
                     let number = page * PAGE_ENTRIES + at;
+                    let length = chunk_len(self.image.size_bytes(), number) as u64;
                     let mut step = || -> Result<()> {
                         self.check_stop()?;
                         match self.piece(number, *entry, &mut scratch)? {
-                            Piece::Hole => {
-                                zero(number * CHUNK_SIZE, chunk_len(self.image.size_bytes(), number) as u64)
-                            }
+                            Piece::Hole => zero(number * CHUNK_SIZE, length),
                             Piece::Data(data) => {
                                 let written = write(number * CHUNK_SIZE, data)?;
                                 self.written.fetch_add(written, Ordering::Relaxed);
@@ -215,9 +256,28 @@ impl Run<'_> {
                         }
                     };
                     step().inspect_err(|_| self.stop.store(true, Ordering::Relaxed))?;
-                    self.monitor.advance(chunk_len(self.image.size_bytes(), number) as u64);
+                    self.monitor.advance(length);
                 }
             })?;
+        }
+        Ok(())
+    }
+
+    fn copy_holes(&self, page: u64, entries: &[Entry], zero: &dyn Fn(u64, u64) -> Result<()>) -> Result<()> {
+        let mut number = page * PAGE_ENTRIES;
+        for run in entries.chunk_by(|one, next| one.is_none() == next.is_none()) {
+            let start = number * CHUNK_SIZE;
+            number += run.len() as u64;
+            let end = self.image.size_bytes().min(number * CHUNK_SIZE);
+            if run[0].is_some() {
+                continue;
+            }
+            for at in (start..end).step_by(HOLE_STEP as usize) {
+                self.check_stop()?;
+                let length = HOLE_STEP.min(end - at);
+                zero(at, length)?;
+                self.monitor.advance(length);
+            }
         }
         Ok(())
     }
@@ -267,13 +327,12 @@ impl Run<'_> {
             }
             Err(error) => return Err(error),
         };
-        for (frame, error) in plain.bad {
-            self.lose(
-                start + frame as u64 * FRAME_SIZE,
-                frame_len(length, frame) as u64,
-                Some(name.id),
-                error,
-            )?;
+        let bad = plain.bad.into_iter().map(|(frame, error)| {
+            let (at, length) = (frame as u64 * FRAME_SIZE, frame_len(length, frame) as u64);
+            (at, length, error)
+        });
+        for (at, length, error) in damage::merged(bad) {
+            self.lose(start + at, length, Some(name.id), error)?;
         }
         Ok(Piece::Data(plain.data))
     }

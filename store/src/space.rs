@@ -55,7 +55,7 @@ pub fn store_space(repository: &Repository, monitor: &dyn Monitor) -> Result<Sto
     repository.check_ours()?;
     let backend = repository.backend()?;
     let mut space = StoreSpace::default();
-    monitor.begin("measure chunks", Some(256));
+    monitor.begin("measuring chunks", Some(256));
     for shard in 0..=255 {
         check_stop(monitor)?;
         let mut names = Vec::new();

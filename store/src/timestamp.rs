@@ -1,8 +1,8 @@
 //! Points in time: microseconds since 1970-01-01 UTC, read and written in the forms that manifests,
 //! tables and revision expressions use.
 //!
-//! The clock is read in one function, [`Timestamp::now`], which only the command line calls; all else
-//! takes the time as an argument. Owner of the crate `jiff`.
+//! The clock is read in one function, [`Timestamp::now`]. The command line calls it, and what runs for months: the
+//! service and the mount. All else takes the time as an argument. Owner of the crate `jiff`.
 
 use std::fmt;
 
@@ -42,7 +42,7 @@ impl Timestamp {
     const MICROS_MIN: i64 = -62_135_596_800_000_000;
     const MICROS_MAX: i64 = 253_370_764_800_000_000;
 
-    /// Reads the wall clock. Only the command line calls this.
+    /// Reads the wall clock. Decisions take the time as an argument instead.
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the clock")]
     pub fn now() -> Self {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();

@@ -83,7 +83,7 @@ pub fn verify(
     };
     let sizes = revisions.iter().filter_map(|revision| revision.image_size);
     let total = sizes.fold(0, u64::saturating_add);
-    monitor.begin("verify", Some(total));
+    monitor.begin("verifying", Some(total));
     let mut report = VerifyReport::default();
     let mut stopped = Ok(());
     for revision in revisions {
@@ -157,9 +157,11 @@ impl Verifier<'_> {
         for (number, chunk) in places {
             let Some(badness) = self.bad.get(&chunk).cloned() else { continue };
             whole = false;
-            for (frame, problem) in badness.frames {
-                let offset = number * CHUNK_SIZE + frame as u64 * FRAME_SIZE;
+            let frames = badness.frames.into_iter().map(|(frame, problem)| {
                 let length = frame_len(chunk.1 as usize, frame) as u64;
+                (number * CHUNK_SIZE + frame as u64 * FRAME_SIZE, length, problem)
+            });
+            for (offset, length, problem) in damage::merged(frames) {
                 self.finding(revision, Some((offset, length)), Some(chunk.0.id), problem);
             }
         }

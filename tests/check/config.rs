@@ -16,10 +16,15 @@ fn config_check(world: &World, text: &str) -> Run {
 #[test]
 fn the_example_is_fine_and_nothing_is_touched() {
     let world = World::new(BINARY);
-    let run = config_check(&world, EXAMPLE).expect(0);
+    // Its callback is a program of another machine.
+    let run = config_check(&world, EXAMPLE).expect(1);
+    let problem = "backy.conf:5:5: global.backup-completed-callback: there is no such program\n";
+    assert_eq!((run.text(), run.stderr.as_str()), (problem, ""));
+    let example = EXAMPLE.replace("/usr/local/bin/backup-completed", "/bin/true");
+    let run = config_check(&world, &example).expect(0);
     assert_eq!(run.text(), "OK: 3 jobs, 2 schedules, 1 peer\n");
     assert_eq!(run.stderr, "");
-    let old = EXAMPLE.replace("    worker-limit: 3", "    telnet-port: 6023");
+    let old = example.replace("    worker-limit: 3", "    telnet-port: 6023");
     let run =
         config_check(&world, &old).expect(0).says("backy.conf:4:5: global.telnet-port: it has no effect");
     assert!(run.text().starts_with("OK: "), "{run}");

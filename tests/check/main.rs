@@ -82,7 +82,7 @@ fn age(path: &std::path::Path, days: u64) {
 fn a_job_that_was_just_backed_up_is_green() {
     let (mut world, _service) = world();
     world.backup(&Arc::new(Image::zeros(CHUNK).words(0, 1)), "daily");
-    let lines = expect(&world, 0, "OK: 1 job backed up in time | jobs=1 overdue=0 never_ran=0 ");
+    let lines = expect(&world, 0, "OK: 1 job within SLA | jobs=1 overdue=0 never_ran=0 ");
     assert_eq!(lines, [""; 0]);
 }
 
@@ -257,4 +257,38 @@ fn checking_changes_nothing_in_the_jobs() {
     let before = names();
     check(&world).expect(0);
     assert_eq!(names(), before);
+}
+
+#[test]
+fn whatever_is_typed_a_check_has_a_verdict() {
+    let (world, _service) = world();
+    for (words, first) in [
+        (&["check", "--frob"][..], "UNKNOWN: unexpected argument '--frob' found\n"),
+        (&["client", "check", "--frob"], "UNKNOWN: unexpected argument '--frob' found\n"),
+        (&["-c", "x", "check", "y"], "UNKNOWN: unexpected argument 'y' found\n"),
+        (&["-l", "no/such/log", "check"], "UNKNOWN: cannot open the log file no/such/log"),
+        (&["-l", "no/such/log", "client", "check"], "UNKNOWN: cannot open the log file no/such/log"),
+    ] {
+        let run = Run::of(&mut world.bare(words)).expect(3);
+        assert!(run.text().starts_with(first), "{run}");
+    }
+    let run = Run::of(&mut world.bare(&["check", "--frob", "--json"])).expect(3);
+    assert_eq!(run.json()["status"], "unknown");
+    // Others keep standard output clean.
+    assert_eq!(Run::of(&mut world.bare(&["status", "--frob"])).expect(2).text(), "");
+}
+
+#[test]
+fn a_late_job_is_excused_while_its_backup_runs() {
+    let (world, _service) = world();
+    add_revision(&world, "web01", 1, 37 * HOUR, same);
+    let lock = File::options().create(true).append(true).open(world.job().join(".backup")).expect("a file");
+    lock.lock().expect("a lock");
+    let lines = expect(&world, 0, "OK: 1 job within SLA | jobs=1 overdue=0 ");
+    assert_eq!(
+        lines,
+        ["INFO web01: a backup runs: the newest good revision is 1d 13h old, one is due every 1d"]
+    );
+    lock.unlock().expect("a lock");
+    expect(&world, 2, "CRITICAL: 1 of 1 jobs overdue | ");
 }

@@ -97,6 +97,7 @@ fn unknown_revisions_and_malformed_specifications_are_named() {
     refuse_job(&world, &["restore", "-r", "all", "out"], 1, &["all"]);
     refuse_job(&world, &["undelete", "-r", &first], 1, &[&first]);
     refuse_job(&world, &["undelete", "-r", "../web01"], 1, &["../web01"]);
+    refuse_job(&world, &["undelete", "-r", "zzz"], 1, &["forgotten revision zzz", "`backy undelete` lists"]);
 }
 
 #[test]
@@ -170,17 +171,20 @@ fn names_that_are_no_jobs_are_refused() {
 fn settings_that_make_no_sense_make_no_job() {
     let (world, _) = world();
     let init = |settings: &[&'static str]| [&["-b", "srv/web02", "init"], settings].concat();
-    refuse(&world, &init(&["file", "filenam=x"]), 1, &["filenam", "did you mean filename?"]);
+    refuse(&world, &init(&["file", "filenam=x"]), 2, &["filenam", "did you mean filename?"]);
     refuse(&world, &init(&["fil", "filename=x"]), 2, &["fil"]);
     refuse(&world, &init(&["file", "filename"]), 2, &["filename"]);
     refuse(&world, &init(&["file"]), 2, &["file"]);
-    refuse(&world, &init(&["file", "filename=x", "filename=y"]), 1, &["filename"]);
+    refuse(&world, &init(&["file", "filename=x", "filename=y"]), 2, &["filename"]);
 }
 
 #[test]
 fn wrong_usage_has_status_2() {
     let (world, _) = world();
-    let cases: [(&[&str], &str); 11] = [
+    let cases: [(&[&str], &str); 14] = [
+        (&["mount", "-o", "foo", "mnt"], "unknown mount option \"foo\"\n"),
+        (&["mount", "-o", "cahce=1M", "mnt"], "did you mean cache?"),
+        (&["mount", "-o", "cache=x", "mnt"], "cache=x"),
         (&["restroe", "x"], "restore"),
         (&["status", "--jsn"], "--json"),
         (&["forget"], "--revision"),

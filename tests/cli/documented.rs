@@ -50,7 +50,10 @@ fn status_find_undelete_and_expire_have_the_documented_fields() {
     let (world, [first, ..]) = world();
     let revision = table("**Revision objects** in JSON:");
     let status = world.ok(&["status", "--json"]).json();
-    assert_eq!(status.as_object().unwrap().keys().collect::<Vec<_>>(), ["damaged", "job", "revisions"]);
+    assert_eq!(
+        status.as_object().unwrap().keys().collect::<Vec<_>>(),
+        ["damaged", "job", "revisions", "unfinished"]
+    );
     list(&status, "revisions").iter().for_each(|one| check(one, &revision));
 
     let store = world.on_store(&["status", "--json"]).expect(0).json();
@@ -58,7 +61,7 @@ fn status_find_undelete_and_expire_have_the_documented_fields() {
     list(&store, "jobs").iter().for_each(|job| check(job, &table("JSON for a store:")));
 
     let found = world.ok(&["find", "-r", "all", "--json"]).json();
-    let find = BTreeMap::from([("id", "string"), ("path", "string or null")]);
+    let find = BTreeMap::from([("id", "string"), ("map", "string or null"), ("path", "string or null")]);
     list(&found, "revisions").iter().for_each(|one| check(one, &find));
 
     let plan = world.ok(&["expire", "--dry-run", "--json"]).json();

@@ -4,7 +4,10 @@
 
 mod bad_input;
 mod documented;
+mod foreign;
+mod original_manual;
 mod peers;
+mod restore;
 mod revisions;
 mod streams;
 

@@ -96,7 +96,13 @@ fn autoremove_forgets_what_has_no_tags() {
 fn distrust_takes_revisions_or_days() {
     let (world, [a, b, c]) = world();
     let trust = || facts(&world).into_values().map(|(_, trust)| trust).collect::<Vec<_>>();
-    world.ok(&["distrust", "-f", "2000-01-01", "-u", "2000-12-31"]);
+    world
+        .ok(&["distrust", "-f", "2000-01-01", "-u", "2000-12-31"])
+        .says("was made from 2000-01-01 to 2000-12-31");
+    let run = world
+        .ok(&["distrust", "-u", "2020-01-01"])
+        .says("no revision of this server was made on 2020-01-01 or earlier");
+    assert_eq!(run.stderr.lines().count(), 1, "{run}");
     assert!(trust().iter().all(|trust| trust == "trusted"));
     world.ok(&["distrust", "-r", "first"]);
     assert_eq!(facts(&world)[&a].1, "distrusted");

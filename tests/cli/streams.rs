@@ -14,9 +14,59 @@ fn data_goes_to_standard_output_and_the_rest_to_standard_error() {
     assert!(run.stderr.contains("read "), "{run}");
     let run = world.ok(&["restore", "-r", &last, "-"]);
     assert!(run.stdout == world.expected[&last].0);
-    let run = world.ok(&["find", "-r", &last]);
-    assert_eq!(run.text().trim_end(), world.path(&format!("srv/web01/{last}.map")).to_string_lossy());
+    let run = world.ok(&["find", "--uuid", "-r", &last]);
+    assert_eq!(run.text(), format!("{last}\n"));
     assert_eq!(run.stderr, "");
+}
+
+/// `rbd import $(backy find) ...` must not import a chunk map.
+#[test]
+fn find_prints_nothing_that_could_be_taken_for_an_image() {
+    let (world, [first, .., last]) = world();
+    let run = world.run(&["find"]).expect(1).says(&last).says("`backy mount`").says("`backy restore`");
+    assert!(run.stdout.is_empty(), "{run}");
+    let run = world.run(&["find", "-r", "all"]).expect(1).says(&first);
+    assert!(run.stdout.is_empty(), "{run}");
+    let found = world.ok(&["find", "--json"]).json();
+    assert!(found["revisions"][0]["path"].is_null(), "{found}");
+    let map = world.path(&format!("srv/web01/{last}.map"));
+    assert_eq!(found["revisions"][0]["map"], map.to_string_lossy().as_ref());
+}
+
+#[test]
+fn results_that_cannot_be_printed_are_an_error() {
+    let (world, [first, .., last]) = world();
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let undelete = ["undelete", "-r", &last];
+    world.ok(&["forget", "-r", &last]);
+    for words in [
+        &["status"][..],
+        &["status", "--json"],
+        &["status", "--yaml"],
+        &["status", "--space"],
+        &["find", "--uuid"],
+        &["find", "--json"],
+        &["verify", "-r", "all"],
+        &["tags", "set", "-r", &first, "weekly"],
+        &["expire", "--dry-run", "--explain"],
+        &undelete,
+        &["forget", "-r", &last],
+        &["undelete"],
+        &["backup", "daily"],
+        &["doctor"],
+        &["completion", "bash"],
+        &["--help"],
+        &["restore", "--help"],
+        &["--version"],
+        &[],
+    ] {
+        let output = world.command(words).stdout(full()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
+    }
+    // A descriptor for reading only.
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let output = world.command(&["status"]).stdout(null).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
 }
 
 #[test]

@@ -152,7 +152,7 @@ impl Drop for Mounted {
     }
 }
 
-fn eventually(what: &str, is_so: impl Fn() -> bool) {
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
         assert!(start.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
@@ -272,11 +272,12 @@ fn damage_is_an_input_output_error_for_its_frames_only() {
 #[test]
 fn signals_and_death_leave_a_mount_point_that_can_be_used_again() {
     let Some(world) = Mounted::new() else { return };
-    assert_eq!(
-        world.backy("srv", &["mount", "--background", path(&world.at("mnt"))]).status.code(),
-        Some(1),
-        "mounted twice"
-    );
+    let twice = world.backy("srv", &["mount", "--background", path(&world.at("mnt"))]);
+    let said = text(&twice.stderr);
+    assert_eq!((twice.status.code(), said.matches("error: ").count()), (Some(1), 1), "mounted twice: {said}");
+    let wrong = world.backy("srv", &["mount", "--background", "-o", "foo", path(&world.at("mnt"))]);
+    let said = text(&wrong.stderr);
+    assert_eq!((wrong.status.code(), said.matches("error: ").count()), (Some(2), 1), "{said}");
     tool("kill", &["-TERM", &world.pid()]);
     eventually("SIGTERM unmounts", || !world.is_mounted());
     world.mount();
@@ -313,6 +314,36 @@ fn what_cannot_be_mounted_says_why() {
             "{arguments:?}: {said}"
         );
     }
+}
+
+#[test]
+fn find_prints_where_a_mounted_image_is() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("disk.img"), vec![7; 300_000]).expect("an image is made");
+    let backy = |base: &str, words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_backy"));
+        command.arg("-b").arg(at(base)).args(words).stdin(Stdio::null()).output().expect("it starts")
+    };
+    let image = format!("filename={}", at("disk.img").display());
+    assert!(backy("srv/web01", &["init", "file", &image]).status.success());
+    assert!(backy("srv/web01", &["backup", "daily"]).status.success());
+    let find = || backy("srv/web01", &["find", "-r", "daily"]);
+    assert_eq!((find().status.code(), find().stdout.len()), (Some(1), 0));
+    fs::create_dir(at("mnt")).expect("a mount point is made");
+    let mut found = Vec::new();
+    for overlay in [true, false] {
+        let overlays = at("overlay").display().to_string();
+        let more: &[&str] = if overlay { &["--overlay", &overlays] } else { &[] };
+        let output = backy("srv", &[&["mount", "--background", path(&at("mnt"))], more].concat());
+        found.push((output.status.success(), find()));
+        let read = fs::read(text(&found[found.len() - 1].1.stdout).trim()).ok();
+        drop(Command::new("umount").args(["-l", path(&at("mnt"))]).output());
+        // What can be written may not be what was backed up any more.
+        assert_eq!(read.is_some_and(|read| read == vec![7; 300_000]), !overlay, "{found:?}");
+    }
+    assert!(found.iter().all(|(mounted, _)| *mounted), "{found:?}");
+    assert_eq!((found[0].1.status.code(), found[1].1.status.code()), (Some(1), Some(0)), "{found:?}");
 }
 
 /// A file behind a loop device, detached at the end.
@@ -388,4 +419,35 @@ fn block_devices_are_sources_and_targets_and_what_they_hold_is_respected() {
     tool("mount", &[&target.0, path(&mountpoint)]);
     refused(&["restore", "--force", &target.0], "in use");
     tool("umount", &[path(&mountpoint)]);
+}
+
+#[test]
+fn a_directory_that_is_rewound_shows_what_is_there_now() {
+    let Some(world) = Mounted::new() else { return };
+    // Listing an open directory once more rewinds it, as rewinddir(3) does.
+    let script = "import os, sys\n\
+        directory = os.open(sys.argv[1], os.O_RDONLY)\n\
+        print(len(os.listdir(directory)), flush=True)\n\
+        for _ in sys.stdin: print(len(os.listdir(directory)), flush=True)\n";
+    let mut python = Command::new("python3")
+        .args(["-c", script, path(&world.at("mnt/web01"))])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3 starts");
+    let mut input = python.stdin.take().expect("it is piped");
+    let mut answers = std::io::BufReader::new(python.stdout.take().expect("it is piped"));
+    let mut answer = || {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut answers, &mut line).expect("python answers");
+        line.trim().to_owned()
+    };
+    assert_eq!(answer(), "3", "a revision, its tag and last");
+    world.backup("weekly");
+    eventually("the new revision and its tag are seen", || {
+        std::io::Write::write_all(&mut input, b"\n").expect("python listens");
+        answer() == "5"
+    });
+    drop(input);
+    assert!(python.wait().expect("it ends").success());
 }

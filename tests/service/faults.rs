@@ -185,6 +185,8 @@ fn a_directory_that_hangs_holds_up_its_own_job_only() {
     let mut command = server.world.bare(&["-b", "srv", "mount", "mnt"]);
     let mount = HungMount(command.spawn().expect("the binary can be started"), point.clone());
     until("it is mounted", || point.join("web01").exists());
+    // The service has made the directory.
+    fs::rename(&dir, server.world.path("away")).expect("take the directory away");
     std::os::unix::fs::symlink(&point, &dir).expect("a link");
     kill(Pid::from_raw(mount.0.id().cast_signed()), Signal::SIGSTOP).expect("it runs");
 

@@ -99,9 +99,10 @@ fn a_service_that_cannot_run_says_why() {
     assert_eq!(fs::read_dir(&store).expect("list").count(), 0, "nothing is made there");
     fs::remove_file(server.conf()).expect("remove");
     scheduler(&server).expect(1).says("backy.conf");
+    // `-b` has no effect.
     Run::of(&mut server.world.bare(&["-b", "x", "scheduler", "-c", "backy.conf"]))
         .expect(1)
-        .says("-b has no effect");
+        .says("backy.conf");
 }
 
 /// A configuration that cannot be read to its end must not keep the service from its work, nor from ending.
@@ -145,4 +146,30 @@ fn a_former_job_that_hangs_delays_no_reload() {
     fs::write(&note, "MPSxF8qWSzaZzDJyRZCYhK\n").expect("write");
     until("it is named", || server.log().contains("`backy release` removes it"));
     fs::remove_file(&note).expect("remove");
+}
+
+#[test]
+fn the_files_of_jobs_follow_the_configuration_and_the_original_is_kept_out() {
+    let mut server = Server::new();
+    write_image(&server.world, "image1", 1);
+    server.configure(&[("vm1", "image1", "default")]);
+    server.start();
+    let config = server.world.store().join("vm1/config");
+    until("the directory is made before the first round", || config.exists());
+    // A job on another disk, which is away, is not made anew.
+    std::os::unix::fs::symlink("/no/such/disk", server.world.store().join("vm2")).expect("a link");
+    server.configure(&[("vm1", "image2", "default"), ("vm2", "image1", "default")]);
+    server.client(&["reload"]).expect(0);
+    let text = fs::read_to_string(&config).expect("the configuration of the job");
+    assert!(text.contains("image2"), "{text}");
+    until("it is told", || server.log().contains("job-not-prepared"));
+    assert!(server.check().expect(2).text().contains("CRITICAL vm2: cannot be looked at"));
+    // The scheduler of the original takes this lock, and ours respects it.
+    let lock = fs::File::open(server.world.store().join(".lock")).expect("the lock of the original");
+    assert!(matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)));
+    assert_eq!(server.stop(), Some(0));
+    lock.lock().expect("a lock");
+    let second = Run::of(&mut server.world.bare(&["-c", "backy.conf", "-l", "log", "scheduler"])).expect(69);
+    assert!(second.stderr.contains("service of the original"), "{second}");
+    lock.unlock().expect("a lock");
 }

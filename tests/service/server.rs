@@ -95,7 +95,7 @@ impl Server {
     /// The same with environment variables.
     #[track_caller]
     pub(crate) fn start_with(&mut self, environment: &[(&str, &Path)]) {
-        let mut command = self.world.bare(&["-l", "scheduler.log", "scheduler", "-c", "backy.conf"]);
+        let mut command = self.world.bare(&["-c", "backy.conf", "-l", "scheduler.log", "scheduler"]);
         command.envs(environment.iter().copied()).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(fs::File::create(self.world.path("scheduler.err")).expect("a file"));
         self.child = Some(command.spawn().expect("the binary can be started"));

@@ -197,7 +197,7 @@ fn mount_calls_us() {
         mount -f -t backy "$STORE" "$MNT"
         fails mountpoint -q "$MNT"
         fails mount -t fuse.backy "$STORE" "$MNT" -o cahce=8M 2> "$DIR/said"
-        grep -q 'unknown mount option "cahce=8M"; the nearest known one is "cache"' "$DIR/said"
+        grep -q 'unknown mount option "cahce=8M", did you mean cache?' "$DIR/said"
         mount -s -t fuse.backy "$STORE" "$MNT" -o some_future_option
         umount "$MNT"
         fails mount -t fuse.backy "$DIR/nothing" "$MNT" 2> "$DIR/said"

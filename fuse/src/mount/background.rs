@@ -42,7 +42,7 @@ pub(crate) fn start() -> Result<()> {
     if line == READY {
         return Ok(());
     }
-    let status = child.wait().map_err(failed)?.to_string();
+    let status = child.wait().map_err(failed)?;
     Err(Error::BackgroundFailed { status })
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use backy_store::nearest::nearest;
 use glob::Pattern;
 use nix::unistd::{Group, User};
 
@@ -186,7 +187,10 @@ impl Options {
                     tracing::warn!(option, "an unknown mount option is ignored");
                     continue;
                 }
-                return Err(Error::OptionUnknown { option: option.to_owned(), nearest: nearest(name) });
+                return Err(Error::OptionUnknown {
+                    option: option.to_owned(),
+                    nearest: nearest(name, KNOWN.map(|(known, _)| known)),
+                });
             };
             match (effect.takes_value(), value) {
                 (Some(true), None) => return Err(invalid("it needs a value".to_owned())),
@@ -358,26 +362,6 @@ fn parse_number(text: &str) -> Option<u64> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
-/// Returns the known option that needs the fewest changed letters.
-fn nearest(name: &str) -> &'static str {
-    KNOWN.iter().map(|(known, _)| *known).min_by_key(|known| distance(known, name)).unwrap_or("ro")
-}
-
-/// Number of letters to insert, remove or replace to make one text of the other.
-fn distance(one: &str, other: &str) -> usize {
-    let mut row: Vec<usize> = (0..=other.chars().count()).collect();
-    for (line, left) in one.chars().enumerate() {
-        let mut corner = row[0];
-        row[0] = line + 1;
-        for (column, right) in other.chars().enumerate() {
-            let replaced = corner + usize::from(left != right);
-            corner = row[column + 1];
-            row[column + 1] = replaced.min(corner + 1).min(row[column] + 1);
-        }
-    }
-    row[row.len() - 1]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -449,10 +433,13 @@ mod tests {
     #[test]
     fn a_misspelt_option_names_the_nearest() {
         for (wrong, right) in [
-            ("cahce=1M", "cache"),
-            ("allow_othr", "allow_other"),
-            ("thread=2", "threads"),
-            ("nofial", "nofail"),
+            ("cahce=1M", Some("cache")),
+            ("allow_othr", Some("allow_other")),
+            ("thread=2", Some("threads")),
+            ("nofial", Some("nofail")),
+            ("foo", None),
+            ("x", None),
+            ("compression=zstd", None),
         ] {
             match parse(&[wrong]) {
                 Err(Error::OptionUnknown { option, nearest }) => {

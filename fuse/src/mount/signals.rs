@@ -57,7 +57,8 @@ pub(crate) fn wake() {
     }
 }
 
-fn ignores_hangup() -> bool {
+/// Whether this process ignores SIGHUP, as `nohup` has it.
+pub fn ignores_hangup() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);

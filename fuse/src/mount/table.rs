@@ -25,6 +25,10 @@ pub(crate) struct Mount {
     pub(crate) point: PathBuf,
     /// What: `ext4`, `fuse.backy`.
     pub(crate) kind: String,
+    /// The device or, of ours, the store.
+    pub(crate) source: PathBuf,
+    /// Whether nobody can write to it.
+    pub(crate) is_read_only: bool,
 }
 
 /// Reads the table, oldest mount first.
@@ -88,7 +92,11 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let dash = fields.iter().position(|field| *field == b"-")?;
     let text = |at: usize| fields.get(at).map(|field| String::from_utf8_lossy(field).into_owned());
     let point = PathBuf::from(OsString::from_vec(unescape(fields.get(4)?)));
-    Some(Mount { id: text(0)?, device: text(2)?, point, kind: text(dash + 1)? })
+    let source = PathBuf::from(OsString::from_vec(unescape(fields.get(dash + 2)?)));
+    // Options of the mount and of the file system.
+    let is_ro = |at: usize| text(at).is_some_and(|options| options.split(',').any(|option| option == "ro"));
+    let is_read_only = is_ro(5) || is_ro(dash + 3);
+    Some(Mount { id: text(0)?, device: text(2)?, point, kind: text(dash + 1)?, source, is_read_only })
 }
 
 /// Blanks, tabs, newlines and backslashes are written as a backslash and three octal digits.
@@ -110,21 +118,23 @@ mod tests {
 
     #[test]
     fn lines_of_the_table_are_read() {
-        let mount = |id: &str, device: &str, point: &str, kind: &str| {
+        let mount = |id: &str, device: &str, point: &str, kind: &str, source: &str, is_read_only| {
             Some(Mount {
                 id: id.to_owned(),
                 device: device.to_owned(),
                 point: point.into(),
                 kind: kind.to_owned(),
+                source: source.into(),
+                is_read_only,
             })
         };
         assert_eq!(
             parse(b"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 shared:7 - ext3 /dev/root rw"),
-            mount("36", "98:0", "/mnt2", "ext3")
+            mount("36", "98:0", "/mnt2", "ext3", "/dev/root", false)
         );
         assert_eq!(
-            parse(br"40 35 0:57 / /mnt/a\040b\134c ro - fuse.backy backy ro,user_id=0"),
-            mount("40", "0:57", r"/mnt/a b\c", "fuse.backy")
+            parse(br"40 35 0:57 / /mnt/a\040b\134c rw - fuse.backy /srv/a\040b ro,user_id=0"),
+            mount("40", "0:57", r"/mnt/a b\c", "fuse.backy", "/srv/a b", true)
         );
         for line in [&b""[..], b"1 2 3", b"1 2 3:4 / /x rw", b"1 2 3:4 / /x rw -", b"-"] {
             assert_eq!(parse(line), None);

@@ -45,6 +45,14 @@ impl Places {
         }
         place.mark
     }
+
+    /// Returns how a key that is no text is written in the mapping at the end of `path`, and where.
+    pub(crate) fn as_written(&self, path: &[&str], key: &Value) -> Option<(&str, Option<Mark>)> {
+        let mapping = path.iter().try_fold(&self.root, |place, key| place.inside.get(*key))?;
+        let means_key = |word: &str| serde_yaml::from_str::<Value>(word).is_ok_and(|value| value == *key);
+        let (word, place) = mapping.inside.iter().find(|(word, _)| means_key(word))?;
+        Some((word, place.mark))
+    }
 }
 
 /// Reads a document. Merge keys (`<<`) are resolved.

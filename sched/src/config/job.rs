@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use backy_store::{DEFAULT_LEVEL, Tag};
-use serde_yaml::Value;
+use serde_yaml::{Mapping, Value};
 
 use super::problem::clip;
 use super::reader::{Fields, Reader, hint};
@@ -35,13 +35,27 @@ const RBD_KEYS: [&str; 15] = [
 const TIMEOUT_SECS_MAX: i64 = 86_400;
 const RULE_KEYS: [&str; 2] = ["interval", "keep"];
 
+/// Takes the source's settings out of a file that has them at the top, which is one with `type` and without `source`.
+fn split_old_form(value: &Value) -> Option<(Value, Value)> {
+    let mapping =
+        value.as_mapping().filter(|keys| keys.contains_key("type") && !keys.contains_key("source"))?;
+    let is_ours = |key: &Value| key.as_str().is_some_and(|key| JOB_KEYS.contains(&key));
+    let (rest, settings): (Mapping, Mapping) = mapping.clone().into_iter().partition(|(key, _)| is_ours(key));
+    Some((Value::Mapping(settings), Value::Mapping(rest)))
+}
+
 impl Reader {
     /// Reads a whole `config` file.
     pub(crate) fn job(&mut self, value: &Value) -> Option<JobConfig> {
+        // The first versions of the original had the source's settings at the top.
+        let old_form = split_old_form(value);
+        let (settings, value) =
+            old_form.as_ref().map_or((None, value), |(settings, rest)| (Some(settings), rest));
         let fields = self.fields(value, Vec::new(), Some(&JOB_KEYS))?;
-        let source = match fields.entries.get("source") {
-            Some(source) => self.source(source, vec!["source"]),
-            None => self.missing(&fields, "source"),
+        let source = match (settings, fields.entries.get("source")) {
+            (Some(settings), _) => self.source(settings, Vec::new()),
+            (None, Some(source)) => self.source(source, vec!["source"]),
+            (None, None) => self.missing(&fields, "source"),
         };
         let schedule = match fields.entries.get("schedule") {
             Some(schedule) => self.schedule(schedule, vec!["schedule"]),

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use backy_store::nearest::nearest;
 use serde_yaml::Value;
 
 use super::document::Places;
 use super::problem::{Problem, clip};
-use crate::nearest::nearest;
 
 /// The most problems that are told of one file.
 const PROBLEMS_MAX: usize = 50;
@@ -71,7 +71,8 @@ impl Reader {
         let mut fields = Fields { place, entries: BTreeMap::new() };
         for (key, value) in mapping {
             let Value::String(key) = key else {
-                self.problem(&fields.place, "every key in it must be a text; put numbers into quotes");
+                let problem = self.not_a_text(&fields.place, key);
+                self.add(problem);
                 continue;
             };
             match known {
@@ -85,6 +86,17 @@ impl Reader {
             }
         }
         Some(fields)
+    }
+
+    /// A key of the mapping at `path` that is a number, a truth value or nothing.
+    fn not_a_text(&self, path: &[&str], key: &Value) -> Problem {
+        match self.places.as_written(path, key) {
+            Some((word, mark)) => {
+                let message = format!("the key must be a text: write it in quotes, \"{}\"", clip(word));
+                Problem { mark, ..self.located(&[path, &[word]].concat(), &message) }
+            }
+            None => self.located(path, "every key in it must be a text; put numbers into quotes"),
+        }
     }
 
     pub(crate) fn text(&mut self, fields: &Fields<'_>, key: &'static str) -> Option<String> {

@@ -298,3 +298,17 @@ fn no_cut_and_no_flipped_byte_makes_it_panic() {
         }
     }
 }
+
+#[test]
+fn the_first_versions_of_the_original_had_the_source_at_the_top() {
+    let config =
+        JobConfig::parse("type: file\nfilename: /x.img\nschedule: {daily: {interval: 1d, keep: 7}}\n")
+            .unwrap();
+    let SourceConfig::File(file) = &config.source else { panic!() };
+    assert_eq!((file.filename.to_str(), config.schedule.rules.len()), (Some("/x.img"), 1));
+    assert_eq!(
+        problems("type: file\nfilenam: /x\n")[0],
+        "line 2, filenam: unknown key \"filenam\", did you mean filename?"
+    );
+    assert!(problems("type: file\nsource: {type: file, filename: /x}\n")[0].contains("unknown key \"type\""));
+}

@@ -43,6 +43,9 @@ pub struct JobFacts {
     pub unreadable: usize,
     /// Reports in the quarantine.
     pub quarantine_reports: usize,
+    /// Whether a backup of it runs.
+    #[serde(default)]
+    pub running: bool,
     /// Why the job could not be looked at; all else is then unknown.
     pub failure: Option<String>,
 }
@@ -63,8 +66,15 @@ impl JobFacts {
             unsynced: 0,
             unreadable: 0,
             quarantine_reports: 0,
+            running: false,
             failure: None,
         }
+    }
+
+    /// Whether the newest good revision is older than it may be, or missing for too long.
+    pub fn is_late(&self, now: Timestamp) -> bool {
+        let sla = sla::judge(self.shortest_secs, self.newest_good, self.since, now);
+        matches!(sla, Sla::Overdue { .. } | Sla::Never)
     }
 
     /// Adds what a job's history tells.
@@ -132,11 +142,13 @@ pub enum Kind {
     ManualTags,
     /// Revisions of other servers have tags that those do not know of yet.
     Unsynced,
+    /// The job is late, and a backup of it runs.
+    Running,
 }
 
 impl Kind {
     /// All kinds, the worst first.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Overdue,
         Self::NeverRan,
         Self::NewestDistrusted,
@@ -148,13 +160,14 @@ impl Kind {
         Self::NoService,
         Self::ManualTags,
         Self::Unsynced,
+        Self::Running,
     ];
 
     /// Returns how bad it is.
     pub fn severity(self) -> Severity {
         match self {
             Self::Overdue | Self::NeverRan | Self::NewestDistrusted | Self::Unknown => Severity::Critical,
-            Self::ManualTags | Self::Unsynced => Severity::Info,
+            Self::ManualTags | Self::Unsynced | Self::Running => Severity::Info,
             _ => Severity::Warning,
         }
     }
@@ -173,6 +186,7 @@ impl Kind {
             Self::NoService => "no-service",
             Self::ManualTags => "manual-tags",
             Self::Unsynced => "unsynced",
+            Self::Running => "running",
         }
     }
 }
@@ -241,6 +255,14 @@ pub fn judge_job(facts: &JobFacts, now: Timestamp) -> Vec<Problem> {
 
 fn add_sla(facts: &JobFacts, now: Timestamp, add: &mut impl FnMut(Kind, String)) {
     let every = interval::format(facts.shortest_secs.unwrap_or_default());
+    if facts.running && facts.is_late(now) {
+        // The backup that is late is on its way. A backup that hangs does not excuse a job for ever: the service ends it.
+        let newest = match facts.newest_good {
+            Some(newest) => format!("the newest good revision is {} old", age(now.secs_since(newest))),
+            None => "there is no good revision yet".to_owned(),
+        };
+        return add(Kind::Running, format!("a backup runs: {newest}, one is due every {every}"));
+    }
     match sla::judge(facts.shortest_secs, facts.newest_good, facts.since, now) {
         Sla::InTime | Sla::Waiting => {}
         Sla::Overdue { age_secs } => {

@@ -10,14 +10,16 @@
 mod reader;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backy_store::JobName;
+use nix::unistd::{AccessFlags, access};
 
 use crate::config::document;
-use crate::config::problem::Problem;
+use crate::config::problem::{Mark, Problem};
 use crate::config::reader::Reader;
 use crate::config::{JobConfig, read_text};
 use crate::error::{Error, Result};
@@ -26,6 +28,8 @@ use crate::source::Secret;
 
 /// Where the main configuration is, unless told otherwise.
 pub const PATH_DEFAULT: &str = "/etc/backy.conf";
+/// The base directory, unless told otherwise.
+pub const BASE_DIR_DEFAULT: &str = "/srv/backy";
 /// The port of the API, unless told otherwise.
 pub const PORT_DEFAULT: u16 = 6023;
 /// How long a child process may do nothing, unless told otherwise.
@@ -47,6 +51,8 @@ pub struct ServiceConfig {
     pub stall_limit: Duration,
     /// The program that is called after each backup, with the job's name.
     pub completed_callback: Option<PathBuf>,
+    /// Where that is said.
+    callback_mark: Option<Mark>,
     /// Who may ask the service, and where.
     pub api: ApiConfig,
     /// Other servers by name.
@@ -140,6 +146,19 @@ impl ServiceConfig {
         Self::parse(&text, &read).map_err(|problems| Error::ConfigInvalid { path: path.to_owned(), problems })
     }
 
+    /// What cannot work on this machine as it is now, though the configuration itself is right. It stops nothing.
+    /// `search_path` is what `PATH` holds.
+    pub fn doubts(&self, search_path: &OsStr) -> Vec<Problem> {
+        let unusable = self.completed_callback.as_deref();
+        let unusable = unusable.and_then(|program| why_not_run(program, search_path));
+        let doubt = |message| Problem {
+            mark: self.callback_mark,
+            place: format!("global.{}", reader::CALLBACK),
+            message,
+        };
+        unusable.map(doubt).into_iter().collect()
+    }
+
     /// Reads the text of a main configuration; `read_file` gives the text of the files with tokens that it
     /// names, or says why not. The error is the list of all problems.
     pub fn parse(
@@ -151,6 +170,20 @@ impl ServiceConfig {
         let config = reader.service(&value);
         reader.common.finish(config)
     }
+}
+
+/// Why a program, given by its path or looked for in the directories of `search_path`, cannot be run.
+fn why_not_run(program: &Path, search_path: &OsStr) -> Option<String> {
+    let can_run = |path: &Path| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
+    if program.is_absolute() {
+        return match (program.is_file(), can_run(program)) {
+            (_, true) => None,
+            (true, false) => Some("this file may not be executed: `chmod +x` allows it".to_owned()),
+            (false, false) => Some("there is no such program".to_owned()),
+        };
+    }
+    let is_found = std::env::split_paths(search_path).any(|dir| can_run(&dir.join(program)));
+    (!is_found).then(|| "no directory of PATH has this program; an absolute path is safer".to_owned())
 }
 
 #[cfg(test)]

@@ -20,10 +20,11 @@ use super::config::ServiceConfig;
 use super::control::Vitals;
 use super::scheduler::{Scheduler, State};
 use crate::check;
-use crate::error::Result;
+use crate::error::{Result, in_full};
 use crate::histories::{Histories, Look};
 use crate::policy::health::JobFacts;
 use crate::policy::sla::{self, Sla};
+use crate::prepare::prepare;
 use crate::source::Secret;
 
 /// How long a look at a job may take before others say that its directory does not answer.
@@ -198,6 +199,20 @@ impl Shared {
         self.looking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Sees to it that every configured job has its directory and the configuration in force. Blocks.
+    pub(super) fn prepare_all(&self, now: Timestamp) {
+        let config = Arc::clone(&self.core().config);
+        let store = match self.open_store() {
+            Ok(store) => store,
+            Err(error) => return tracing::error!(reason = in_full(&error), "jobs not prepared"),
+        };
+        for (job, configured) in &config.jobs {
+            if let Err(error) = prepare(&store, job, &configured.config, now) {
+                tracing::error!(%job, reason = in_full(&error), "job not prepared");
+            }
+        }
+    }
+
     /// As [`Shared::look`], for all configured jobs.
     pub(super) fn look_at_all(&self, now: Timestamp) {
         self.look_at_some(&|_| true, now);
@@ -257,7 +272,14 @@ impl Core {
     /// What the verdicts on a job stand on.
     pub(super) fn facts(&self, job: &JobName) -> Option<JobFacts> {
         let facts = JobFacts::new(job.clone(), &self.config.jobs.get(job)?.config.schedule);
-        Some(check::facts(facts, self.look(job)?, self.written_at))
+        Some(JobFacts {
+            running: self.is_running(job),
+            ..check::facts(facts, self.look(job)?, self.written_at)
+        })
+    }
+
+    fn is_running(&self, job: &JobName) -> bool {
+        self.scheduler.jobs().get(job).is_some_and(|entry| matches!(entry.state(), State::Running(..)))
     }
 
     /// What the last look at a job showed beside its history.
@@ -267,9 +289,7 @@ impl Core {
 
     /// How long the newest good revision of a job has been too old; 0 when it is not, or while the job runs.
     pub(super) fn overdue_secs(&self, job: &JobName, now: Timestamp) -> f64 {
-        let is_running =
-            self.scheduler.jobs().get(job).is_some_and(|entry| matches!(entry.state(), State::Running(..)));
-        let Some(facts) = self.facts(job).filter(|_| !is_running) else { return 0.0 };
+        let Some(facts) = self.facts(job).filter(|facts| !facts.running) else { return 0.0 };
         match sla::judge(facts.shortest_secs, facts.newest_good, facts.since, now) {
             Sla::Overdue { age_secs } => age_secs,
             Sla::Never => facts.since.map_or(0.0, |since| now.secs_since(since)),

@@ -2,6 +2,9 @@
 //! start, and everybody can tell whether there is one. The kernel frees the lock when the process dies, so
 //! neither a pid nor a time stamp has to be believed.
 //!
+//! The service of the original has a lock of its own: `<base-dir>/.lock` in its releases, `<base-dir>.lock` beside the base
+//! directory in later versions. Both are taken, too, so that never two services work on the same jobs.
+//!
 //! Who asks takes the lock shared for a moment. That could be the moment in which a service starts, so the
 //! service tries for a while before it gives up; those who ask do not disturb each other.
 
@@ -22,6 +25,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct ServiceGuard {
     _file: File,
+    _original: Vec<File>,
 }
 
 impl ServiceGuard {
@@ -33,7 +37,7 @@ impl ServiceGuard {
         let file = open.map_err(|error| unusable("open", &path, error))?;
         for _ in 0..TRIES_MAX {
             match file.try_lock() {
-                Ok(()) => return Ok(Self { _file: file }),
+                Ok(()) => return Ok(Self { _file: file, _original: keep_original_out(base_dir)? }),
                 Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
                 Err(TryLockError::Error(error)) => return Err(unusable("lock", &path, error)),
             }
@@ -41,6 +45,29 @@ impl ServiceGuard {
         let what = format!("base directory {} (scheduler service)", base_dir.display());
         Err(StoreError::Locked { what }.into())
     }
+}
+
+/// Takes the locks of the original's service.
+fn keep_original_out(base_dir: &Path) -> Result<Vec<File>> {
+    let mut beside = base_dir.as_os_str().to_owned();
+    beside.push(".lock");
+    let mut taken = Vec::new();
+    for path in [base_dir.join(".lock"), PathBuf::from(beside)] {
+        let open = |creates: bool| {
+            OpenOptions::new().read(true).write(true).create(creates).truncate(false).mode(0o600).open(&path)
+        };
+        // Where no file can be made the original cannot make one either.
+        let Ok(file) = open(false).or_else(|_| open(true)).or_else(|_| File::open(&path)) else { continue };
+        match file.try_lock() {
+            Ok(()) => taken.push(file),
+            Err(TryLockError::WouldBlock) => {
+                let what = format!("base directory {} (service of the original backy)", base_dir.display());
+                return Err(StoreError::Locked { what }.into());
+            }
+            Err(TryLockError::Error(error)) => return Err(unusable("lock", &path, error)),
+        }
+    }
+    Ok(taken)
 }
 
 /// Whether a service runs for this base directory.
@@ -83,6 +110,25 @@ mod tests {
         drop(guard);
         assert!(!is_running(dir.path()).unwrap());
         assert!(ServiceGuard::take(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn the_service_of_the_original_and_ours_keep_each_other_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("srv");
+        std::fs::create_dir(&base).unwrap();
+        for lock in [base.join(".lock"), dir.path().join("srv.lock")] {
+            let original = File::create(&lock).unwrap();
+            original.lock().unwrap();
+            let refused = ServiceGuard::take(&base).unwrap_err().to_string();
+            assert!(refused.contains("the original backy"), "{refused}");
+            drop(original);
+            let ours = ServiceGuard::take(&base).unwrap();
+            let original = File::open(&lock).unwrap();
+            assert!(matches!(original.try_lock(), Err(TryLockError::WouldBlock)), "{}", lock.display());
+            drop(ours);
+            assert!(original.try_lock().is_ok());
+        }
     }
 
     #[test]

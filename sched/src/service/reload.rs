@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use backy_store::{JobName, Timestamp};
 use tokio::sync::oneshot;
@@ -17,6 +18,9 @@ use super::core::Shared;
 use super::desk::Desk;
 use super::{overdue, supervisor};
 use crate::error::{Error, Result, in_full};
+
+/// How long the answer to a reload waits for the jobs' directories.
+const PREPARE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Loads the configuration, and when its file was written.
 pub(super) fn load(path: &Path) -> Result<(ServiceConfig, Option<Timestamp>)> {
@@ -59,6 +63,9 @@ pub(super) fn settle(
         supervisor::reloading();
         let reloaded = reload(shared, api.as_ref(), Timestamp::now());
         log(&reloaded);
+        if reloaded.is_ok() {
+            prepare_soon(shared);
+        }
         let summary = {
             let mut core = shared.core();
             core.vitals.reload_refused = reloaded.is_err();
@@ -76,6 +83,18 @@ pub(super) fn settle(
         }
     }
     move_api(shared, api)
+}
+
+/// Brings the jobs' directories in line with the configuration, before the answer if the disks answer soon.
+fn prepare_soon(shared: &Arc<Shared>) {
+    let (done, ended) = std::sync::mpsc::channel();
+    let shared = Arc::clone(shared);
+    drop(spawn_blocking(move || {
+        shared.prepare_all(Timestamp::now());
+        // Nobody may be waiting any more.
+        let _ = done.send(());
+    }));
+    let _ = ended.recv_timeout(PREPARE_PATIENCE);
 }
 
 fn log(reloaded: &Result<()>) {

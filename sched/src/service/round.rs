@@ -8,13 +8,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use backy_store::{Error as StoreError, JobName, Repository, Revision, RevisionId, Tag, Timestamp, Trust};
+use backy_store::{JobName, Repository, Revision, RevisionId, Tag, Timestamp, Trust};
 use tokio::sync::watch;
 
 use super::child::{self, End, Limits, Order, Outcome};
 use super::scheduler::{Ended, Start};
 use crate::config::JobConfig;
 use crate::error::{Error, Result, in_full};
+use crate::prepare::prepare;
 
 /// How long the service waits for a disk.
 const DISK_PATIENCE: Duration = Duration::from_secs(60);
@@ -104,7 +105,7 @@ impl Round {
     /// Sees to it that the job's directory is there and has the configuration in force.
     async fn prepare(&self) -> Result<()> {
         let (base_dir, job, config) = (self.base_dir.clone(), self.job().clone(), self.config.clone());
-        within_patience(move || write_config(&Repository::open(&base_dir)?, &job, &config, Timestamp::now()))
+        within_patience(move || prepare(&Repository::open(&base_dir)?, &job, &config, Timestamp::now()))
             .await
             .unwrap_or(Err(Error::StoreSilent { secs: DISK_PATIENCE.as_secs() }))
     }
@@ -267,30 +268,6 @@ pub(super) fn order(
         vec!["-t".into(), task.into(), "-b".into(), dir.into(), "-l".into(), log.into()];
     all.extend(arguments);
     Order { program: program.to_owned(), arguments: all, input: Vec::new(), stdout_bytes_max }
-}
-
-/// Makes a job's directory, or brings its configuration up to date. Never touches a store that is not there.
-pub(super) fn write_config(
-    repository: &Repository,
-    job: &JobName,
-    config: &JobConfig,
-    now: Timestamp,
-) -> Result<()> {
-    let text = config.to_yaml();
-    match repository.job(job) {
-        Ok(job) => {
-            if std::fs::read_to_string(job.config_path()).ok().as_deref() != Some(&*text) {
-                job.write_config(&text)?;
-                tracing::info!(job = %job.name(), "configuration written");
-            }
-        }
-        Err(StoreError::JobUnknown { .. }) => {
-            repository.create_job(job, false, &text, now)?;
-            tracing::info!(%job, "directory made");
-        }
-        Err(error) => return Err(error.into()),
-    }
-    Ok(())
 }
 
 /// A mark for one round in all logs: four letters and digits.

@@ -232,6 +232,7 @@ impl Service {
         drop(spawn_blocking(move || {
             shared.look_at_all(Timestamp::now());
             tracing::info!("jobs known");
+            shared.prepare_all(Timestamp::now());
         }));
     }
 
@@ -385,6 +386,6 @@ fn finish(shared: &Shared, job: &JobName, task: &str, report: round::Report) {
     core.scheduler.ended(job, report.ended);
     let next = core.scheduler.jobs().get(job).and_then(|entry| entry.next()).map(|next| next.at.to_rfc3339());
     drop(core);
-    tracing::info!(%job, task, ended = ?report.ended, next, "round over");
+    tracing::info!(%job, task, ended = report.ended.as_str(), next, "round over");
     shared.wake.notify_one();
 }

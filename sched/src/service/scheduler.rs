@@ -59,6 +59,17 @@ pub enum Ended {
     Busy,
 }
 
+impl Ended {
+    /// Returns the word for it in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Busy => "busy",
+        }
+    }
+}
+
 /// What the neighbours say to a job that is due.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Neighbours {
@@ -73,6 +84,16 @@ pub enum Neighbours {
     },
     /// One of them did.
     Done,
+}
+
+impl std::fmt::Display for Neighbours {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::OursToDo => out.write_str("ours-to-do"),
+            Self::Wait { peer, secs } => write!(out, "wait {secs} s for {peer}"),
+            Self::Done => out.write_str("done"),
+        }
+    }
 }
 
 /// What a job does.

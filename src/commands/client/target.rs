@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use backy_sched::ServiceConfig;
 use backy_sched::service::client::Client;
-use backy_sched::service::config::{PATH_DEFAULT, PeerConfig};
+use backy_sched::service::config::PeerConfig;
 use clap::Args;
 
-use crate::commands::absolute;
+use crate::commands::Context as Command;
 use crate::failure::{refused, usage};
 
 /// A file with a token is never larger.
@@ -17,13 +17,10 @@ const TOKEN_FILE_BYTES_MAX: u64 = 4096;
 /// The options that choose a service.
 #[derive(Args, Debug)]
 pub(super) struct Target {
-    /// The main configuration
-    #[arg(short, long, global = true, value_name = "FILE", default_value = PATH_DEFAULT)]
-    config: PathBuf,
     /// Ask this peer of the configuration [default: the service that `api.cli-default` names]
     #[arg(short, long, global = true, value_name = "NAME")]
     peer: Option<String>,
-    /// Ask the service at this address; needs a token, and no configuration
+    /// Ask the service at this address; needs a token, and overrides --peer and --config
     #[arg(long, global = true, value_name = "URL")]
     url: Option<String>,
     /// The token to show there; other users of this machine can see it in the list of processes
@@ -36,16 +33,13 @@ pub(super) struct Target {
 
 impl Target {
     /// Makes a client of the chosen service; nothing is sent yet.
-    pub(super) fn open(&self, task_id: &str) -> anyhow::Result<Client> {
-        Ok(Client::new(self.choose()?, Some(task_id)))
+    pub(super) fn open(&self, context: &Command) -> anyhow::Result<Client> {
+        Ok(Client::new(self.choose(&|| context.config_path())?, Some(context.task_id())))
     }
 
-    fn choose(&self) -> anyhow::Result<PeerConfig> {
+    /// An address with its token comes before a peer's name, and that before the configuration's usual service.
+    fn choose(&self, config_path: &dyn Fn() -> anyhow::Result<PathBuf>) -> anyhow::Result<PeerConfig> {
         const TOGETHER: &str = "`--url` goes with one of `--token` and `--token-file`";
-        let has_token = self.token.is_some() || self.token_file.is_some();
-        if self.peer.is_some() && (self.url.is_some() || has_token) {
-            return Err(usage("--peer cannot go with --url, --token or --token-file", TOGETHER));
-        }
         let token = match (&self.token, &self.token_file) {
             (Some(_), Some(_)) => return Err(usage("the token is given twice", TOGETHER)),
             (Some(token), None) => Some(token.clone()),
@@ -54,16 +48,16 @@ impl Target {
         };
         match (&self.url, token) {
             (Some(url), Some(token)) => PeerConfig::new(url, &token).map_err(|why| usage(why, "")),
-            (None, None) => self.configured(),
+            (None, None) => self.configured(&config_path()?),
             (Some(_), None) => Err(usage("--url needs a token", TOGETHER)),
             (None, Some(_)) => Err(usage("a token needs --url", TOGETHER)),
         }
     }
 
-    fn configured(&self) -> anyhow::Result<PeerConfig> {
-        let config = ServiceConfig::load(&absolute(&self.config)?)?;
+    fn configured(&self, path: &Path) -> anyhow::Result<PeerConfig> {
+        let config = ServiceConfig::load(path)?;
         let Some(name) = &self.peer else {
-            let path = self.config.display();
+            let path = path.display();
             let hint = "set `api.cli-default.token-file`, or give `--url` and `--token-file`";
             return config
                 .api
@@ -86,7 +80,7 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
     std::fs::File::open(path)
         .and_then(|file| file.take(TOKEN_FILE_BYTES_MAX).read_to_string(&mut text))
         .with_context(|| format!("cannot read the token in {}", path.display()))?;
-    Ok(text.trim().to_owned())
+    Ok(text.trim_start_matches('\u{feff}').trim().to_owned())
 }
 
 #[cfg(test)]
@@ -102,25 +96,31 @@ mod tests {
     }
 
     fn choose(words: &[&str]) -> anyhow::Result<PeerConfig> {
+        choose_with(words, Path::new("/nowhere/backy.conf"))
+    }
+
+    fn choose_with(words: &[&str], config: &Path) -> anyhow::Result<PeerConfig> {
         let typed = Typed::try_parse_from(std::iter::once(&"client").chain(words)).unwrap();
-        typed.target.choose()
+        typed.target.choose(&|| Ok(config.to_owned()))
     }
 
     #[test]
-    fn an_address_comes_with_one_token_and_without_a_peer() {
+    fn an_address_comes_with_one_token_and_overrides_a_peer() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("token");
-        std::fs::write(&file, " s3cret\n").unwrap();
+        std::fs::write(&file, "\u{feff} s3cret\n").unwrap();
         let file = file.to_str().unwrap();
         let chosen = choose(&["--url", "https://backup2/", "--token-file", file]).unwrap();
         assert_eq!((chosen.url.as_str(), chosen.token.expose()), ("https://backup2", "s3cret"));
+        let chosen = choose(&["--peer", "b", "--url", "http://a", "--token", "s3cret"]).unwrap();
+        assert_eq!((chosen.url.as_str(), chosen.token.expose()), ("http://a", "s3cret"));
         for (words, message) in [
             (&["--url", "http://a"][..], "--url needs a token"),
             (&["--token", "s3cret"], "a token needs --url"),
             (&["--token-file", file], "a token needs --url"),
             (&["--url", "http://a", "--token", "s3cret", "--token-file", file], "the token is given twice"),
-            (&["--peer", "b", "--url", "http://a"], "--peer cannot go with"),
-            (&["--peer", "b", "--token", "s3cret"], "--peer cannot go with"),
+            (&["--peer", "b", "--url", "http://a"], "--url needs a token"),
+            (&["--peer", "b", "--token", "s3cret"], "a token needs --url"),
             (&["--url", "ftp://a", "--token", "s3cret"], "must begin with http://"),
             (&["--url", "http://a", "--token", "s3\ncret"], "must be of printable ASCII"),
             (&["--url", "http://a", "--token-file", "/nowhere"], "cannot read the token in /nowhere"),
@@ -141,11 +141,7 @@ mod tests {
             );
             std::fs::write(&path, text).unwrap();
         };
-        let with = |words: &[&str]| {
-            let mut all = vec!["-c", path.to_str().unwrap()];
-            all.extend(words);
-            choose(&all)
-        };
+        let with = |words: &[&str]| choose_with(words, &path);
         write("api: {cli-default: {token: usual}}");
         assert_eq!(with(&[]).unwrap().token.expose(), "usual");
         assert_eq!(with(&["-p", "backup2"]).unwrap().url, "http://backup2:6023");

@@ -139,11 +139,11 @@ fn store_line(repository: &Repository, total: &StoreSpace) -> String {
         bytes => format!(", {:.1} times as much", total.image_bytes as f64 / bytes as f64),
     };
     format!(
-        "{}: {} chunks in {}, of them {} deltas in {}, hold {} of images{ratio}\n",
+        "{}: {} in {}, of them {} in {}, hold {} of images{ratio}\n",
         repository.root().display(),
-        total.chunks,
+        count(total.chunks, "chunk", "chunks"),
         human_bytes(total.chunk_bytes),
-        total.deltas,
+        count(total.deltas, "delta", "deltas"),
         human_bytes(total.delta_bytes),
         human_bytes(total.image_bytes)
     )

@@ -149,3 +149,8 @@ pub(super) fn reliable_syncfs() -> Option<bool> {
         _ => None,
     }
 }
+
+/// `BACKY_UNNAMED=no` stands for a file system without files that have no name.
+pub(super) fn has_unnamed_files() -> bool {
+    std::env::var_os("BACKY_UNNAMED").is_none_or(|told| told != "no")
+}

@@ -18,6 +18,10 @@ pub(super) fn step_write(
     write(data)
 }
 
+pub(super) fn has_unnamed_files() -> bool {
+    true
+}
+
 pub(super) fn reliable_syncfs() -> Option<bool> {
     None
 }

@@ -80,7 +80,7 @@ pub fn upgrade(
     report.freed.add(purge::remove_leftovers(job)?);
     let (references, memo) = (References::count(job)?, Mutex::default());
     let mut upgrade = Upgrade { job, guard, options, monitor, references, memo, report };
-    monitor.begin("upgrade", Some(plan.image_bytes));
+    monitor.begin("upgrading", Some(plan.image_bytes));
     let done = plan.revisions.iter().try_for_each(|revision| upgrade.revision(revision));
     monitor.end();
     done?;

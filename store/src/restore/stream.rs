@@ -28,7 +28,7 @@ pub(super) fn copy(run: &Run<'_>, mut out: Box<dyn Write + Send>) -> Result<()> 
         let entries = run.page(page)?;
         copy_page(run, page * PAGE_ENTRIES, &entries, &mut out)?;
     }
-    out.flush().map_err(|error| Error::io("write to", "standard output", error))
+    out.flush().map_err(|error| Error::io("write to", "standard output", error).of_target())
 }
 
 fn copy_page(run: &Run<'_>, first: u64, entries: &[Entry], out: &mut Box<dyn Write + Send>) -> Result<()> {
@@ -99,7 +99,7 @@ fn write_in_order(
         changed.notify_all();
         let length = chunk_len(run.image.size_bytes(), first + at);
         let data = piece.as_deref().unwrap_or(&zeros[..length]);
-        out.write_all(data).map_err(|error| Error::io("write to", "standard output", error))?;
+        out.write_all(data).map_err(|error| Error::io("write to", "standard output", error).of_target())?;
         run.written.fetch_add(length as u64, Ordering::Relaxed);
         run.monitor.advance(length as u64);
     }

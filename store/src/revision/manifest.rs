@@ -48,7 +48,7 @@ fn yaml(revision: &Revision) -> String {
         Value::Object(map) => map.into_iter().collect(),
         _ => BTreeMap::new(),
     };
-    let text = serde_yaml::to_string(&sorted).unwrap_or_default();
+    let text = crate::yaml::to_string(&sorted).unwrap_or_default();
     // A text that looks like a timestamp is quoted by the emitter, but in the original's files it is one.
     let quoted = format!("timestamp: '{}'\n", revision.timestamp);
     text.replacen(&quoted, &format!("timestamp: {}\n", revision.timestamp), 1)

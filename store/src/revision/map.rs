@@ -315,7 +315,10 @@ impl MapWriter {
             let (ids, bases) = (base.read_page(page)?, base.read_bases(page)?);
             let (ids, bases) = (&ids[..length], bases.as_deref().map(|bases| &bases[..length]));
             entries_of(ids, bases).flatten().for_each(|name| each(&name));
-            disk::write_at(&self.file, ids, entries_offset(self.entries) + page * PAGE_LEN, &self.path)?;
+            // The file has holes where nothing was written, and those read as holes of the image.
+            if !crate::chunk::is_zero(ids) {
+                disk::write_at(&self.file, ids, entries_offset(self.entries) + page * PAGE_LEN, &self.path)?;
+            }
             if let Some(bases) = bases {
                 self.has_bases.store(true, Ordering::Relaxed);
                 disk::write_at(&self.file, bases, self.base_offset(page * PAGE_ENTRIES), &self.path)?;
@@ -427,6 +430,25 @@ impl MapWriter {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn pages_of_holes_take_no_space_whatever_the_base() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let size_bytes = 1 << 40;
+        let mut base = None;
+        for name in ["first", "second", "third"] {
+            let path = dir.path().join(name);
+            let writer = MapWriter::create(&path, size_bytes).unwrap();
+            if let Some(base) = &base {
+                writer.copy_from(base, &mut |_| ()).unwrap();
+            }
+            assert_eq!(writer.seal().unwrap().1, 0);
+            let used = path.metadata().unwrap().blocks() * 512;
+            assert!(used < 100 << 10, "{name}: {used}");
+            base = Some(ChunkMap::open(&path).unwrap());
+        }
+    }
+
     use proptest::prelude::*;
 
     use super::*;

@@ -159,7 +159,7 @@ impl RevisionWriter {
             true => Some(Siblings::find(&job, new.image_size_bytes)?),
             false => None,
         };
-        let map = MapWriter::create(&disk::temporary_in(job.dir())?, new.image_size_bytes)?;
+        let map = MapWriter::create(&job.unfinished_map_path(&new.id), new.image_size_bytes)?;
         let counters = Counters::default();
         let healed = Mutex::new(Vec::new());
         let met_damage = AtomicBool::new(false);

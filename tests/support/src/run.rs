@@ -112,7 +112,8 @@ impl Stopped {
         }
     }
 
-    fn pid(&self) -> Pid {
+    /// Its process.
+    pub fn pid(&self) -> Pid {
         Pid::from_raw(self.child.as_ref().expect("it runs until it is collected").id().cast_signed())
     }
 

@@ -9,11 +9,13 @@ use hyper::header::{self, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
+use super::metrics;
 use crate::error::Error;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What is answered.
 #[derive(Debug)]
@@ -58,9 +60,18 @@ impl Answer {
         }
     }
 
-    /// Metrics.
+    /// Metrics, in the format of OpenMetrics.
     pub(super) fn metrics(text: String) -> Self {
         Self { status: StatusCode::OK, content_type: METRICS, body: text.into_bytes(), allow: None }
+    }
+
+    /// Metrics in the format that the client wants; everything else as it is.
+    pub(super) fn in_wanted_format(self, accept: &str) -> Self {
+        if self.content_type != METRICS || metrics::wants_openmetrics(accept) {
+            return self;
+        }
+        let body = metrics::to_prometheus(&String::from_utf8_lossy(&self.body)).into_bytes();
+        Self { content_type: PROMETHEUS, body, ..self }
     }
 
     /// The path is right, the method is not.

@@ -155,10 +155,13 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Asked {
         Err(answer) => return asked(answer, Some(client)),
     };
     let is_order = route.is_order();
+    let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let accept = accept.unwrap_or_default().to_owned();
     let answer = match read_body(request.into_body(), &shared.limits).await {
         Ok(body) => handle(shared, route, body).await,
         Err(answer) => answer,
     };
+    let answer = answer.in_wanted_format(&accept);
     Asked { is_order, ..asked(answer, Some(client)) }
 }
 

@@ -1,4 +1,5 @@
-//! `/metrics`: the text of OpenMetrics 1.0, which Prometheus and its kin read. `docs/api.md` lists every name.
+//! `/metrics`: the text of OpenMetrics 1.0, and the older text format of Prometheus for clients that do not ask for it.
+//! `docs/api.md` lists every name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -24,6 +25,46 @@ pub(super) fn render(control: &dyn Control, now: Timestamp) -> String {
     jobs(&mut text, &facts, &report, now);
     text.0.push_str("# EOF\n");
     text.0
+}
+
+/// Whether a client's `Accept` header asks for OpenMetrics, and likes it no less than plain text.
+pub(super) fn wants_openmetrics(accept: &str) -> bool {
+    let weight = |wanted: &str| {
+        let ranges = accept.split(',').map(|range| range.split(';').map(str::trim).collect::<Vec<_>>());
+        let weights = ranges.filter(|range| range[0].eq_ignore_ascii_case(wanted)).map(|range| {
+            let weight = range.iter().find_map(|part| part.strip_prefix("q=")?.parse::<f64>().ok());
+            weight.unwrap_or(1.0)
+        });
+        weights.fold(0.0, f64::max)
+    };
+    let openmetrics = weight("application/openmetrics-text");
+    openmetrics > 0.0 && openmetrics >= weight("text/plain")
+}
+
+/// Turns the text of OpenMetrics into version 0.0.4 of Prometheus' text format: it has no mark of the end, a counter is
+/// declared by the name of its sample, and information is a gauge.
+pub(super) fn to_prometheus(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut renamed: Option<(&str, &str)> = None;
+    for line in text.lines().filter(|line| *line != "# EOF") {
+        let words: Vec<&str> = line.splitn(4, ' ').collect();
+        // Writing to a string cannot fail.
+        let _ = match (&words[..], renamed) {
+            (["#", "TYPE", name, "counter"], _) => {
+                renamed = Some((*name, "_total"));
+                writeln!(out, "# TYPE {name}_total counter")
+            }
+            (["#", "TYPE", name, "info"], _) => {
+                renamed = Some((*name, "_info"));
+                writeln!(out, "# TYPE {name}_info gauge")
+            }
+            (["#", "HELP", name, help], Some((family, end))) if *name == family => {
+                writeln!(out, "# HELP {name}{end} {help}")
+            }
+            _ => writeln!(out, "{line}"),
+        };
+    }
+    out
 }
 
 fn service(text: &mut Text, vitals: &Vitals) {
@@ -153,6 +194,42 @@ fn escape(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clients_get_the_format_that_they_ask_for() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;\
+             q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
+        for (accept, openmetrics) in [
+            (prometheus, true),
+            ("application/openmetrics-text", true),
+            ("text/plain;version=0.0.4;q=0.5, Application/OpenMetrics-Text; version=1.0.0; q=0.5", true),
+            ("text/plain;version=0.0.4, application/openmetrics-text;q=0.5", false),
+            ("application/openmetrics-text;q=0", false),
+            ("text/plain", false),
+            ("*/*", false),
+            ("", false),
+            (";,;q=x", false),
+        ] {
+            assert_eq!(wants_openmetrics(accept), openmetrics, "{accept}");
+        }
+    }
+
+    #[test]
+    fn the_older_format_has_other_names_of_families_and_no_end() {
+        let mut text = Text(String::new());
+        text.family("b_build", "info", "The program.");
+        text.sample("b_build_info", &[("version", "1")], 1.0);
+        text.gauge("b_workers", "At a time.", 2.0);
+        text.family("b_rounds", "counter", "Rounds that ended.");
+        text.sample("b_rounds_total", &[], 3.0);
+        text.0.push_str("# EOF\n");
+        assert_eq!(
+            to_prometheus(&text.0),
+            "# TYPE b_build_info gauge\n# HELP b_build_info The program.\nb_build_info{version=\"1\"} 1\n\
+             # TYPE b_workers gauge\n# HELP b_workers At a time.\nb_workers 2\n\
+             # TYPE b_rounds_total counter\n# HELP b_rounds_total Rounds that ended.\nb_rounds_total 3\n"
+        );
+    }
 
     #[test]
     fn values_of_labels_cannot_break_out() {

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backy_store::JobName;
+use backy_store::revision::select;
 use serde_yaml::Value;
 
-use super::{ApiConfig, STALL_LIMIT_DEFAULT, ServiceConfig, ServiceJob};
+use super::{ApiConfig, BASE_DIR_DEFAULT, STALL_LIMIT_DEFAULT, ServiceConfig, ServiceJob};
 use crate::config::problem::{Problem, clip};
 use crate::config::reader::{Fields, Reader, hint};
 use crate::policy::Schedule;
@@ -33,6 +34,8 @@ const OBSOLETE_KEYS: [&str; 4] = ["status-file", "status-interval", "telnet-addr
 const API_KEYS: [&str; 5] = ["addrs", "port", "tokens", "tokens-file", "cli-default"];
 const JOB_KEYS: [&str; 5] = ["schedule", "source", "verify", "verify-limit", "compression-level"];
 
+pub(super) const CALLBACK: &str = "backup-completed-callback";
+
 const WORKERS_MAX: i64 = 1024;
 
 /// Reads with the means of all configuration files, and from the files with tokens.
@@ -50,8 +53,11 @@ impl ServiceReader<'_> {
             return None;
         }
         let fields = self.common.fields(value, Vec::new(), Some(&TOP_KEYS))?;
-        let global = self.section(&fields, "global", true, Some(&GLOBAL_KEYS));
-        let base_dir = global.as_ref().and_then(|global| self.base_dir(global));
+        let global = self.section(&fields, "global", false, Some(&GLOBAL_KEYS));
+        let base_dir = match global.as_ref().filter(|global| global.get("base-dir").is_some()) {
+            Some(global) => self.base_dir(global),
+            None => Some(PathBuf::from(BASE_DIR_DEFAULT)),
+        };
         let worker_limit =
             global.as_ref().and_then(|global| self.number(global, "worker-limit", WORKERS_MAX));
         let stall_limit = global.as_ref().and_then(|global| self.stall_limit(global));
@@ -67,6 +73,7 @@ impl ServiceReader<'_> {
             base_dir: base_dir?,
             worker_limit: u32::try_from(worker_limit.unwrap_or(1)).ok()?,
             stall_limit: stall_limit.unwrap_or(STALL_LIMIT_DEFAULT),
+            callback_mark: self.common.located(&["global", CALLBACK], "").mark,
             completed_callback,
             api,
             peers: peers.unwrap_or_default(),
@@ -120,10 +127,10 @@ impl ServiceReader<'_> {
     }
 
     fn callback(&mut self, global: &Fields<'_>) -> Option<PathBuf> {
-        const KEY: &str = "backup-completed-callback";
-        let path = PathBuf::from(self.common.text(global, KEY)?);
+        let path = PathBuf::from(self.common.text(global, CALLBACK)?);
         if path.is_relative() && path.components().count() > 1 {
-            self.common.problem(&global.path_to(KEY), "it must be an absolute path or the name of a command");
+            self.common
+                .problem(&global.path_to(CALLBACK), "it must be an absolute path or the name of a command");
         }
         Some(path)
     }
@@ -142,6 +149,12 @@ impl ServiceReader<'_> {
         for (&name, value) in &fields.entries {
             let place = fields.path_to(name);
             let schedule = self.common.schedule(value, place.clone());
+            for tag in schedule.iter().flat_map(|schedule| schedule.rules.keys()) {
+                // In a job's own file an old tag does no harm; here somebody may still choose another.
+                if let Err(error) = select::check_new_tags([tag]) {
+                    self.common.problem(&[&place[..], &[tag.as_str()]].concat(), &error.to_string());
+                }
+            }
             if schedule.as_ref().is_some_and(|schedule| schedule.rules.is_empty())
                 && value.as_mapping().is_none_or(|mapping| mapping.is_empty())
             {

@@ -120,7 +120,7 @@ fn an_empty_file_or_one_that_lost_its_jobs_never_means_no_jobs() {
         assert!(problems[0].ends_with(expected), "{problems:?}");
     }
     assert!(parse(&format!("{head}jobs: {{}}\n")).is_ok());
-    for section in ["global", "schedules"] {
+    for section in ["jobs", "schedules"] {
         let problems = parse(&EXAMPLE.replace(&format!("\n{section}:"), "\nformer:")).unwrap_err();
         assert!(
             problems.iter().any(|one| one.ends_with(&format!("the key {section} is missing"))),
@@ -260,6 +260,56 @@ fn intervals_are_texts() {
         ]
     );
     assert!(with("interval: 1w", "interval: '604800'").is_ok());
+}
+
+#[test]
+fn keys_that_are_no_texts_are_named_as_they_are_written() {
+    let text =
+        "schedules:\n  d: {daily: {interval: 1d, keep: 7}}\njobs:\n  0x1F: {}\n  1234: {}\n  true: {}\n";
+    assert_eq!(
+        parse(text).unwrap_err(),
+        [
+            "line 4, jobs.0x1F: the key must be a text: write it in quotes, \"0x1F\"",
+            "line 5, jobs.1234: the key must be a text: write it in quotes, \"1234\"",
+            "line 6, jobs.true: the key must be a text: write it in quotes, \"true\"",
+        ]
+    );
+}
+
+#[test]
+fn tags_of_a_schedule_can_be_selected() {
+    for (tag, reason) in [
+        ("' daily'", "it begins or ends with a blank"),
+        ("last", "as a word of `-r` it selects revisions by itself"),
+        ("a&b", "have a meaning where revisions are selected"),
+        ("'2024-01-01'", "a date is the end of a range"),
+    ] {
+        let text = format!("schedules:\n  d:\n    {tag}: {{interval: 1d, keep: 7}}\njobs: {{}}\n");
+        let problems = parse(&text).unwrap_err();
+        assert!(
+            problems[0].starts_with("line 3, schedules.d.") && problems[0].contains(reason),
+            "{problems:?}"
+        );
+    }
+}
+
+#[test]
+fn the_base_directory_has_a_default_and_the_callback_must_be_there() {
+    let config = parse("schedules: {}\njobs: {}\n").unwrap();
+    assert_eq!(config.base_dir, Path::new("/srv/backy"));
+    assert!(config.doubts(OsStr::new("/usr/bin")).is_empty());
+    for (callback, doubt) in [
+        ("/bin/true", None),
+        ("sh", None),
+        ("/no/such/program", Some("there is no such program")),
+        ("/etc/passwd", Some("may not be executed")),
+        ("no-such-command", Some("no directory of PATH has this program")),
+    ] {
+        let text = format!("global:\n  backup-completed-callback: {callback}\nschedules: {{}}\njobs: {{}}\n");
+        let doubts = parse(&text).unwrap().doubts(OsStr::new("/usr/bin:/bin"));
+        assert_eq!(doubts.first().map(|doubt| doubt.mark.is_some()), doubt.map(|_| true), "{callback}");
+        assert!(doubts.iter().all(|found| found.message.contains(doubt.unwrap_or("?"))), "{doubts:?}");
+    }
 }
 
 #[test]

@@ -65,7 +65,7 @@ pub fn ask(
         }
         None => decide(&states, local, next, Timestamp::now()),
     };
-    tracing::info!(%job, ?answer, "asked the neighbours");
+    tracing::info!(%job, %answer, "asked the neighbours");
     answer
 }
 

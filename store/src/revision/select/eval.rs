@@ -200,8 +200,10 @@ impl<'a> Evaluation<'a> {
     }
 }
 
+/// Whether a revision carries a tag, which may stand in quotes.
 fn carries(revision: &Revision, tag: &str) -> bool {
-    revision.tags.iter().any(|carried| carried.as_str() == tag)
+    let quoted = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
+    revision.tags.iter().any(|carried| carried.as_str() == tag || Some(carried.as_str()) == quoted)
 }
 
 fn trust(name: &str) -> Result<Trust, String> {

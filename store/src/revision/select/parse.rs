@@ -75,8 +75,7 @@ fn tokens(spec: &str) -> Vec<Token<'_>> {
     let mut tokens = Vec::new();
     let mut rest = spec;
     while !rest.is_empty() {
-        let sign = rest.find(['(', ')', ',', '&']).unwrap_or(rest.len());
-        let end = rest.find("..").map_or(sign, |dots| dots.min(sign));
+        let end = word_end(rest);
         let word = rest[..end].trim();
         if !word.is_empty() {
             tokens.push(Token::Word(word));
@@ -94,6 +93,27 @@ fn tokens(spec: &str) -> Vec<Token<'_>> {
         rest = &rest[if token == Token::Dots { 2 } else { 1 }..];
     }
     tokens
+}
+
+/// Where a word ends: at the next sign that does not stand in quotes. A quote opens at the beginning of a word or after
+/// a colon, and only if it is closed again.
+fn word_end(text: &str) -> usize {
+    let mut quoted_until = 0;
+    for (at, letter) in text.char_indices().filter(|&(_, letter)| "(),&.\"".contains(letter)) {
+        if at < quoted_until {
+            continue;
+        }
+        let before = text[..at].trim_end();
+        match letter {
+            '"' if before.is_empty() || before.ends_with(':') => {
+                quoted_until = text[at + 1..].find('"').map_or(0, |length| at + length + 2);
+            }
+            '.' if !text[at..].starts_with("..") => {}
+            '"' => {}
+            _ => return at,
+        }
+    }
+    text.len()
 }
 
 fn describe(token: Option<Token<'_>>) -> String {

@@ -270,3 +270,57 @@ proptest! {
         prop_assert_eq!(&ids(&format!("({spec})&all"), &alpha()).unwrap(), &chosen);
     }
 }
+
+#[test]
+fn tags_that_could_not_be_selected_are_refused_and_old_ones_are_found_in_quotes() {
+    let odd = [
+        "last",
+        "latest",
+        "first",
+        "all",
+        "clean",
+        "local",
+        "remote",
+        "0",
+        "17",
+        "-1",
+        "2024-01-01",
+        "2024-01-01T12:00",
+        "a&b",
+        "a..b",
+        "not(x)",
+        "(x",
+        "tag:x",
+        "trust:trusted",
+        "server:",
+        " x",
+        "x ",
+        "\"x\"",
+        "a\"b",
+        "a\u{202e}b",
+    ];
+    for tag in odd {
+        let revisions = [
+            revision("aaa", "2024-03-04T02:10:00Z", &[tag], Trust::Trusted, ""),
+            revision("bbb", "2024-03-05T02:10:00Z", &["daily"], Trust::Trusted, ""),
+        ];
+        assert!(check_new_tags(&revisions[0].tags).is_err(), "{tag:?}");
+        assert_eq!(ids(&format!("tag:\"{tag}\""), &revisions).unwrap_or_default(), ["aaa"], "{tag:?}");
+        assert_eq!(
+            ids(&format!(" last( tag: \"{tag}\" ) , bbb"), &revisions).unwrap_or_default(),
+            ["aaa", "bbb"]
+        );
+    }
+    for tag in
+        ["daily", "manual:last", "manual:before upgrade", "v1.2", "a b", "not", "x-1", "t\u{e4}glich", "1d"]
+    {
+        let revisions = [revision("aaa", "2024-03-04T02:10:00Z", &[tag], Trust::Trusted, "")];
+        assert!(check_new_tags(&revisions[0].tags).is_ok(), "{tag:?}");
+        for spec in [tag.to_owned(), format!("\"{tag}\""), format!("tag:{tag}"), format!("tag:\"{tag}\"&all")]
+        {
+            assert_eq!(ids(&spec, &revisions).unwrap(), ["aaa"], "{spec}");
+        }
+    }
+    let open = [revision("aaa", "2024-03-04T02:10:00Z", &["\"x"], Trust::Trusted, "")];
+    assert_eq!(ids("tag:\"x", &open).unwrap(), ["aaa"], "a quote that is not closed is part of the word");
+}

@@ -207,10 +207,13 @@ fn a_store_that_is_gone_is_named() {
 #[test]
 fn metrics_are_whole_families_with_an_end() {
     let (_fake, server) = Fake::new().serve();
-    let request = format!(
-        "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"
-    );
-    let answer = exchange(addr(&server), request.as_bytes());
+    let request =
+        format!("GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {TOKEN}\r\n");
+    let plain = exchange(addr(&server), format!("{request}\r\n").as_bytes());
+    assert!(plain.contains("\r\ncontent-type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{plain}");
+    assert!(plain.contains("\n# TYPE backy_rounds_total counter\n") && !plain.contains("# EOF"), "{plain}");
+    let accept = "Accept: application/openmetrics-text;version=1.0.0,text/plain;q=0.2\r\n\r\n";
+    let answer = exchange(addr(&server), format!("{request}{accept}").as_bytes());
     assert!(
         answer.contains("\r\ncontent-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n")
     );
