@@ -230,7 +230,7 @@ impl Sweep<'_> {
         sessions: &Sessions,
         gone: &HashSet<RevisionId>,
     ) -> Result<(Tree, Vec<Record>)> {
-        self.monitor.begin("collect references", None);
+        self.monitor.begin("collecting references", None);
         let root = self.repository.root();
         let mut logged = HashSet::new();
         self.tails.read(root, &mut |id| {
@@ -344,7 +344,7 @@ impl Sweep<'_> {
     }
 
     fn delete(&mut self, _guard: &SweepGuard) -> Result<()> {
-        self.monitor.begin("delete chunks", None);
+        self.monitor.begin("deleting chunks", None);
         for shard in 0..=255 {
             if self.monitor.cancelled() {
                 return Err(Error::Cancelled);

@@ -38,7 +38,7 @@ fn global_options_stand_before_the_command_and_without_meaning_have_no_effect() 
         &["-c", "backy.conf", "-b", "srv/web01", "pull"],
         &["-c", "backy.conf", "-b", "no/such/directory", "check", "--without-service"],
         &["-c", "backy.conf", "-b", "srv/web01", "status"],
-        &["-t", "ABCD", "-v", "-l", "log", "-b", "srv/web01", "find"],
+        &["-t", "ABCD", "-v", "-l", "log", "-b", "srv/web01", "find", "--uuid"],
     ] {
         bare(&world, words, 0);
     }
@@ -47,7 +47,7 @@ fn global_options_stand_before_the_command_and_without_meaning_have_no_effect() 
         bare(&world, &["-c", "no.conf", "-l", "log", "-b", "srv/web01", "scheduler"], 1).says("no.conf");
     assert!(!run.stderr.contains("-b"), "{run}");
     // Whatever the command, the log that was named has a line of it.
-    for words in [&["status"][..], &["find"], &["-c", "backy.conf", "check", "--without-service"]] {
+    for words in [&["status"][..], &["find", "--uuid"], &["-c", "backy.conf", "check", "--without-service"]] {
         fs::write(world.path("log"), "").unwrap();
         let all = [&["-t", "ABCD", "-l", "log", "-b", "srv/web01"], words].concat();
         bare(&world, &all, 0);
