@@ -2,13 +2,14 @@
 //! at ten thousand jobs costs one `stat` for each and not a listing.
 //!
 //! A memo is a text that only its maker understands, with the [`Generation`] of the job's directory for which it was
-//! made. It is of use while the directory has that generation. As everything in the index it may be missing or lost.
+//! made. It is of use while the directory has that generation. As everything in the index it may be missing or lost, and
+//! it carries a hash, so that one that rotted is as good as none.
 
 use std::collections::HashMap;
 
 use rusqlite::params;
 
-use super::RevisionIndex;
+use super::{RevisionIndex, proof};
 use crate::job::Generation;
 use crate::name::JobName;
 use crate::repository::Repository;
@@ -45,15 +46,20 @@ impl Repository {
 impl RevisionIndex {
     fn memos(&self) -> rusqlite::Result<HashMap<JobName, Memo>> {
         let Some(connection) = &self.connection else { return Ok(HashMap::new()) };
-        let mut query = connection.prepare("SELECT job, inode, mtime_nanos, text FROM memo")?;
+        let mut query = connection.prepare("SELECT job, inode, mtime_nanos, text, proof FROM memo")?;
         let rows = query.query_map([], |row| {
-            let generation =
-                Generation { inode: row.get::<_, i64>(1)? as u64, mtime_nanos: row.get::<_, i64>(2)?.into() };
-            Ok((row.get::<_, String>(0)?, Memo { generation, text: row.get(3)? }))
+            let (inode, mtime_nanos): (i64, i64) = (row.get(1)?, row.get(2)?);
+            let (job, text): (String, String) = (row.get(0)?, row.get(3)?);
+            let is_proven = row.get::<_, Vec<u8>>(4)? == proof(&[&job, &text], &[inode, mtime_nanos]);
+            let generation = Generation { inode: inode as u64, mtime_nanos: mtime_nanos.into() };
+            Ok(is_proven.then_some((job, Memo { generation, text })))
         })?;
         let mut found = HashMap::new();
         for row in rows {
-            let (job, memo) = row?;
+            let Some((job, memo)) = row? else {
+                tracing::warn!("a memo in the revision index is damaged: it is not used");
+                continue;
+            };
             found.extend(JobName::parse(&job).ok().map(|job| (job, memo)));
         }
         Ok(found)
@@ -64,16 +70,13 @@ impl RevisionIndex {
         let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         {
             let mut insert = transaction.prepare(
-                "INSERT OR REPLACE INTO memo (job, inode, mtime_nanos, text) VALUES (?1, ?2, ?3, ?4)",
+                "INSERT OR REPLACE INTO memo (job, inode, mtime_nanos, text, proof) VALUES (?1, ?2, ?3, ?4, ?5)",
             )?;
             for (job, memo) in memos {
                 let Ok(mtime_nanos) = i64::try_from(memo.generation.mtime_nanos) else { continue };
-                insert.execute(params![
-                    job.as_str(),
-                    memo.generation.inode as i64,
-                    mtime_nanos,
-                    memo.text
-                ])?;
+                let inode = memo.generation.inode as i64;
+                let proof = proof(&[job.as_str(), &memo.text], &[inode, mtime_nanos]);
+                insert.execute(params![job.as_str(), inode, mtime_nanos, memo.text, &proof[..]])?;
             }
         }
         transaction.commit()
@@ -98,6 +101,11 @@ mod tests {
         assert_eq!((kept.len(), &kept[job.name()]), (1, &memo("second")));
         commit_empty_revision(&job, 2);
         assert_ne!(kept[job.name()].generation, job.generation().unwrap());
+        let path = store.root().join("index.sqlite");
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        connection.execute("UPDATE memo SET text = 'sebond'", []).unwrap();
+        drop(connection);
+        assert!(store.memos().is_empty(), "one that rotted");
         std::fs::write(store.root().join("index.sqlite"), "garbage").unwrap();
         assert!(store.memos().is_empty());
         assert_eq!(job.revisions().unwrap().revisions.len(), 2);

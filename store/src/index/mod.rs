@@ -1,9 +1,10 @@
 //! The revision index: a view of the manifests of a store, so that listing 1,000 revisions costs a `stat`
 //! each and not a parse. Owner of the crate `rusqlite`.
 //!
-//! The manifests are the truth. A row is used only while its manifest has the same inode, length and times;
-//! every other manifest is read anew. So the database can be missing, stale, damaged, locked or read-only:
-//! listing then costs more and answers the same.
+//! The manifests are the truth. A row is used only while its manifest has the same inode, length and times, and only
+//! if it proves itself: every row carries a hash over all of its columns, for SQLite notices no byte that rots inside a
+//! value. Every other manifest is read, and its row replaced. So the database can be missing, stale, damaged, locked or
+//! read-only: listing then costs more and answers the same, and whoever lists may decide about deletion by it.
 
 pub mod memo;
 mod schema;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OpenFlags, params};
 
+use crate::chunk::id::seal;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::job::{Job, JobFile, job_files};
@@ -29,6 +31,9 @@ pub struct KnownRevisions {
     asked: bool,
     known: HashMap<RevisionId, (Stamp, Arc<Revision>)>,
 }
+
+/// What the index knows of a job; `None` when a row does not prove itself, and then no other one is trusted either.
+type Rows = Option<HashMap<RevisionId, (Stamp, Arc<Revision>)>>;
 
 /// The index of one store, opened as well as it can be.
 #[derive(Debug)]
@@ -45,7 +50,22 @@ struct Stamp {
     ctime_nanos: i64,
 }
 
+/// Returns the hash over the columns of a row. Their lengths go in, so that no byte can move from one to the next.
+fn proof(texts: &[&str], numbers: &[i64]) -> [u8; 32] {
+    let lengths = texts.iter().flat_map(|text| (text.len() as u64).to_le_bytes());
+    let numbers = numbers.iter().flat_map(|number| number.to_le_bytes());
+    let head: Vec<u8> = lengths.chain(numbers).collect();
+    let mut parts = vec![&head[..]];
+    parts.extend(texts.iter().map(|text| text.as_bytes()));
+    seal(&parts)
+}
+
 impl Stamp {
+    /// The hash that a manifest's row carries.
+    fn proof(&self, job: &str, id: &str, body: &str) -> [u8; 32] {
+        proof(&[job, id, body], &[self.inode, self.length, self.mtime_nanos, self.ctime_nanos])
+    }
+
     fn of(path: &Path) -> Option<Self> {
         let facts = std::fs::symlink_metadata(path).ok()?;
         let nanos = |secs: i64, nanos: i64| secs.wrapping_mul(1_000_000_000).wrapping_add(nanos);
@@ -83,10 +103,10 @@ impl RevisionIndex {
         Self { connection }
     }
 
-    fn rows(&self, job: &Job) -> rusqlite::Result<HashMap<RevisionId, (Stamp, Arc<Revision>)>> {
-        let Some(connection) = &self.connection else { return Ok(HashMap::new()) };
+    fn rows(&self, job: &Job) -> rusqlite::Result<Rows> {
+        let Some(connection) = &self.connection else { return Ok(Some(HashMap::new())) };
         let mut query = connection.prepare(
-            "SELECT revision, inode, length, mtime_nanos, ctime_nanos, body FROM manifest WHERE job = ?1",
+            "SELECT revision, inode, length, mtime_nanos, ctime_nanos, body, proof FROM manifest WHERE job = ?1",
         )?;
         let rows = query.query_map([job_key(job)], |row| {
             let stamp = Stamp {
@@ -95,18 +115,21 @@ impl RevisionIndex {
                 mtime_nanos: row.get(3)?,
                 ctime_nanos: row.get(4)?,
             };
-            Ok((row.get::<_, String>(0)?, stamp, row.get::<_, String>(5)?))
+            Ok((row.get::<_, String>(0)?, stamp, row.get::<_, String>(5)?, row.get::<_, Vec<u8>>(6)?))
         })?;
         let mut found = HashMap::new();
         for row in rows {
-            let (id, stamp, body) = row?;
-            // A row that cannot be understood is as good as none.
-            if let (Ok(id), Ok(revision)) = (RevisionId::parse(&id), serde_json::from_str::<Revision>(&body))
+            let (key, stamp, body, proof) = row?;
+            if proof != stamp.proof(job_key(job), &key, &body) {
+                return Ok(None);
+            }
+            // One that cannot be understood was written by another version, and is as good as none.
+            if let (Ok(id), Ok(revision)) = (RevisionId::parse(&key), serde_json::from_str::<Revision>(&body))
             {
                 found.insert(id, (stamp, Arc::new(revision)));
             }
         }
-        Ok(found)
+        Ok(Some(found))
     }
 
     fn update(
@@ -114,17 +137,21 @@ impl RevisionIndex {
         job: &Job,
         fresh: &[(RevisionId, Stamp, Arc<Revision>)],
         gone: &[RevisionId],
+        is_damaged: bool,
     ) -> rusqlite::Result<()> {
         let Some(connection) = &mut self.connection else { return Ok(()) };
         let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         {
+            if is_damaged {
+                transaction.execute("DELETE FROM manifest WHERE job = ?1", [job_key(job)])?;
+            }
             let mut delete = transaction.prepare("DELETE FROM manifest WHERE job = ?1 AND revision = ?2")?;
             for id in gone {
                 delete.execute(params![job_key(job), id.as_str()])?;
             }
             let mut insert = transaction.prepare(
-                "INSERT OR REPLACE INTO manifest (job, revision, inode, length, mtime_nanos, ctime_nanos, body)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                "INSERT OR REPLACE INTO manifest (job, revision, inode, length, mtime_nanos, ctime_nanos, body, proof)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             )?;
             for (id, stamp, revision) in fresh {
                 let body = serde_json::to_string(&**revision).unwrap_or_default();
@@ -135,7 +162,8 @@ impl RevisionIndex {
                     stamp.length,
                     stamp.mtime_nanos,
                     stamp.ctime_nanos,
-                    body
+                    body,
+                    &stamp.proof(job_key(job), id.as_str(), &body)[..]
                 ])?;
             }
         }
@@ -158,9 +186,14 @@ impl Repository {
 /// Lists the revisions of a job, in no order, and the manifests that cannot be read. Brings `known` and the index up to
 /// date.
 pub(crate) fn list(job: &Job, known: &mut KnownRevisions) -> Result<(Vec<Arc<Revision>>, Vec<Finding>)> {
-    let mut index = None;
+    let (mut index, mut is_damaged) = (None, false);
     if !std::mem::replace(&mut known.asked, true) {
-        known.known = ask(job, index.insert(RevisionIndex::open(job.repository())));
+        let rows = ask(job, index.insert(RevisionIndex::open(job.repository())));
+        is_damaged = rows.is_none();
+        known.known = rows.unwrap_or_default();
+    }
+    if is_damaged {
+        tracing::warn!(job = %job.name(), "the revision index is damaged: the job's manifests are read instead");
     }
     let files = job_files(job.dir())?;
     let (mut revisions, mut damaged, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
@@ -187,10 +220,10 @@ pub(crate) fn list(job: &Job, known: &mut KnownRevisions) -> Result<(Vec<Arc<Rev
         revisions.push(Arc::clone(&revision));
         known.known.insert(id, (stamp, revision));
     }
-    if !fresh.is_empty() || !before.is_empty() {
+    if !fresh.is_empty() || !before.is_empty() || is_damaged {
         let gone: Vec<RevisionId> = before.into_keys().collect();
         let mut index = index.unwrap_or_else(|| RevisionIndex::open(job.repository()));
-        if let Err(error) = index.update(job, &fresh, &gone) {
+        if let Err(error) = index.update(job, &fresh, &gone, is_damaged) {
             tracing::debug!(%error, "the revision index was not updated");
         }
     }
@@ -198,14 +231,14 @@ pub(crate) fn list(job: &Job, known: &mut KnownRevisions) -> Result<(Vec<Arc<Rev
 }
 
 /// Returns what the index knows of a job; a damaged one is moved aside.
-fn ask(job: &Job, index: &mut RevisionIndex) -> HashMap<RevisionId, (Stamp, Arc<Revision>)> {
+fn ask(job: &Job, index: &mut RevisionIndex) -> Rows {
     index.rows(job).unwrap_or_else(|error| {
         if schema::is_damage(&error) {
             tracing::warn!(%error, "the revision index is damaged and is made anew");
             index.connection = None;
             drop(move_aside(&database_path(job.repository())));
         }
-        HashMap::new()
+        Some(HashMap::new())
     })
 }
 
@@ -278,6 +311,40 @@ mod tests {
         }
         disk::remove(&path).unwrap();
         assert_eq!(rebuild(job.repository()).unwrap().1, 5);
+        assert_eq!(listed(), expected);
+    }
+
+    /// Changes columns of rows as rot would: the database itself stays sound.
+    fn rot(job: &Job, statement: &str) {
+        let connection = Connection::open(database_path(job.repository())).unwrap();
+        assert!(connection.execute(statement, []).unwrap() > 0, "{statement}");
+    }
+
+    #[test]
+    fn a_row_that_rotted_is_not_believed_and_replaced() {
+        let (_dir, job) = new_job("web01");
+        let expected: Vec<_> = (0..4).map(|number| commit_empty_revision(&job, number)).collect();
+        let listed = || -> Vec<Revision> { job.revisions().unwrap().revisions };
+        assert_eq!(listed(), expected);
+        let index = || RevisionIndex::open(job.repository()).rows(&job).unwrap();
+        assert_eq!(index().map(|rows| rows.len()), Some(4));
+        for statement in [
+            "UPDATE manifest SET body = replace(body, 'daily', 'eaily')",
+            "UPDATE manifest SET body = replace(body, '\"image_size\":0', '\"image_size\":5')",
+            "UPDATE manifest SET body = replace(body, 'trusted', 'verified')",
+            "UPDATE manifest SET mtime_nanos = mtime_nanos + 1",
+            "UPDATE manifest SET revision = 'x' || revision",
+            "UPDATE manifest SET proof = x'00'",
+        ] {
+            rot(&job, statement);
+            assert!(index().is_none(), "{statement}");
+            assert_eq!(listed(), expected, "{statement}");
+            assert_eq!(index().map(|rows| rows.len()), Some(4), "repaired after {statement}");
+        }
+        rot(&job, "UPDATE manifest SET job = 'web02'");
+        assert_eq!(listed(), expected);
+        // Two whole rows that changed places prove nothing either.
+        rot(&job, "UPDATE manifest SET body = (SELECT max(body) FROM manifest)");
         assert_eq!(listed(), expected);
     }
 

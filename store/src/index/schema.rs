@@ -7,7 +7,7 @@ use rusqlite::{Connection, ErrorCode};
 
 /// "bcky": tells our file from another program's.
 const APPLICATION_ID: i32 = 0x6263_6b79;
-const VERSION: i32 = 2;
+const VERSION: i32 = 3;
 
 const TABLES: &str = "
     CREATE TABLE manifest (
@@ -18,13 +18,15 @@ const TABLES: &str = "
         mtime_nanos INTEGER NOT NULL,
         ctime_nanos INTEGER NOT NULL,
         body TEXT NOT NULL,
+        proof BLOB NOT NULL,
         PRIMARY KEY (job, revision)
     ) WITHOUT ROWID;
     CREATE TABLE memo (
         job TEXT PRIMARY KEY,
         inode INTEGER NOT NULL,
         mtime_nanos INTEGER NOT NULL,
-        text TEXT NOT NULL
+        text TEXT NOT NULL,
+        proof BLOB NOT NULL
     ) WITHOUT ROWID;
 ";
 
