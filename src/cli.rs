@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
-    backup, check, client, completion, config, distrust, doctor, expire, find, forget, index, init, mount,
-    peers, purge, release, restore, scheduler, status, tags, undelete, unmount, upgrade, verify,
+    accept, backup, check, client, completion, config, distrust, doctor, expire, find, forget, index, init,
+    mount, peers, purge, release, restore, scheduler, status, tags, undelete, unmount, upgrade, verify,
 };
 use crate::failure::{self, EXIT_FAILED, EXIT_USAGE};
 
@@ -72,6 +72,8 @@ pub(crate) enum Command {
     Verify(verify::Arguments),
     /// Mark revisions as possibly damaged
     Distrust(distrust::Arguments),
+    /// Accept a changed source: its suspicious revisions count from now on
+    Accept(accept::Arguments),
     /// Change the tags of revisions
     Tags(tags::Arguments),
     /// Drop the tags that the schedule no longer keeps, and the revisions without tags
@@ -119,6 +121,7 @@ impl Command {
             Self::Unmount(_) => "unmount",
             Self::Verify(_) => "verify",
             Self::Distrust(_) => "distrust",
+            Self::Accept(_) => "accept",
             Self::Tags(_) => "tags",
             Self::Expire(_) => "expire",
             Self::Forget(_) => "forget",
@@ -252,6 +255,7 @@ mod tests {
         for words in [
             &["backup", "daily"][..],
             &["expire"],
+            &["accept"],
             &["index", "rebuild"],
             &["undelete"],
             &["mount", "/m"],

@@ -187,6 +187,10 @@ fn sched_hint(error: &SchedError) -> Option<String> {
         SchedError::BaseDirChanged { .. } => Some("restart the service".to_owned()),
         SchedError::Rbd(error) => rbd_hint(error),
         SchedError::SourceUnreadable { .. } => Some("install librbd".to_owned()),
+        SchedError::SourceWithoutMedium { .. } => Some(
+            "attach its disk or image again (`losetup`, `lvchange --activate y`, `multipath`, ...), or correct `filename` of the source"
+                .to_owned(),
+        ),
         SchedError::ChangesUntrue { .. } => Some(
             "the revisions that rest on such lists are distrusted now, and the next backup reads the whole image; the \
              quarantine has both sides"

@@ -12,10 +12,12 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
-use backy_store::{Error, Generation, Job, KnownRevisions, Repository, Result, Timestamp};
+use backy_store::revision::order;
+use backy_store::{Error, Generation, Job, KnownRevisions, Repository, Result, Revision, Timestamp};
 
 use crate::mount::options::Options;
 use crate::mutex::lock;
@@ -128,6 +130,8 @@ struct Seen {
     generation: Generation,
     /// Whether an equal generation proves that nothing changed.
     settled: bool,
+    /// For how long the order of the revisions holds: those that are dated in the future come to their time.
+    in_order: Range<Timestamp>,
     tree: Arc<JobTree>,
 }
 
@@ -179,16 +183,34 @@ impl JobView {
         Ok(tree)
     }
 
+    /// For how long revisions stay in the order that they have at the time `now`. Names those whose dates are wrong.
+    fn in_order(&self, revisions: &[Arc<Revision>], now: Timestamp) -> Range<Timestamp> {
+        let (job, plain) = (self.job.name(), || revisions.iter().map(AsRef::as_ref));
+        for one in plain().filter(|one| order::is_future(one.timestamp, now)) {
+            self.reported.once(&format!("future: {}", one.id), || {
+                let (revision, timestamp) = (&one.id, one.timestamp);
+                tracing::warn!(%job, %revision, %timestamp, "a revision is dated in the future: no link leads to it for that");
+            });
+        }
+        // A clock that is set back by less than two clocks may differ changes nothing.
+        let until = order::valid_until(plain(), now).unwrap_or(now.plus_secs(i64::MAX));
+        now.plus_secs(-order::SKEW_SECS)..until
+    }
+
     fn read(&self, before: Option<&Seen>) -> Result<Seen> {
         // The generation is taken before the list: what changes in between shows as a difference next time.
         let generation = self.job.generation()?;
         let checked = Instant::now();
-        if let Some(seen) = before.filter(|seen| seen.settled && seen.generation == generation) {
+        // A mount lives for months: it is a place where the clock has to be read.
+        let now = Timestamp::now();
+        let is_same =
+            |seen: &&Seen| seen.settled && seen.generation == generation && seen.in_order.contains(&now);
+        if let Some(seen) = before.filter(is_same) {
             return Ok(Seen { checked, ..seen.clone() });
         }
-        // A mount lives for months: it is a place where the clock has to be read.
-        let settled = generation.is_settled(Timestamp::now());
+        let settled = generation.is_settled(now);
         let (revisions, damaged) = self.job.revisions_again(&mut lock(&self.known))?;
+        let in_order = self.in_order(&revisions, now);
         let tree = JobTree::new(revisions);
         for finding in damaged {
             self.reported.once(&finding, || tracing::error!(%finding, "a revision is hidden"));
@@ -198,7 +220,7 @@ impl JobView {
                 tracing::warn!(job = %self.job.name(), %revision, reason, "a revision is not shown");
             });
         }
-        Ok(Seen { checked, generation, settled, tree: Arc::new(tree) })
+        Ok(Seen { checked, generation, settled, in_order, tree: Arc::new(tree) })
     }
 }
 

@@ -7,6 +7,10 @@
 //! after the commit (releasing older snapshots, verifying a distrusted revision) cannot undo it and is only
 //! reported.
 //!
+//! Before the commit the source's shape is compared with that of the last revision whose source was right
+//! (`source/shape.rs`). A source that is empty, cut off, wiped or another disk is backed up all the same, for that may be
+//! what somebody wants; the revision is marked as suspicious until somebody accepts it.
+//!
 //! The backup guard is held from the first look at the job to the end, so no other run makes a revision in
 //! between. Tags and trust of older revisions may change meanwhile: a base that is distrusted during the
 //! run was read as a map only, and the map's seal was checked; the chunks it names are what verification
@@ -15,16 +19,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use backy_store::lock::BackupGuard;
+use backy_store::revision::{order, suspicion};
 use backy_store::{
     CHUNK_SIZE, Finding, Job, Monitor, NewRevision, Reuse, Revision, RevisionId, RevisionWriter, Stats, Tag,
     Timestamp, Trust, WriteStats, damage, verify,
 };
 
+use crate::accept;
 use crate::compare::{self, CompareStats, Difference, Selection};
 use crate::config::{JobConfig, VerifyMode};
 use crate::error::Error;
 use crate::error::Result;
 use crate::release;
+use crate::source::content::Content;
+use crate::source::shape::{self, Shape, Suspicion};
 use crate::source::{self, CopyMode, CopyStats, Snapshot, Source, rbd::Environment};
 
 /// What to back up.
@@ -34,6 +42,8 @@ pub struct BackupRequest {
     pub tags: BTreeSet<Tag>,
     /// Whether tags that the schedule does not know are taken, too.
     pub force_tags: bool,
+    /// Whether the source is right as it is, however it differs from before.
+    pub accept_change: bool,
     /// Worker threads.
     pub threads: usize,
     /// The clock.
@@ -54,6 +64,8 @@ pub struct BackupReport {
     /// The newest distrusted revision after it was verified again, and whether it is good; `None` when
     /// there was none or it could not be verified.
     pub reverified: Option<(RevisionId, bool)>,
+    /// How the source differs from the last one that was right, the slight differences too.
+    pub suspicions: Vec<Suspicion>,
 }
 
 /// One backup from lock to commit.
@@ -72,7 +84,8 @@ pub fn run(
     if unfinished_removed > 0 {
         tracing::warn!(job = %job.name(), count = unfinished_removed, "clean-incomplete");
     }
-    let history = job.revisions()?.revisions;
+    let mut history = job.revisions()?.revisions;
+    order::sort(&mut history, (request.clock)());
     let mut source = source::open(&config.source, &request.environment);
     source.check_ready(monitor)?;
     let backup = Backup { job, config, request, monitor, guard: &guard, history: &history };
@@ -85,9 +98,22 @@ pub fn run(
     {
         tracing::warn!(job = %job.name(), error = %error, "snapshot-not-released");
     }
-    let (revision, stats) = made?;
+    let (revision, stats, suspicions) = made?;
+    if request.accept_change {
+        // Whoever accepts this disk accepts what was made of it before.
+        let earlier = accept::agreeing(&history, &revision);
+        let earlier: Vec<&RevisionId> = earlier.into_iter().map(|one| &one.id).collect();
+        accept::accept(job, &earlier, (request.clock)())?;
+    }
     let reverified = backup.reverify();
-    Ok(BackupReport { revision, stats, unfinished_removed, reverified })
+    Ok(BackupReport { revision, stats, unfinished_removed, reverified, suspicions })
+}
+
+/// Returns the newest revision whose source was right, or was accepted: what a source is compared with. That it is
+/// distrusted says nothing against its source.
+fn choose_reference(history: &[Revision]) -> Option<&Revision> {
+    let is_right = |one: &&Revision| one.is_local() && one.is_clean() && !one.is_suspicious();
+    history.iter().rfind(is_right)
 }
 
 /// Returns the revision whose map a new one can start from: the newest one in our own format, here,
@@ -133,7 +159,8 @@ impl Backup<'_> {
     /// not seen stays noted: a program that was killed may still come to make it.
     fn release(&self, source: &mut dyn Source, noted: BTreeSet<RevisionId>, is_made: bool) -> Result<()> {
         // Listed again: the run may have added a revision or distrusted some.
-        let history = self.job.revisions()?.revisions;
+        let mut history = self.job.revisions()?.revisions;
+        order::sort(&mut history, (self.request.clock)());
         let keep = choose_base(&history).map(|base| &base.id);
         let own = release::own(self.job, &noted, &history)?;
         let there = source.release(&own, keep)?.left;
@@ -145,7 +172,11 @@ impl Backup<'_> {
     }
 
     /// From snapshot to commit.
-    fn make(&self, source: &mut dyn Source, id: RevisionId) -> Result<(Revision, WriteStats)> {
+    fn make(
+        &self,
+        source: &mut dyn Source,
+        id: RevisionId,
+    ) -> Result<(Revision, WriteStats, Vec<Suspicion>)> {
         let name = source.describe();
         let started = (self.request.clock)();
         let snapshot = source.snapshot(&id, self.monitor)?;
@@ -171,7 +202,55 @@ impl Backup<'_> {
             facts.insert("recognised_bytes".to_owned(), writer.stats().recognised_bytes.into());
         }
         facts.insert("verified_bytes".to_owned(), compared.bytes.into());
-        self.commit(writer, started, copied, facts)
+        let suspicions = self.assess(&*snapshot, &writer, &mut facts)?;
+        let (revision, stats) = self.commit(writer, started, copied, facts)?;
+        Ok((revision, stats, suspicions))
+    }
+
+    /// Compares the source with what it was when it was last right, and adds what it looks like to the facts.
+    fn assess(
+        &self,
+        snapshot: &dyn Snapshot,
+        recorded: &RevisionWriter,
+        facts: &mut BTreeMap<String, serde_json::Value>,
+    ) -> Result<Vec<Suspicion>> {
+        let job = self.job.name();
+        let shape = Shape {
+            size_bytes: snapshot.size_bytes(),
+            data_bytes: Some(recorded.data_bytes()?),
+            identity: Some(snapshot.identity()),
+            content: self.content(recorded),
+        };
+        facts.insert("identity".to_owned(), shape.to_value());
+        let reference = choose_reference(self.history);
+        let Some((reference, before)) = reference.and_then(|one| Some((one, Shape::of(one)?))) else {
+            return Ok(Vec::new());
+        };
+        let suspicions = shape::assess(&before, &shape);
+        let grave: Vec<String> =
+            suspicions.iter().filter(|one| one.is_grave()).map(Suspicion::to_string).collect();
+        for found in &suspicions {
+            let (revision, accepted) = (recorded.id(), self.request.accept_change);
+            tracing::warn!(%job, %revision, reason = %found, reference = %reference.id, accepted, "source-changed");
+        }
+        let accepted_at = self.request.accept_change.then(|| (self.request.clock)());
+        suspicion::record(facts, &grave, accepted_at);
+        Ok(suspicions)
+    }
+
+    /// What the disk says of itself, read from the first chunk as it was recorded. That it cannot be read is no failure of
+    /// this backup: it is a chunk of the base that is damaged, and then nothing is known.
+    fn content(&self, recorded: &RevisionWriter) -> Option<Content> {
+        if recorded.chunk_count() == 0 {
+            return Some(Content::probe(&[]));
+        }
+        match recorded.read_back(0) {
+            Ok(data) => Some(Content::probe(&data.unwrap_or_default())),
+            Err(error) => {
+                tracing::warn!(job = %self.job.name(), %error, "content-unknown");
+                None
+            }
+        }
     }
 
     /// Begins the revision on the best base. A base whose map is damaged is distrusted, and the run goes on
@@ -403,6 +482,23 @@ mod tests {
         let mut revision = testing::revision(number, number as i64, "");
         change(&mut revision);
         revision
+    }
+
+    #[test]
+    fn a_source_is_compared_with_the_last_one_that_was_right() {
+        let suspect = |revision: &mut Revision| {
+            suspicion::record(&mut revision.source, &["it is empty".to_owned()], None);
+        };
+        let history = [
+            revision(1, |_| ()),
+            revision(2, |revision| revision.trust = Trust::Distrusted),
+            revision(3, suspect),
+            revision(4, |revision| revision.server = "backup2".to_owned()),
+            revision(5, |revision| revision.stats.duration_secs = None),
+        ];
+        assert_eq!(choose_reference(&history), Some(&history[1]));
+        assert_eq!(choose_reference(&history[2..]), None);
+        assert_eq!(choose_base(&history), Some(&history[2]), "as a base it is as good as any");
     }
 
     #[test]

@@ -144,6 +144,12 @@ pub enum Error {
         /// The source.
         name: String,
     },
+    /// The source is a block device of 0 bytes.
+    #[error("the block device {name} has no medium: its size is 0 bytes")]
+    SourceWithoutMedium {
+        /// The source.
+        name: String,
+    },
     /// The source is neither a regular file nor a block device.
     #[error("the source {name} is a {kind}, but a regular file or a block device is needed")]
     SourceKind {

@@ -1,11 +1,13 @@
 //! Expiry of one job: decide with [`plan`], then do exactly that under the manifest lock.
 //!
-//! The list is made anew under the lock, so no tag that another command just set is judged by an old list.
+//! The revisions are listed again under the lock, so no tag that another command just set is judged by an old list; what
+//! is listed is what the sealed manifests say, for a row of the index that does not prove itself is not used.
 //! A removed revision is forgotten with the tags it had: `undelete` brings it back as it was until a purge
 //! past the hold time. Between two revisions nothing is half done; a run that dies is finished by the next
 //! one.
 
-use backy_store::{Job, Timestamp};
+use backy_store::revision::order;
+use backy_store::{Job, Revision, Timestamp};
 
 use crate::error::Result;
 use crate::policy::Schedule;
@@ -14,10 +16,10 @@ pub use crate::policy::retention::{Decision, Plan, plan};
 /// Applies the plan under the manifest lock and returns it. With `dry_run` it only returns the plan.
 pub fn expire(job: &Job, schedule: &Schedule, now: Timestamp, force: bool, dry_run: bool) -> Result<Plan> {
     if dry_run {
-        return Ok(plan(&job.revisions()?.revisions, schedule, now, force));
+        return Ok(plan(&list(job, now)?, schedule, now, force));
     }
     let guard = job.lock_manifests()?;
-    let plan = plan(&job.revisions()?.revisions, schedule, now, force);
+    let plan = plan(&list(job, now)?, schedule, now, force);
     for decision in &plan.decisions {
         let id = &decision.revision.id;
         if decision.removed {
@@ -33,4 +35,11 @@ pub fn expire(job: &Job, schedule: &Schedule, now: Timestamp, force: bool, dry_r
         tracing::warn!(job = %job.name(), reason = %held, "expire-held-back");
     }
     Ok(plan)
+}
+
+/// The revisions in order, as seen at the time `now`.
+fn list(job: &Job, now: Timestamp) -> Result<Vec<Revision>> {
+    let mut revisions = job.revisions()?.revisions;
+    order::sort(&mut revisions, now);
+    Ok(revisions)
 }

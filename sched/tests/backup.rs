@@ -66,8 +66,14 @@ impl Case {
         monitor: &dyn Monitor,
     ) -> Result<BackupReport> {
         let tags = Tag::parse_list(tags).unwrap();
-        let request =
-            BackupRequest { tags, force_tags: false, threads: 2, clock, environment: Environment::default() };
+        let request = BackupRequest {
+            tags,
+            force_tags: false,
+            accept_change: false,
+            threads: 2,
+            clock,
+            environment: Environment::default(),
+        };
         backup::run(&self.job, &self.config, &request, monitor)
     }
 
@@ -163,6 +169,7 @@ fn tags_are_checked_before_anything_happens() {
     let request = BackupRequest {
         tags,
         force_tags: true,
+        accept_change: false,
         threads: 1,
         clock: noon,
         environment: Environment::default(),
@@ -309,4 +316,102 @@ fn expiry_does_what_its_plan_says() {
     assert!(forgotten.iter().all(|gone| !gone.revision.tags.is_empty()), "they come back with their tags");
     let again = expire::expire(&case.job, &case.config.schedule, later, false, false).unwrap();
     assert!(again.held_back.is_empty() && again.decisions.iter().all(|decision| !decision.removed));
+}
+
+std::thread_local! {
+    /// The day on which the wall clock of a test stands.
+    static DAY: std::cell::Cell<i64> = const { std::cell::Cell::new(0) };
+}
+
+fn on_this_day() -> Timestamp {
+    noon().plus_secs(DAY.get() * 86_400)
+}
+
+/// Backs up and expires on each of these days, three daily revisions being kept.
+fn go_on(case: &Case, days: std::ops::Range<i64>) -> Vec<BackupReport> {
+    let schedule =
+        JobConfig::parse("source: {type: file, filename: /x}\nschedule: {daily: {interval: 1d, keep: 3}}\n");
+    let schedule = schedule.unwrap().schedule;
+    let mut reports = Vec::new();
+    for day in days {
+        DAY.set(day);
+        reports.push(case.backup(on_this_day));
+        expire::expire(&case.job, &schedule, on_this_day().plus_secs(60), false, false).unwrap();
+    }
+    reports
+}
+
+#[test]
+fn a_source_that_is_cut_off_expires_no_good_revision_and_is_good_again_by_itself() {
+    let case = Case::new();
+    let resize = |bytes| File::options().write(true).open(case.disk()).unwrap().set_len(bytes).unwrap();
+    let good = go_on(&case, 0..1).pop().unwrap();
+    assert!(good.suspicions.is_empty() && !good.revision.is_suspicious());
+    resize(0);
+    let bad = go_on(&case, 1..10);
+    assert!(bad.iter().all(|report| report.revision.is_suspicious()), "{bad:?}");
+    assert_eq!(bad[8].revision.suspicions(), [format!("it is empty and had {} bytes", 3 * C + 1000)]);
+    let left = case.revisions();
+    assert_eq!(left[0].id, good.revision.id, "the good one is there");
+    assert_eq!(left.len(), 4, "and as many suspicious ones as are kept");
+    // The disk is attached again.
+    resize(3 * C + 1000);
+    case.write(10, b"first");
+    case.write(2 * C + 500_000, b"third");
+    let again = go_on(&case, 10..12);
+    assert!(again.iter().all(|report| report.suspicions.is_empty()), "{again:?}");
+    assert_eq!(case.revisions()[0].id, good.revision.id, "two good ones are not enough to expire it");
+    go_on(&case, 12..15);
+    assert!(case.revisions().iter().all(|revision| revision.id != good.revision.id), "three are");
+}
+
+#[test]
+fn a_source_that_is_accepted_is_what_the_next_ones_are_compared_with() {
+    let case = Case::new();
+    let resize = |bytes| File::options().write(true).open(case.disk()).unwrap().set_len(bytes).unwrap();
+    let good = go_on(&case, 0..1).pop().unwrap().revision;
+    resize(C);
+    let bad = go_on(&case, 1..3);
+    DAY.set(3);
+    let request = BackupRequest {
+        tags: Tag::parse_list("daily").unwrap(),
+        force_tags: false,
+        accept_change: true,
+        threads: 1,
+        clock: on_this_day,
+        environment: Environment::default(),
+    };
+    let accepted = backup::run(&case.job, &case.config, &request, &Silent).unwrap();
+    assert_eq!(accepted.suspicions.len(), 1, "it is told all the same");
+    assert!(
+        case.revisions().iter().all(|revision| !revision.is_suspicious()),
+        "those before are accepted, too"
+    );
+    assert_eq!(bad.len(), 2);
+    let next = go_on(&case, 4..5).pop().unwrap();
+    assert!(next.suspicions.is_empty());
+    assert!(case.revisions().iter().all(|revision| revision.id != good.id), "four others are newer");
+    // A little less is only worth a word.
+    resize(C - 4096);
+    let smaller = go_on(&case, 5..6).pop().unwrap();
+    assert_eq!((smaller.suspicions.len(), smaller.revision.is_suspicious()), (1, false));
+}
+
+#[test]
+fn a_clock_that_was_ahead_decides_nothing() {
+    let case = Case::new();
+    go_on(&case, 0..1);
+    case.write(20, b"ahead");
+    let ahead = go_on(&case, 30..31).pop().unwrap().revision;
+    case.write(20, b"right");
+    let right = go_on(&case, 1..2).pop().unwrap().revision;
+    assert_eq!(right.parent.as_deref(), Some(case.revisions()[0].id.as_str()), "as seen on that day");
+    for day in [1, 29, 30, 31, 60] {
+        let mut all = case.revisions();
+        backy_store::revision::order::sort(&mut all, noon().plus_secs(day * 86_400));
+        assert_eq!(all.last().map(|last| &last.id), Some(&right.id), "on day {day}");
+    }
+    let next = go_on(&case, 2..3).pop().unwrap().revision;
+    assert_eq!(next.parent.as_deref(), Some(right.id.as_str()));
+    assert!(case.revisions().iter().any(|revision| revision.id == ahead.id));
 }

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use backy_sched::ServiceConfig;
 use backy_sched::backup::{BackupReport, BackupRequest};
 use backy_sched::prepare::prepare;
+use backy_sched::source::shape::Suspicion;
 use backy_store::revision::select;
 use backy_store::{Error as StoreError, Job, JobName, Repository, Tag, Timestamp};
 use clap::Args;
@@ -25,6 +26,9 @@ pub(crate) struct Arguments {
     /// Take tags that the schedule does not know
     #[arg(short, long)]
     force: bool,
+    /// The source is right as it is, even if it shrank, lost data or is another disk
+    #[arg(long)]
+    accept_change: bool,
     /// Threads that compress [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = threads_parser())]
     threads: Option<u16>,
@@ -42,6 +46,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     let request = BackupRequest {
         tags,
         force_tags: arguments.force,
+        accept_change: arguments.accept_change,
         threads: thread_count(arguments.threads),
         clock: Timestamp::now,
         environment: super::ceph_environment(),
@@ -52,6 +57,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     drop(progress);
     terminal::print_line(&report.revision.id)?;
     note_report(&report);
+    note_suspicions(&report, arguments.accept_change);
     Ok(Outcome::Done)
 }
 
@@ -86,6 +92,19 @@ fn find_job(context: &Context) -> anyhow::Result<Job> {
     }
     prepare(&Repository::open(&config.base_dir)?, &name, &wanted.config, Timestamp::now())?;
     context.job()
+}
+
+/// Says how the source differs from before. The backup itself is exact: the status does not change.
+fn note_suspicions(report: &BackupReport, is_accepted: bool) {
+    for suspicion in &report.suspicions {
+        terminal::warn(format_args!("the source is not as it was: {suspicion}"));
+    }
+    if report.suspicions.iter().any(Suspicion::is_grave) && !is_accepted {
+        terminal::note(format_args!(
+            "revision {} is suspicious and expires no good one; if the source is right, `backy accept` says so",
+            report.revision.id
+        ));
+    }
 }
 
 /// Says on standard error what the run did.

@@ -1,5 +1,6 @@
 //! One file for each command, and what they share: where the job is, and its revisions.
 
+pub(crate) mod accept;
 pub(crate) mod backup;
 pub(crate) mod check;
 pub(crate) mod client;
@@ -89,6 +90,7 @@ fn dispatch(context: &Context, command: Command) -> Result {
         Command::Unmount(arguments) => unmount::run(context, &arguments),
         Command::Verify(arguments) => verify::run(context, &arguments),
         Command::Distrust(arguments) => distrust::run(context, &arguments),
+        Command::Accept(arguments) => accept::run(context, &arguments),
         Command::Tags(arguments) => tags::run(context, &arguments),
         Command::Expire(arguments) => expire::run(context, &arguments),
         Command::Forget(arguments) => forget::run(context, &arguments),

@@ -12,8 +12,8 @@ use backy_sched::source::SourceConfig;
 use backy_sched::source::rbd::leftovers::{self, Fate, Leftover};
 use backy_sched::source::rbd::{self, RbdTarget};
 use backy_store::restore::{RestoreOptions, RestoreReport, Target};
-use backy_store::revision::select;
-use backy_store::{Job, Monitor as _, Revision, Trust};
+use backy_store::revision::{order, select};
+use backy_store::{Job, Monitor as _, Revision, Timestamp, Trust};
 use clap::Args;
 
 use super::{Context, ceph_environment, revisions, thread_count, threads_parser};
@@ -196,9 +196,12 @@ fn choose(context: &Context, job: &Job, spec: Option<&str>) -> anyhow::Result<Re
     let mut all = revisions(job)?;
     let Some(spec) = spec else {
         all.retain(|revision| revision.is_clean() && revision.is_local());
-        return Ok(select::select_one("latest", &all, &context.zone)?);
+        let revision = select::select_one("latest", &all, &context.zone)?;
+        warn_of_choice(&all, &revision, context);
+        return Ok(revision);
     };
     let revision = select::select_one(spec, &all, &context.zone)?;
+    warn_of_choice(&all, &revision, context);
     if !revision.is_local() {
         return Err(refused(
             format!("revision {} lies on the server {}", revision.id, revision.server),
@@ -209,6 +212,36 @@ fn choose(context: &Context, job: &Job, spec: Option<&str>) -> anyhow::Result<Re
         terminal::warn(format_args!("revision {} is incomplete: its backup did not end well", revision.id));
     }
     Ok(revision)
+}
+
+/// Says what a person who is in a hurry may not know of the revision that is restored: that others have later dates, and
+/// that its source was not as before.
+fn warn_of_choice(all: &[Revision], chosen: &Revision, context: &Context) {
+    let date = |revision: &Revision| revision.timestamp.format(&context.zone);
+    if let Some(passed) = order::passed_over(all, chosen).last() {
+        terminal::warn(format_args!(
+            "revision {} is dated {}, later than {} of {}, but that date is wrong: it was passed over; `-r {}` restores it",
+            passed.id,
+            date(passed),
+            chosen.id,
+            date(chosen),
+            passed.id
+        ));
+    }
+    if order::is_future(chosen.timestamp, Timestamp::now()) {
+        terminal::warn(format_args!("revision {} is dated in the future, {}", chosen.id, date(chosen)));
+    }
+    for reason in chosen.suspicions() {
+        terminal::warn(format_args!(
+            "revision {} is suspicious, its source was not as before: {reason}",
+            chosen.id
+        ));
+    }
+    let before = all.iter().take_while(|revision| revision.id != chosen.id);
+    let is_good = |one: &&Revision| one.is_clean() && one.is_local() && !one.is_suspicious();
+    if let Some(good) = before.filter(is_good).last().filter(|_| chosen.is_suspicious()) {
+        terminal::warn(format_args!("the last one before that is {} of {}", good.id, date(good)));
+    }
 }
 
 fn note_report(revision: &Revision, report: &RestoreReport) {

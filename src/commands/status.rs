@@ -6,7 +6,7 @@ mod space;
 
 use std::fmt::Write as _;
 
-use backy_store::revision::{manifest, select};
+use backy_store::revision::{manifest, order, select};
 use backy_store::{Job, Repository, Revision, RevisionId, Timestamp, Trust, Unfinished, Zone};
 use clap::Args;
 use serde::Serialize;
@@ -55,6 +55,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
         return undelete::list(&job, &context.zone, arguments.json);
     }
     let listing = listing(&job)?;
+    warn_of_dates_and_sources(&listing.revisions, &context.zone);
     let spec = arguments.revision.as_deref().unwrap_or("all");
     let selected = select::select(spec, &listing.revisions, &context.zone)?;
     let unfinished = match arguments.revision {
@@ -76,6 +77,37 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
         terminal::print(revision_table(&selected, &unfinished, &context.zone, terminal::stdout_width()))?;
     }
     Ok(Outcome::bad_if(!listing.damaged.is_empty()))
+}
+
+/// Says what a list of revisions does not show by itself: that dates are wrong, and what is suspicious about the newest
+/// revision's source.
+fn warn_of_dates_and_sources(revisions: &[Revision], zone: &Zone) {
+    let now = Timestamp::now();
+    let future: Vec<&Revision> =
+        revisions.iter().filter(|revision| order::is_future(revision.timestamp, now)).collect();
+    if let Some(one) = future.first() {
+        let others = match future.len() {
+            1 => String::new(),
+            number => format!(", and {}", count(number - 1, "other", "others")),
+        };
+        terminal::warn(format_args!(
+            "revision {} is dated in the future, {}{others}: it does not count as newer for that",
+            one.id,
+            one.timestamp.format(zone)
+        ));
+    }
+    let newest = revisions.iter().rfind(|revision| revision.is_local() && revision.is_clean());
+    for reason in newest.iter().flat_map(|revision| revision.suspicions()) {
+        terminal::warn(format_args!("the source is not as it was: {reason}"));
+    }
+}
+
+/// How far a revision is believed.
+fn trust_cell(revision: &Revision) -> String {
+    match revision.is_suspicious() {
+        true => format!("{}, suspicious", revision.trust),
+        false => revision.trust.to_string(),
+    }
 }
 
 /// A backup that has begun and not ended.
@@ -130,7 +162,7 @@ fn revision_table(
             revision.stored_bytes.map_or_else(|| "-".to_owned(), human_bytes),
             revision.stats.duration_secs.map_or_else(|| "-".to_owned(), human_duration),
             tags_cell(revision),
-            revision.trust.to_string(),
+            trust_cell(revision),
             revision.server.clone(),
         ]);
     }
@@ -187,6 +219,8 @@ struct JobEntry {
     incomplete: usize,
     /// Distrusted revisions.
     distrusted: usize,
+    /// Suspicious revisions.
+    suspicious: usize,
     /// Revisions that cannot be listed; `null` when none of the job's can.
     damaged: Option<usize>,
     /// Start of the newest complete backup.
@@ -234,6 +268,7 @@ fn summary(job: String, revisions: &[Revision], damaged: Option<usize>) -> JobEn
         revisions: clean.len(),
         incomplete: revisions.len() - clean.len(),
         distrusted: revisions.iter().filter(|revision| revision.trust == Trust::Distrusted).count(),
+        suspicious: revisions.iter().filter(|revision| revision.is_suspicious()).count(),
         damaged,
         newest: newest.map(|revision| revision.timestamp.to_rfc3339()),
         newest_tags: newest.iter().flat_map(|revision| &revision.tags).map(ToString::to_string).collect(),
@@ -271,8 +306,12 @@ fn problems(entry: &JobEntry) -> String {
     let Some(damaged) = entry.damaged else {
         return "cannot be listed".to_owned();
     };
-    let counted =
-        [(entry.distrusted, "distrusted"), (entry.incomplete, "incomplete"), (damaged, "unreadable")];
+    let counted = [
+        (entry.distrusted, "distrusted"),
+        (entry.suspicious, "suspicious"),
+        (entry.incomplete, "incomplete"),
+        (damaged, "unreadable"),
+    ];
     let present: Vec<String> = counted
         .iter()
         .filter(|(number, _)| *number > 0)

@@ -41,6 +41,8 @@ pub(crate) struct RevisionEntry<'r> {
     orig_tags: &'r BTreeSet<Tag>,
     /// `trusted`, `verified` or `distrusted`.
     trust: Trust,
+    /// Why it is suspicious, and not accepted; empty when it is not.
+    suspicious: Vec<&'r str>,
     /// Empty for local revisions, else the peer's name.
     server: &'r str,
     /// `framed`, or `chunked` and `cowfile` in old stores.
@@ -65,6 +67,7 @@ impl<'r> From<&'r Revision> for RevisionEntry<'r> {
             tags: &revision.tags,
             orig_tags: &revision.orig_tags,
             trust: revision.trust,
+            suspicious: revision.suspicions(),
             server: &revision.server,
             backend_type: &revision.backend_type,
             parent: revision.parent.as_deref().filter(|parent| !parent.is_empty()),
@@ -85,6 +88,7 @@ mod tests {
             id: RevisionId::from_bits(0),
             timestamp: Timestamp::from_secs(1_709_294_400).unwrap(),
             parent: Some(String::new()),
+            sequence: None,
             stats: Stats { bytes_written: 7, duration_secs: Some(1.5), ..Stats::default() },
             tags: Tag::parse_list("b,a").unwrap(),
             backend_type: BackendType::Framed,
@@ -100,7 +104,7 @@ mod tests {
         };
         let expected = "{\"id\":\"2222222222222222222222\",\"timestamp\":\"2024-03-01T12:00:00Z\",\
             \"complete\":true,\"image_size\":8,\"data_bytes\":null,\"bytes_written\":7,\"stored_bytes\":null,\"duration\":1.5,\
-            \"tags\":[\"a\",\"b\"],\"orig_tags\":[],\"trust\":\"trusted\",\"server\":\"\",\"backend_type\":\"framed\",\"parent\":null,\"mode\":null}";
+            \"tags\":[\"a\",\"b\"],\"orig_tags\":[],\"trust\":\"trusted\",\"suspicious\":[],\"server\":\"\",\"backend_type\":\"framed\",\"parent\":null,\"mode\":null}";
         assert_eq!(serde_json::to_string(&RevisionEntry::from(&revision)).unwrap(), expected);
     }
 }

@@ -11,11 +11,12 @@ use super::text::{count, escape};
 pub(crate) const UNKNOWN: u8 = 3;
 
 /// Each kind, its measure's name, and the words before which its count stands: for one job and for several.
-const KINDS: [(Kind, &str, &str); 8] = [
+const KINDS: [(Kind, &str, &str); 9] = [
     (Kind::Overdue, "overdue", "overdue"),
     (Kind::NeverRan, "never_ran", "without a backup"),
     (Kind::Unknown, "unknown", "unknown"),
     (Kind::NewestDistrusted, "newest_distrusted", "with a distrusted newest revision"),
+    (Kind::SourceChanged, "source_changed", "with a changed source"),
     (Kind::Distrusted, "distrusted", "with distrusted revisions"),
     (Kind::Unreadable, "unreadable", "with unreadable manifests"),
     (Kind::Quarantined, "quarantined", "with quarantine reports"),
@@ -154,7 +155,7 @@ mod tests {
         assert_eq!(
             as_text(&report, Some(false)),
             "CRITICAL: 2 of 40 jobs overdue, the scheduler service does not run | jobs=40 overdue=2 never_ran=0 \
-             unknown=0 newest_distrusted=0 distrusted=0 unreadable=0 quarantined=0 in_future=0 revisions=800 \
+             unknown=0 newest_distrusted=0 source_changed=0 distrusted=0 unreadable=0 quarantined=0 in_future=0 revisions=800 \
              service=0\n\
              CRITICAL web01: late\nCRITICAL web02: late\nWARNING: it does not run\n\
              INFO db: kept by hand: manual:a/b\\nc\n"

@@ -24,7 +24,7 @@ use crate::repository::Repository;
 use crate::revision::map::ChunkMap;
 use crate::revision::reader::RevisionReader;
 use crate::revision::writer::{NewRevision, RevisionWriter};
-use crate::revision::{BackendType, Revision, RevisionId, Trust, manifest};
+use crate::revision::{BackendType, Revision, RevisionId, Trust, manifest, order};
 use crate::session;
 use crate::timestamp::Timestamp;
 
@@ -39,7 +39,7 @@ pub struct Job {
     repository: Repository,
 }
 
-/// A job's revisions, oldest first (by timestamp, then id), and the manifests that could not be read.
+/// A job's revisions, oldest first (see [`order`](crate::revision::order)), and the manifests that could not be read.
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
     /// The revisions, oldest first.
@@ -174,8 +174,17 @@ impl Job {
     /// are the same `Arc`s as before.
     pub fn revisions_again(&self, known: &mut KnownRevisions) -> Result<(Vec<Arc<Revision>>, Vec<Finding>)> {
         let (mut revisions, damaged) = index::list(self, known)?;
-        revisions.sort_by(|one, other| (one.timestamp, &one.id).cmp(&(other.timestamp, &other.id)));
+        // The one order that depends on the clock: nobody who lists can forget to ask for it.
+        order::sort(&mut revisions, Timestamp::now());
         Ok((revisions, damaged))
+    }
+
+    /// Returns the place of the next revision among those that the job has made.
+    pub(crate) fn next_sequence(&self) -> Result<u64> {
+        let (revisions, _) = index::list(self, &mut KnownRevisions::default())?;
+        let last =
+            revisions.iter().filter(|revision| revision.is_local()).filter_map(|revision| revision.sequence);
+        Ok(last.max().unwrap_or(0).saturating_add(1))
     }
 
     /// One revision, `RevisionUnknown` if it is not there. Reads the manifest itself.
@@ -284,7 +293,8 @@ impl Job {
         self.rewrite(id, |revision| revision.trust = trust)
     }
 
-    fn rewrite(&self, id: &RevisionId, change: impl Fn(&mut Revision)) -> Result<()> {
+    /// Rewrites a manifest under the manifest lock, which the caller holds.
+    pub(crate) fn rewrite(&self, id: &RevisionId, change: impl Fn(&mut Revision)) -> Result<()> {
         let before = self.revision(id)?;
         let mut after = before.clone();
         change(&mut after);

@@ -100,6 +100,7 @@ mod tests {
             id: RevisionId::parse(id).unwrap(),
             timestamp: now(),
             parent: None,
+            sequence: None,
             stats: Stats { bytes_written: 5, duration_secs: Some(1.0), ..Stats::default() },
             tags: Tag::parse_list("daily").unwrap(),
             backend_type: BackendType::Other(String::new()),

@@ -1,8 +1,8 @@
 //! Points in time: microseconds since 1970-01-01 UTC, read and written in the forms that manifests,
 //! tables and revision expressions use.
 //!
-//! The clock is read in one function, [`Timestamp::now`]. The command line calls it, and what runs for months: the
-//! service and the mount. All else takes the time as an argument. Owner of the crate `jiff`.
+//! The clock is read in one function, [`Timestamp::now`]. The command line calls it, what runs for months (the
+//! service and the mount), and the listing of revisions. All else takes the time as an argument. Owner of the crate `jiff`.
 
 use std::fmt;
 

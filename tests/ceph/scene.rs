@@ -75,8 +75,14 @@ impl Scene {
         let job = Repository::discover(&self.world.job()).unwrap().into_job().unwrap();
         let config = JobConfig::load(&job.config_path()).unwrap();
         let tags = Tag::parse_list("daily").unwrap();
-        let request =
-            BackupRequest { tags, force_tags: false, threads: 2, clock: Timestamp::now, environment };
+        let request = BackupRequest {
+            tags,
+            force_tags: false,
+            accept_change: false,
+            threads: 2,
+            clock: Timestamp::now,
+            environment,
+        };
         backup::run(&job, &config, &request, &Silent).unwrap()
     }
 

@@ -164,6 +164,28 @@ fn distrust_is_critical_for_the_newest_and_a_warning_for_the_others() {
 }
 
 #[test]
+fn a_source_that_changed_is_a_warning_until_it_is_accepted_or_back() {
+    let (mut world, _service) = world();
+    let image = Arc::new(Image::zeros(CHUNK).words(0, 1));
+    let empty = Arc::new(Image(Vec::new()));
+    world.backup(&image, "daily");
+    let warns = |world: &World| {
+        let lines = expect(world, 1, "WARNING: 1 of 1 jobs with a changed source | ");
+        let said = "WARNING web01: its source is not as it was, and nobody has accepted that: it is empty and had 4194304 bytes";
+        assert_eq!(lines, [said]);
+        assert!(check(world).line().contains(" source_changed=1 "));
+    };
+    world.backup(&empty, "daily");
+    warns(&world);
+    world.backup(&image, "daily");
+    expect(&world, 0, "OK: ");
+    world.backup(&empty, "daily");
+    warns(&world);
+    world.ok(&["accept"]);
+    expect(&world, 0, "OK: ");
+}
+
+#[test]
 fn quarantine_unreadable_manifests_and_manual_tags_are_told() {
     let (mut world, _service) = world();
     world.backup(&Arc::new(Image::zeros(CHUNK).words(0, 1)), "daily,manual:before upgrade");

@@ -9,6 +9,7 @@ mod original_manual;
 mod peers;
 mod restore;
 mod revisions;
+mod sources;
 mod streams;
 
 use std::sync::Arc;

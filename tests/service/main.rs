@@ -98,6 +98,29 @@ fn the_check_turns_red_when_a_source_disappears_and_green_again() {
 }
 
 #[test]
+fn a_source_that_changed_is_told_by_log_list_and_check() {
+    let mut server = Server::new();
+    let image = write_image(&server.world, "image1", 1);
+    server.configure(&[("vm1", "image1", "default")]);
+    server.start();
+    server.client(&["run", "vm1"]).expect(0);
+    until("a revision", || server.revisions("vm1").len() == 1);
+    fs::write(server.world.path("image1"), "").expect("empty the image");
+    server.client(&["run", "vm1"]).expect(0);
+    until("another", || server.revisions("vm1").len() == 2);
+    until("the log tells", || server.log().contains("source changed"));
+    let said = "it is empty and had 10485760 bytes";
+    assert!(server.log().contains(said), "{}", server.log());
+    until("the list tells", || server.entry("vm1")["source_changed"] == said);
+    assert!(server.client(&["jobs"]).expect(0).text().contains("source changed"));
+    assert!(server.client(&["check"]).expect(1).text().contains(said));
+    server.check().expect(1);
+    image.write(&server.world.path("image1"));
+    server.client(&["run", "vm1"]).expect(0);
+    until("it is over", || server.check().code() == 0);
+}
+
+#[test]
 fn the_callback_gets_the_job_and_its_revisions() {
     let server = Server::new();
     let called = server.world.path("called");

@@ -2,7 +2,7 @@
 //! service's API and `backy client check`, so that all three give the same verdicts. Pure.
 //!
 //! [`JobFacts`] is what a verdict needs to know of a job, and can travel. A job is green only by a revision
-//! from which it could be restored: complete, not distrusted, not dated in the future. Revisions of other
+//! from which it could be restored: complete, not distrusted, not suspicious, not dated in the future. Revisions of other
 //! servers count, for the job is backed up there.
 
 use std::collections::BTreeSet;
@@ -34,6 +34,12 @@ pub struct JobFacts {
     pub newest_is_distrusted: bool,
     /// Revisions that are dated in the future.
     pub in_future: usize,
+    /// Suspicious ones: their source was not as before, and nobody has accepted that.
+    #[serde(default)]
+    pub suspicious: usize,
+    /// Why the newest one that is here is suspicious; empty when it is not.
+    #[serde(default)]
+    pub newest_suspicions: Vec<String>,
     /// Manual tags, sorted.
     pub manual_tags: BTreeSet<Tag>,
     /// Revisions of other servers whose tags were changed here and not there.
@@ -62,6 +68,8 @@ impl JobFacts {
             distrusted: 0,
             newest_is_distrusted: false,
             in_future: 0,
+            suspicious: 0,
+            newest_suspicions: Vec::new(),
             manual_tags: BTreeSet::new(),
             unsynced: 0,
             unreadable: 0,
@@ -86,6 +94,8 @@ impl JobFacts {
             distrusted: history.distrusted,
             newest_is_distrusted: history.newest_is_distrusted,
             in_future: history.in_future,
+            suspicious: history.suspicious,
+            newest_suspicions: history.newest_suspicions.clone(),
             unsynced: history.unsynced,
             manual_tags: history.manual_tags.clone(),
             ..self
@@ -128,6 +138,8 @@ pub enum Kind {
     NewestDistrusted,
     /// The job could not be looked at.
     Unknown,
+    /// The newest revision is suspicious: its source is not as it was.
+    SourceChanged,
     /// Revisions are distrusted.
     Distrusted,
     /// Manifests cannot be read.
@@ -153,6 +165,7 @@ impl Kind {
         Self::NeverRan,
         Self::NewestDistrusted,
         Self::Unknown,
+        Self::SourceChanged,
         Self::Distrusted,
         Self::Unreadable,
         Self::Quarantined,
@@ -179,6 +192,7 @@ impl Kind {
             Self::NeverRan => "never-ran",
             Self::NewestDistrusted => "newest-distrusted",
             Self::Unknown => "unknown",
+            Self::SourceChanged => "source-changed",
             Self::Distrusted => "distrusted",
             Self::Unreadable => "unreadable",
             Self::Quarantined => "quarantined",
@@ -222,6 +236,13 @@ pub fn judge_job(facts: &JobFacts, now: Timestamp) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut add = |kind, message: String| problems.push(Problem::new(kind, Some(&facts.job), message));
     add_sla(facts, now, &mut add);
+    if !facts.newest_suspicions.is_empty() {
+        let reasons = facts.newest_suspicions.join("; ");
+        add(
+            Kind::SourceChanged,
+            format!("its source is not as it was, and nobody has accepted that: {reasons}"),
+        );
+    }
     match facts.distrusted {
         0 => {}
         n if facts.newest_is_distrusted => {

@@ -6,10 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use backy_store::revision::order::{self, Dated, SKEW_SECS};
 use backy_store::{Revision, Tag, Timestamp, Trust};
 use serde::{Deserialize, Serialize};
-
-use super::sla::SKEW_SECS;
 
 /// The revisions of a job in short.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,7 +29,12 @@ pub struct History {
     pub newest_is_distrusted: bool,
     /// Complete revisions that are dated in the future.
     pub in_future: usize,
-    /// The newest revision that can be relied on: complete, not distrusted, not of the future.
+    /// Complete revisions that are here and suspicious.
+    pub suspicious: usize,
+    /// Why the newest complete revision that is here is suspicious; empty when it is not.
+    pub newest_suspicions: Vec<String>,
+    /// The newest revision that can be relied on: complete, not distrusted, not suspicious, not of the future. The latest
+    /// time at which it can have been made.
     pub newest_good: Option<Timestamp>,
     /// For every tag that is not manual, the newest complete revision that carries it and is not of the future.
     pub newest_by_tag: BTreeMap<Tag, Timestamp>,
@@ -67,6 +71,8 @@ impl History {
             distrusted: 0,
             newest_is_distrusted: false,
             in_future: 0,
+            suspicious: 0,
+            newest_suspicions: Vec::new(),
             newest_good: None,
             newest_by_tag: BTreeMap::new(),
             last: None,
@@ -79,42 +85,43 @@ impl History {
     /// Takes the history of revisions in any order.
     pub fn of<'r>(revisions: impl IntoIterator<Item = &'r Revision>, now: Timestamp) -> Self {
         let mut history = Self::empty(now);
-        let mut newest_here: Option<&Revision> = None;
-        let mut is_distrusted = false;
-        for revision in revisions {
+        for dated in order::dated(revisions, now) {
+            let revision = dated.revision;
             history.all += 1;
             history.manual_tags.extend(revision.tags.iter().filter(|tag| tag.is_manual()).cloned());
             if !revision.is_clean() {
                 continue;
             }
-            history.add(revision);
-            if history.last.as_ref().is_none_or(|last| last.time < revision.timestamp) {
-                is_distrusted = revision.trust == Trust::Distrusted;
-                let (tags, secs) = (revision.tags.clone(), revision.stats.duration_secs);
-                history.last = Some(LastRun { time: revision.timestamp, tags, secs });
-            }
-            if revision.is_local() && newest_here.is_none_or(|here| here.timestamp < revision.timestamp) {
-                newest_here = Some(revision);
-            }
+            history.add(&dated);
         }
-        history.newest_is_distrusted = is_distrusted;
-        history.last_secs_here = newest_here.and_then(|revision| revision.stats.duration_secs);
         history
     }
 
-    /// Counts a complete revision.
-    fn add(&mut self, revision: &Revision) {
-        let time = revision.timestamp;
+    /// Counts a complete revision, which is newer than those before.
+    fn add(&mut self, dated: &Dated<'_>) {
+        let (revision, time) = (dated.revision, dated.made_by);
+        let (tags, secs) = (revision.tags.clone(), revision.stats.duration_secs);
+        self.last = Some(LastRun { time: revision.timestamp, tags, secs });
+        self.newest_is_distrusted = revision.trust == Trust::Distrusted;
+        if revision.is_local() {
+            self.last_secs_here = secs;
+            self.suspicious += usize::from(revision.is_suspicious());
+            self.newest_suspicions = revision.suspicions().into_iter().map(str::to_owned).collect();
+        }
         self.revisions += 1;
         self.local += usize::from(revision.is_local());
         self.unsynced += usize::from(revision.is_pending());
         self.distrusted += usize::from(revision.trust == Trust::Distrusted);
-        if time > self.taken_at.plus_secs(SKEW_SECS) {
+        if order::is_future(revision.timestamp, self.taken_at) {
             self.in_future += 1;
-            self.first_in_future = Some(self.first_in_future.map_or(time, |first| first.min(time)));
+            let first =
+                self.first_in_future.map_or(revision.timestamp, |first| first.min(revision.timestamp));
+            self.first_in_future = Some(first);
+        }
+        if dated.is_ahead {
             return;
         }
-        if revision.trust != Trust::Distrusted {
+        if revision.trust != Trust::Distrusted && !revision.is_suspicious() {
             self.newest_good = self.newest_good.max(Some(time));
         }
         for tag in revision.tags.iter().filter(|tag| !tag.is_manual()) {

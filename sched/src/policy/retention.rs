@@ -4,14 +4,18 @@
 //! 1. A tag of the schedule falls when the revision is older than `keep` intervals **and** at least `keep`
 //!    newer revisions carry the tag. A revision exactly at the limit keeps it. Newer ones count when they
 //!    are complete, not distrusted and not dated in the future, so neither damage nor a clock that jumps
-//!    makes good ones fall.
+//!    makes good ones fall. What is newer, `backy_store::revision::order` says.
 //! 2. A tag that the schedule does not know falls, unless it is manual. Manual tags are never touched.
 //! 3. A local, complete revision without tags goes.
+//!
+//! Suspicious revisions, whose source was empty, cut off or another disk and was not accepted, count for each other and for
+//! nothing else: good revisions are judged as if the suspicious ones were not there. So a source that is wrong for months
+//! costs no good revision, and the suspicious ones do not pile up.
 //!
 //! What no rule can do, because deleting too much is the commonest loss:
 //!
 //! - An empty schedule, and a job without any trusted revision, lets nothing expire.
-//! - The last trusted revision of a job stays, without tags if need be.
+//! - The last trusted revision of a job that is not suspicious stays, without tags if need be.
 //! - Incomplete revisions are neither counted nor touched: they belong to a running backup or to the next
 //!   one.
 //! - One run changes at most two or a fifth (rounded up) of the job's revisions, whichever is more, oldest
@@ -23,7 +27,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use backy_store::{Revision, Tag, Timestamp, Trust};
+use backy_store::revision::order;
+use backy_store::{Revision, RevisionId, Tag, Timestamp, Trust};
 
 use super::{Rule, Schedule, interval};
 
@@ -54,7 +59,7 @@ pub struct Plan {
     pub held_back: Vec<String>,
 }
 
-/// Returns what to do with `revisions` (oldest first) at the time `now`. `force` lifts the bound on one
+/// Returns what to do with `revisions` (in order, oldest first) at the time `now`. `force` lifts the bound on one
 /// run, nothing else.
 pub fn plan(revisions: &[Revision], schedule: &Schedule, now: Timestamp, force: bool) -> Plan {
     let stays = |why: &str| Plan {
@@ -82,9 +87,9 @@ impl Decision {
     }
 }
 
-/// Whether a revision holds the place of an older one with the same tag.
-fn counts(revision: &Revision, now: Timestamp) -> bool {
-    revision.is_clean() && revision.trust != Trust::Distrusted && revision.timestamp <= now
+/// Whether a revision holds the place of an older one with the same tag, given those that are dated in the future.
+fn counts(revision: &Revision, ahead: &BTreeSet<&RevisionId>) -> bool {
+    revision.is_clean() && revision.trust != Trust::Distrusted && !ahead.contains(&revision.id)
 }
 
 /// Whether the job could be restored from this revision.
@@ -93,13 +98,20 @@ fn is_trusted_here(revision: &Revision) -> bool {
 }
 
 fn judge_all(revisions: &[Revision], schedule: &Schedule, now: Timestamp) -> Vec<Decision> {
-    let mut newer: BTreeMap<&Tag, u32> = BTreeMap::new();
+    let dated = order::dated(revisions, now);
+    let ahead = dated.iter().filter(|one| one.is_ahead).map(|one| &one.revision.id).collect();
+    // By tag, how many newer revisions carry it: the good ones, and the suspicious ones with them.
+    let (mut good, mut all): (BTreeMap<&Tag, u32>, BTreeMap<&Tag, u32>) = Default::default();
     let mut decisions = Vec::with_capacity(revisions.len());
     for revision in revisions.iter().rev() {
-        decisions.push(judge(revision, &newer, schedule, now));
-        if counts(revision, now) {
+        let is_suspicious = revision.is_suspicious();
+        decisions.push(judge(revision, if is_suspicious { &all } else { &good }, schedule, now));
+        if counts(revision, &ahead) {
             for tag in &revision.tags {
-                *newer.entry(tag).or_default() += 1;
+                *all.entry(tag).or_default() += 1;
+                if !is_suspicious {
+                    *good.entry(tag).or_default() += 1;
+                }
             }
         }
     }
@@ -124,6 +136,9 @@ fn judge(revision: &Revision, newer: &BTreeMap<&Tag, u32>, schedule: &Schedule, 
             lost_tags.insert(tag.clone());
         }
     }
+    if revision.is_suspicious() {
+        reasons.push("suspicious: good revisions are kept as if it were not there".to_owned());
+    }
     let is_bare = lost_tags.len() == revision.tags.len();
     if is_bare {
         let had = if revision.tags.is_empty() { "it has no tags" } else { "no tag is left" };
@@ -146,13 +161,20 @@ fn judge_tag(revision: &Revision, rule: &Rule, newer: u32, now: Timestamp) -> (b
     (true, format!("older than {window}, and {newer} newer trusted revisions carry it"))
 }
 
-/// Keeps the newest trusted revision when all would go.
+/// Keeps the newest trusted revision when all would go: of the good ones, or of the suspicious ones where there are no
+/// others.
 fn hold_last_trusted(plan: &mut Plan) {
-    let trusted_stays = |decision: &Decision| is_trusted_here(&decision.revision) && !decision.removed;
-    if plan.decisions.iter().any(trusted_stays) {
+    let is_good =
+        |decision: &Decision| is_trusted_here(&decision.revision) && !decision.revision.is_suspicious();
+    let has_good = plan.decisions.iter().any(is_good);
+    let is_last = |decision: &Decision| match has_good {
+        true => is_good(decision),
+        false => is_trusted_here(&decision.revision),
+    };
+    if plan.decisions.iter().any(|decision| is_last(decision) && !decision.removed) {
         return;
     }
-    let Some(last) = plan.decisions.iter_mut().rfind(|decision| is_trusted_here(&decision.revision)) else {
+    let Some(last) = plan.decisions.iter_mut().rfind(|decision| is_last(decision)) else {
         return;
     };
     last.removed = false;

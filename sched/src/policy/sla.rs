@@ -2,9 +2,6 @@
 
 use backy_store::Timestamp;
 
-/// How far the clocks of two servers may differ before a revision counts as dated in the future.
-pub const SKEW_SECS: i64 = 300;
-
 /// How a job stands to its schedule.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Sla {

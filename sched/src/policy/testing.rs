@@ -23,6 +23,7 @@ pub(crate) fn revision(number: u128, secs: i64, list: &str) -> Revision {
         id: RevisionId::from_bits(number),
         timestamp: at(secs),
         parent: None,
+        sequence: None,
         stats: Stats { duration_secs: Some(1.0), ..Stats::default() },
         tags: tags(list),
         backend_type: BackendType::Framed,

@@ -84,6 +84,9 @@ pub struct StatusEntry {
     pub unsynced_revs: usize,
     /// Complete revisions that are here.
     pub local_revs: usize,
+    /// Why the newest of them is suspicious, joined by `; `; missing when it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_changed: Option<String>,
 }
 
 /// What is configured for a job.

@@ -159,6 +159,7 @@ fn status_entry(core: &Core, job: &JobName, entry: &Entry, now: Timestamp) -> St
         quarantine_reports: core.look(job).map_or(0, |look| look.quarantine_reports),
         unsynced_revs: history.unsynced,
         local_revs: history.local,
+        source_changed: (!history.newest_suspicions.is_empty()).then(|| history.newest_suspicions.join("; ")),
     }
 }
 

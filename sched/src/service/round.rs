@@ -127,8 +127,13 @@ impl Round {
             };
         }
         match self.made_revision(&outcome).await {
-            Some(id) => {
-                tracing::info!(job = %self.job(), task = self.task, revision = %id, "backup done");
+            Some(made) => {
+                let (job, revision) = (self.job(), &made.id);
+                tracing::info!(%job, task = self.task, %revision, "backup done");
+                for reason in made.suspicions() {
+                    // The backup is as good as its source. Whether that is right, somebody has to say.
+                    tracing::warn!(%job, task = self.task, %revision, reason, "source changed");
+                }
                 Ended::Done
             }
             None => {
@@ -139,14 +144,12 @@ impl Round {
     }
 
     /// The revision that a backup says it has made, if it is there and complete.
-    async fn made_revision(&self, outcome: &Outcome) -> Option<RevisionId> {
+    async fn made_revision(&self, outcome: &Outcome) -> Option<Revision> {
         let line = String::from_utf8_lossy(&outcome.stdout).lines().next().unwrap_or_default().to_owned();
         let id = RevisionId::parse(&line).ok()?;
-        let (base_dir, job, sought) = (self.base_dir.clone(), self.job().clone(), id.clone());
-        let found = within_patience(move || {
-            Repository::open(&base_dir)?.job(&job)?.revision(&sought).map(|revision| revision.is_clean())
-        });
-        found.await?.ok()?.then_some(id)
+        let (base_dir, job) = (self.base_dir.clone(), self.job().clone());
+        let found = within_patience(move || Repository::open(&base_dir)?.job(&job)?.revision(&id));
+        found.await?.ok().filter(Revision::is_clean)
     }
 
     /// Returns whether revisions were forgotten; `None` when it failed.

@@ -1,5 +1,7 @@
 //! The source `file`: an image file or a block device, read where it lies.
 //!
+//! A block device of 0 bytes has no medium: that is an error, for nobody backs up nothing.
+//!
 //! There is no snapshot to take: the file's size, modification time and identity are noted when it is
 //! opened and compared when it was read (`check_unchanged`). A block device has no time that tells of
 //! writes; there only its size and number are compared, and what changes during the backup is found by the
@@ -25,6 +27,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::resource::{UsageWho, getrusage};
 
 use super::{ChunkPutter, CopyMode, CopyStats, ImageSink, Snapshot, Source};
+use super::{device, shape};
 use crate::chunks;
 use crate::error::{Error, Result};
 use crate::source::extents::{self, Seeker};
@@ -110,6 +113,10 @@ impl FileSnapshot {
         let metadata = file.metadata().map_err(unusable("look at"))?;
         let identity = Identity::of(&metadata).map_err(kind)?;
         let size_bytes = size_of(&file, &identity, &metadata).map_err(unusable("measure"))?;
+        if identity.is_block_device && size_bytes == 0 {
+            // A loop device that is detached, a drive without medium, a volume that is not active.
+            return Err(Error::SourceWithoutMedium { name });
+        }
         // Only advice: what does not help does not harm.
         let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL);
         Ok(Self { path: path.to_owned(), name, file, identity, size_bytes })
@@ -283,6 +290,17 @@ impl Snapshot for FileSnapshot {
             facts.insert("mtime".to_owned(), modified.to_rfc3339().into());
         }
         facts
+    }
+
+    fn identity(&self) -> shape::Identity {
+        match self.identity.is_block_device {
+            true => shape::Identity {
+                kind: "block-device".to_owned(),
+                marks: device::marks(self.identity.place.0),
+            },
+            // Images are replaced by copies: neither inode nor device says which disk it is.
+            false => shape::Identity { kind: "file".to_owned(), marks: BTreeMap::new() },
+        }
     }
 
     fn check_unchanged(&self) -> Result<()> {

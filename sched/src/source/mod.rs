@@ -10,9 +10,12 @@
 //! `config`.
 
 mod consul;
+pub mod content;
+mod device;
 mod extents;
 pub mod file;
 pub mod rbd;
+pub mod shape;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,6 +24,7 @@ use std::path::PathBuf;
 
 use backy_store::{ChunkCheck, ChunkWriter, Monitor, Put, Revision, RevisionId, RevisionWriter};
 
+use self::shape::Identity;
 use crate::error::Result;
 
 /// What a job's configuration says about its source.
@@ -233,6 +237,9 @@ pub trait Snapshot: Sync {
 
     /// Returns facts for the manifest: `type`, name, size and times.
     fn facts(&self) -> BTreeMap<String, serde_json::Value>;
+
+    /// Returns what tells this device from another one, as far as that is known without reading data.
+    fn identity(&self) -> Identity;
 
     /// Fails when the source shows that it was changed since the snapshot was taken.
     fn check_unchanged(&self) -> Result<()>;

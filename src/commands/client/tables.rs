@@ -37,7 +37,7 @@ pub(super) fn jobs(entries: &[StatusEntry], zone: &Zone, width: Option<usize>) -
             entry.job.clone(),
             text(entry.sla.as_deref()),
             overdue.map_or_else(|| NOTHING.to_owned(), human_duration),
-            entry.status.clone(),
+            status_cell(entry),
             local_time(entry.last_time.as_deref(), zone),
             text(entry.last_tags.as_deref()),
             entry.last_duration.map_or_else(|| NOTHING.to_owned(), human_duration),
@@ -49,6 +49,14 @@ pub(super) fn jobs(entries: &[StatusEntry], zone: &Zone, width: Option<usize>) -
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{} shown", count(entries.len(), "job", "jobs"));
     text
+}
+
+/// What a job does, and that somebody has to look at its source.
+fn status_cell(entry: &StatusEntry) -> String {
+    let mut words = vec![entry.status.as_str()];
+    words.extend(entry.source_changed.as_ref().map(|_| "source changed"));
+    words.retain(|word| !word.is_empty());
+    words.join(", ")
 }
 
 /// Returns how many jobs are in each state.
@@ -102,6 +110,7 @@ mod tests {
             sla: some("TOO OLD"),
             sla_overdue: Some(130_000.0),
             status: "running (slow)".to_owned(),
+            source_changed: some("it is empty and had 5 bytes"),
             ..StatusEntry::default()
         };
         let dead = StatusEntry {
@@ -118,10 +127,10 @@ mod tests {
         let mut entries = entries();
         sort(&mut entries);
         let expected = "\
-Job     SLA      SLA overdue  Status                Last Backup (UTC)    Last Tags  Last Duration  Next Backup (UTC)    Next Tags
-test01  OK       -            waiting for deadline  2015-11-05 11:56:10  daily         50 seconds  2015-11-06 11:56:10  daily,weekly
-test02  TOO OLD  a day        running (slow)        -                    -                      -  -                    -
-old     -        -            Dead                  soon\\u{1b}[2J        -                      -  -                    -
+Job     SLA      SLA overdue  Status                          Last Backup (UTC)    Last Tags  Last Duration  Next Backup (UTC)    Next Tags
+test01  OK       -            waiting for deadline            2015-11-05 11:56:10  daily         50 seconds  2015-11-06 11:56:10  daily,weekly
+test02  TOO OLD  a day        running (slow), source changed  -                    -                      -  -                    -
+old     -        -            Dead                            soon\\u{1b}[2J        -                      -  -                    -
 3 jobs shown
 ";
         assert_eq!(jobs(&entries, &Zone::utc(), None), expected);

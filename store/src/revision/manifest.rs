@@ -149,6 +149,7 @@ mod tests {
             id: RevisionId::parse("46mWHmKy2XP3TQwrjbnd9F").unwrap(),
             timestamp: Timestamp::from_micros(1_709_294_400_500_000).unwrap(),
             parent: None,
+            sequence: None,
             stats: Stats { bytes_written: 5, duration_secs: Some(1.5), extra: BTreeMap::new() },
             tags: BTreeSet::from([Tag::parse("daily").unwrap(), Tag::parse("manual:a: b # c").unwrap()]),
             backend_type: BackendType::Framed,

@@ -365,6 +365,18 @@ impl MapWriter {
         bases_offset(self.entries) + number * ENTRY_LEN
     }
 
+    /// Returns the bytes of the image that are not in holes, as far as it is recorded by now.
+    pub(crate) fn data_bytes(&self) -> Result<u64> {
+        let mut data_bytes = 0;
+        self.each_page(entries_offset(self.entries), &mut |page, bytes| {
+            let entries = (page * PAGE_ENTRIES..).zip(bytes.chunks_exact(ENTRY_LEN as usize));
+            let data = entries.filter(|(_, bytes)| id_of(bytes).is_some());
+            data_bytes += data.map(|(number, _)| chunk_len(self.size_bytes, number) as u64).sum::<u64>();
+            Ok(())
+        })?;
+        Ok(data_bytes)
+    }
+
     /// Writes header and tables, makes the file durable and returns its seal and the bytes of the image that
     /// are not in holes. The file keeps its unfinished name.
     pub(crate) fn seal(&self) -> Result<(Seal, u64)> {

@@ -5,8 +5,10 @@ mod avoided;
 pub(crate) mod image;
 pub mod manifest;
 pub mod map;
+pub mod order;
 pub mod reader;
 pub mod select;
+pub mod suspicion;
 pub mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -178,6 +180,9 @@ pub struct Revision {
     /// The revision before, for information.
     #[serde(default)]
     pub parent: Option<String>,
+    /// Its place among the revisions that this job has made, counted from 1 (see [`order`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
     /// What the run measured.
     #[serde(default)]
     pub stats: Stats,

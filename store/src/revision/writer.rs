@@ -223,6 +223,11 @@ impl RevisionWriter {
         }
     }
 
+    /// Bytes of the image that are not in holes, as far as it is recorded by now: the base's, where nothing was put.
+    pub fn data_bytes(&self) -> Result<u64> {
+        self.map.data_bytes()
+    }
+
     /// A comparison with what is recorded at place `number`.
     pub fn check(&self, number: u64) -> Result<ChunkCheck> {
         Ok(ChunkCheck::expecting(self.map.get(number)?.map(|name| name.id)))
@@ -255,7 +260,8 @@ impl RevisionWriter {
         stats: Stats,
         source: BTreeMap<String, serde_json::Value>,
     ) -> Result<Revision> {
-        self.finish_with(guard, stats, source, |job, revision, map, session| {
+        let sequence = self.job.next_sequence()?;
+        self.finish_with(guard, stats, source, Some(sequence), |job, revision, map, session| {
             job.commit(&revision, map, session).map(|()| revision)
         })
     }
@@ -269,7 +275,7 @@ impl RevisionWriter {
         is_damaged: bool,
         source: BTreeMap<String, serde_json::Value>,
     ) -> Result<Revision> {
-        self.finish_with(guard, old.stats.clone(), source, |job, revision, map, session| {
+        self.finish_with(guard, old.stats.clone(), source, None, |job, revision, map, session| {
             job.commit_over(revision, is_damaged, map, session)
         })
     }
@@ -279,6 +285,7 @@ impl RevisionWriter {
         _guard: &BackupGuard,
         stats: Stats,
         source: BTreeMap<String, serde_json::Value>,
+        sequence: Option<u64>,
         commit: impl FnOnce(&Job, Revision, &Path, &str) -> Result<Revision>,
     ) -> Result<Revision> {
         // Where nothing was written and nothing found that the base did not have, all is durable since the base was.
@@ -292,6 +299,7 @@ impl RevisionWriter {
             id: self.new.id.clone(),
             timestamp: self.new.timestamp,
             parent: self.new.parent.as_ref().map(|id| id.to_string()),
+            sequence,
             stats,
             tags: self.new.tags.clone(),
             backend_type: BackendType::Framed,

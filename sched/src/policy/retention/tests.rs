@@ -76,6 +76,55 @@ fn only_complete_trusted_revisions_of_the_past_count_as_kept() {
     assert_eq!(gone(&plan(&days(5), &daily(3), at(100 * DAY), true)), [0, 1]);
 }
 
+fn suspect(revision: &mut Revision) {
+    backy_store::revision::suspicion::record(&mut revision.source, &["it is empty".to_owned()], None);
+}
+
+/// What `expire` leaves when it runs every day for so many days, a suspicious revision being made before each.
+fn after_suspicious_days(mut revisions: Vec<Revision>, days: i64, rules: &Schedule) -> Vec<Revision> {
+    for day in 1..=days {
+        let mut made = revision(1000 + day as u128, day * DAY, "daily");
+        suspect(&mut made);
+        revisions.push(made);
+        revisions = applied(&plan(&revisions, rules, at(day * DAY + 60), false));
+    }
+    revisions
+}
+
+#[test]
+fn suspicious_revisions_push_no_good_ones_out_and_do_not_pile_up() {
+    let left = after_suspicious_days(days(1), 60, &daily(3));
+    let suspicious = left.iter().filter(|revision| revision.is_suspicious()).count();
+    assert_eq!((left.len() - suspicious, suspicious), (1, 3), "the good one, and as many as are kept");
+    let left = after_suspicious_days(days(9), 60, &daily(3));
+    assert_eq!(left.iter().filter(|revision| !revision.is_suspicious()).count(), 3, "as many as are kept");
+    // Accepted, they are like all others.
+    let mut accepted = left;
+    accepted.iter_mut().for_each(|revision| drop(revision.source.clear()));
+    let plan = plan(&accepted, &daily(3), at(61 * DAY), true);
+    assert_eq!(gone(&plan), [0, 1, 2]);
+}
+
+#[test]
+fn a_good_revision_after_suspicious_ones_counts_and_they_do_not() {
+    let mut revisions = days(6);
+    revisions[2..5].iter_mut().for_each(suspect);
+    // Newer than the oldest are two good ones and three suspicious ones.
+    assert!(!gone(&plan(&revisions, &daily(3), at(100 * DAY), true)).contains(&0));
+    assert_eq!(gone(&plan(&revisions, &daily(2), at(100 * DAY), true)), [0, 2, 3]);
+}
+
+#[test]
+fn the_last_trusted_revision_is_a_good_one() {
+    let mut revisions = days(4);
+    revisions[2..].iter_mut().for_each(suspect);
+    let other = schedule(&[("hourly", "1h", 2)]);
+    let first = plan(&revisions, &other, at(0), true);
+    assert_eq!(gone(&first), [0, 2, 3], "of the good ones the newest stays");
+    revisions.iter_mut().for_each(suspect);
+    assert_eq!(gone(&plan(&revisions, &other, at(0), true)), [0, 1, 2], "where all are suspicious, of these");
+}
+
 #[test]
 fn old_distrusted_revisions_go_when_enough_trusted_ones_are_newer() {
     let mut revisions = days(5);
@@ -291,6 +340,9 @@ fn whatever_the_history_and_the_clock_the_promises_hold() {
                     revision(n.into(), random.below(40) as i64 * DAY, list[random.below(7) as usize]);
                 made.trust = [Trust::Trusted, Trust::Verified, Trust::Distrusted][random.below(3) as usize];
                 made.stats.duration_secs = (random.below(8) > 0).then_some(1.0);
+                if random.below(4) == 0 {
+                    suspect(&mut made);
+                }
                 made.server = if random.below(8) > 0 { String::new() } else { "backup2".to_owned() };
                 made
             })
@@ -322,6 +374,15 @@ fn whatever_the_history_and_the_clock_the_promises_hold() {
             revisions = after;
         }
         assert_eq!(revisions, forced, "seed {seed}: many bounded runs end where one forced run does");
+        let is_good = |revision: &Revision| is_trusted_here(revision) && !revision.is_suspicious();
+        if before.iter().any(is_good) {
+            assert!(revisions.iter().any(is_good), "seed {seed}: the last good revision stays");
+            let good = |list: &[Revision]| -> Vec<Revision> {
+                list.iter().filter(|revision| !revision.is_suspicious()).cloned().collect()
+            };
+            let alone = applied(&plan(&good(&before), &rules, now, true));
+            assert_eq!(good(&revisions), alone, "seed {seed}: good ones are kept as if there were no others");
+        }
         let trusted = before.iter().any(is_trusted_here);
         assert_eq!(
             trusted,

@@ -134,7 +134,7 @@ fn jobs(text: &mut Text, facts: &[JobFacts], report: &Report, now: Timestamp) {
         .filter_map(|problem| problem.job.as_ref())
         .collect();
     let known = |facts: &JobFacts, number: usize| facts.failure.is_none().then_some(number as f64);
-    let measures: [Measure<'_>; 6] = [
+    let measures: [Measure<'_>; 7] = [
         ("backy_job_overdue", "1 when the job has no good revision that is young enough.", &|facts| {
             known(facts, usize::from(late.contains(&facts.job)))
         }),
@@ -143,6 +143,9 @@ fn jobs(text: &mut Text, facts: &[JobFacts], report: &Report, now: Timestamp) {
         }),
         ("backy_job_revisions", "Complete revisions.", &|facts| known(facts, facts.revisions)),
         ("backy_job_distrusted_revisions", "Distrusted revisions.", &|facts| known(facts, facts.distrusted)),
+        ("backy_job_suspicious_revisions", "Revisions whose source had changed.", &|facts| {
+            known(facts, facts.suspicious)
+        }),
         ("backy_job_unreadable_manifests", "Manifests that cannot be read.", &|facts| {
             known(facts, facts.unreadable)
         }),

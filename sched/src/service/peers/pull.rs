@@ -142,6 +142,7 @@ fn merge(note: Option<&Revision>, theirs: &RemoteRevision, peer: &str) -> Revisi
         id: theirs.id.clone(),
         timestamp: theirs.timestamp,
         parent: theirs.parent.clone(),
+        sequence: None,
         stats: Stats {
             bytes_written: theirs.stats.bytes_written,
             duration_secs: theirs.stats.duration_secs,

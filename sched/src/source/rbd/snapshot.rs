@@ -12,6 +12,7 @@ use super::error::RbdError;
 use super::snapshot_name;
 use super::tool::{ImageInfo, RbdTool, SnapshotInfo};
 use crate::error::{Error, Result};
+use crate::source::shape::Identity;
 use crate::source::{CopyMode, CopyStats, ImageSink, Snapshot};
 
 /// Above this size listing the changes of every object takes longer than reading some objects whole. Only for the
@@ -150,6 +151,11 @@ impl Snapshot for RbdSnapshot {
         ]);
         facts.extend(self.info.id.clone().map(|id| ("image_id".to_owned(), id.into())));
         facts
+    }
+
+    fn identity(&self) -> Identity {
+        let id = self.info.id.clone().map(|id| ("image-id".to_owned(), id));
+        Identity { kind: "rbd".to_owned(), marks: id.into_iter().collect() }
     }
 
     /// A snapshot does not change; that it is still the same one shows that all was read from it.

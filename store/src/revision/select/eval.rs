@@ -3,6 +3,8 @@
 //! A word is tried as a number, an id, a keyword and last as a tag; only as an end of a range also, before
 //! the tag, as a date.
 
+use std::cmp::Ordering;
+
 use super::parse::{Function, List, Meet, Range, Term};
 use crate::revision::{Revision, Trust};
 use crate::timestamp::{Timestamp, Zone};
@@ -14,6 +16,14 @@ pub(super) struct Evaluation<'a> {
 }
 
 type Positions = Vec<usize>;
+
+/// An end of a range.
+enum End {
+    BeforeAll,
+    Revision(usize),
+    Date(Timestamp),
+    AfterAll,
+}
 
 impl<'a> Evaluation<'a> {
     pub(super) fn new(revisions: &'a [Revision], zone: &'a Zone) -> Self {
@@ -49,16 +59,27 @@ impl<'a> Evaluation<'a> {
             Range::One(term) => return self.term(term),
             Range::Span(first, last) => (first, last),
         };
-        let before_all = 0;
-        let after_all = 2 * self.revisions.len();
-        let first = first.as_ref().map_or(Ok(before_all), |end| self.place(end))?;
-        let last = last.as_ref().map_or(Ok(after_all), |end| self.place(end))?;
-        let span = first.min(last)..=first.max(last);
-        Ok((0..self.revisions.len()).filter(|position| span.contains(&(2 * position + 1))).collect())
+        let first = first.as_ref().map_or(Ok(End::BeforeAll), |end| self.end(end))?;
+        let last = last.as_ref().map_or(Ok(End::AfterAll), |end| self.end(end))?;
+        let is_inside = |position: &usize| {
+            let sides = [&first, &last].map(|end| self.side(end, *position));
+            sides != [Ordering::Less; 2] && sides != [Ordering::Greater; 2]
+        };
+        Ok((0..self.revisions.len()).filter(is_inside).collect())
     }
 
-    /// The place of an end of a range: revision n is at 2n + 1, a date between it and the next one at 2n + 2.
-    fn place(&self, end: &Term) -> Result<usize, String> {
+    /// On which side of a revision an end of a range lies. A date is compared with the revision's own date: one that is
+    /// dated in the future is not among those of last year, though it comes before them.
+    fn side(&self, end: &End, position: usize) -> Ordering {
+        match end {
+            End::BeforeAll => Ordering::Less,
+            End::AfterAll => Ordering::Greater,
+            End::Revision(end) => end.cmp(&position),
+            End::Date(date) => date.cmp(&self.revisions[position].timestamp),
+        }
+    }
+
+    fn end(&self, end: &Term) -> Result<End, String> {
         let position = match end {
             Term::Call(Some(Function::First | Function::Last), _) => self.term(end)?.first().copied(),
             Term::Call(None, inner) => match self.list(inner)?[..] {
@@ -81,19 +102,17 @@ impl<'a> Evaluation<'a> {
                     ));
                 }
                 None => match Timestamp::parse(word, self.zone) {
-                    Some(date) => return self.place_of_date(word, date),
+                    Some(date) => return self.date(word, date),
                     None => self.newest_tagged(word),
                 },
             },
         };
-        position.map(|position| 2 * position + 1).ok_or_else(|| unknown(end))
+        position.map(End::Revision).ok_or_else(|| unknown(end))
     }
 
-    fn place_of_date(&self, word: &str, date: Timestamp) -> Result<usize, String> {
-        let earlier = self.revisions.iter().filter(|revision| revision.timestamp < date).count();
+    fn date(&self, word: &str, date: Timestamp) -> Result<End, String> {
         match self.revisions.iter().filter(|revision| revision.timestamp == date).count() {
-            0 => Ok(2 * earlier),
-            1 => Ok(2 * earlier + 1),
+            0 | 1 => Ok(End::Date(date)),
             count => Err(format!("{count} revisions were made exactly at {word:?}: name one by its id")),
         }
     }
@@ -158,7 +177,7 @@ impl<'a> Evaluation<'a> {
                 Err(format!("there is no {word} revision: the job has no revisions"))
             }
             "last" | "latest" => Ok(Some(count - 1)),
-            "first" => Ok(Some(0)),
+            "first" => Ok(Some(self.first())),
             _ => Ok(None),
         }
     }
@@ -181,6 +200,12 @@ impl<'a> Evaluation<'a> {
             },
         };
         Ok(Some(chosen))
+    }
+
+    /// The oldest revision. Those dated in the future come before all others, but nobody means them by it.
+    fn first(&self) -> usize {
+        let newest = self.revisions.last().map(|revision| revision.timestamp);
+        self.revisions.iter().position(|revision| Some(revision.timestamp) <= newest).unwrap_or(0)
     }
 
     fn newest_tagged(&self, tag: &str) -> Option<usize> {

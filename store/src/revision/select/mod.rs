@@ -22,6 +22,8 @@
 //! (`YYYY-MM-DD[THH:MM[:SS[.ffffff]]][+HH:MM]`); a date between two revisions falls between them, and one
 //! outside of the history selects nothing there. A missing end is the end of the history.
 //!
+//! What is newest and oldest is decided by [`super::order`], not by dates alone.
+//!
 //! Both steps, `parse` and `eval`, are pure and bounded: 4096 bytes of text, 64 nested parentheses.
 
 mod eval;
@@ -33,7 +35,7 @@ use crate::name::Tag;
 use crate::revision::Revision;
 use crate::timestamp::{Timestamp, Zone};
 
-/// Evaluates a revision specification over `revisions` (oldest first). Order of the result as the
+/// Evaluates a revision specification over `revisions` (in the order of [`super::order`]: oldest first). Order of the result as the
 /// specification says; a revision comes at most once. Dates without a zone are read in `zone`.
 pub fn select(spec: &str, revisions: &[Revision], zone: &Zone) -> Result<Vec<Revision>> {
     let chosen = parse::parse(spec)

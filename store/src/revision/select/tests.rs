@@ -14,6 +14,7 @@ fn revision(id: &str, time: &str, tags: &[&str], trust: Trust, server: &str) -> 
         id: RevisionId::parse(id).unwrap(),
         timestamp: Timestamp::parse(time, &Zone::utc()).unwrap(),
         parent: None,
+        sequence: None,
         stats: Stats { duration_secs: Some(1.0), ..Stats::default() },
         tags: tags.iter().map(|tag| Tag::parse(tag).unwrap()).collect(),
         backend_type: BackendType::Chunked,
@@ -180,6 +181,27 @@ fn ids_go_before_keywords_and_numbers_before_ids() {
     revisions[1].id = RevisionId::parse("0").unwrap();
     assert_eq!(ids("last", &revisions).unwrap(), ["last"]);
     assert_eq!(ids("0", &revisions).unwrap(), ["nLtZRhDykuHTLKWoFJ9Twg"]);
+}
+
+#[test]
+fn a_revision_dated_in_the_future_is_neither_first_nor_last() {
+    let mut revisions = alpha();
+    revisions.push(revision("ahead", "2024-05-01T02:10:00Z", &["daily"], Trust::Trusted, ""));
+    let now = Timestamp::parse("2024-03-06T12:00", &Zone::utc()).unwrap();
+    crate::revision::order::sort(&mut revisions, now);
+    let all = alpha().into_iter().map(|revision| revision.id.to_string()).collect::<Vec<_>>();
+    for spec in ["last", "latest", "0", "daily", "last(all)", "last(tag:daily)"] {
+        assert_eq!(ids(spec, &revisions).unwrap(), [all[3].clone()], "{spec}");
+    }
+    assert_eq!(ids("first", &revisions).unwrap(), [all[0].clone()]);
+    assert_eq!(ids("2024-03-06..", &revisions).unwrap(), ["ahead", &all[3]]);
+    assert_eq!(ids("..2024-03-05", &revisions).unwrap(), [all[0].clone()]);
+    assert_eq!(ids("2024-04-01..", &revisions).unwrap(), ["ahead"]);
+    assert_eq!(ids("first..last", &revisions).unwrap(), all);
+    assert_eq!(ids("..last", &revisions).unwrap().len(), 5);
+    assert_eq!(ids("4", &revisions).unwrap(), ["ahead"]);
+    crate::revision::order::sort(&mut revisions, now.plus_secs(100 * 86_400));
+    assert_eq!(ids("last", &revisions).unwrap(), ["ahead"], "when that time has come");
 }
 
 #[test]
