@@ -180,11 +180,12 @@ impl Job {
     }
 
     /// Returns the place of the next revision among those that the job has made.
-    pub(crate) fn next_sequence(&self) -> Result<u64> {
+    pub(crate) fn next_sequence(&self) -> Result<order::Sequence> {
         let (revisions, _) = index::list(self, &mut KnownRevisions::default())?;
-        let last =
-            revisions.iter().filter(|revision| revision.is_local()).filter_map(|revision| revision.sequence);
-        Ok(last.max().unwrap_or(0).saturating_add(1))
+        let local = revisions.iter().filter(|revision| revision.is_local());
+        let last = local.filter_map(|revision| Some(revision.sequence.as_ref()?.number)).max();
+        let store = self.repository.id().to_owned();
+        Ok(order::Sequence { store, number: last.unwrap_or(0).saturating_add(1) })
     }
 
     /// One revision, `RevisionUnknown` if it is not there. Reads the manifest itself.

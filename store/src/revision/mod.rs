@@ -180,9 +180,9 @@ pub struct Revision {
     /// The revision before, for information.
     #[serde(default)]
     pub parent: Option<String>,
-    /// Its place among the revisions that this job has made, counted from 1 (see [`order`]).
+    /// Its place among the revisions that the job has made (see [`order`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sequence: Option<u64>,
+    pub sequence: Option<order::Sequence>,
     /// What the run measured.
     #[serde(default)]
     pub stats: Stats,

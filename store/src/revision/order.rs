@@ -1,8 +1,8 @@
 //! The order of a job's revisions, and with it which one is the newest. Selection, restores, mounts, retention,
 //! scheduling, monitoring and the choice of a base all use this one definition. Pure.
 //!
-//! Dates come from a clock, and clocks are wrong at times. So each revision has a `sequence`, which grows with every
-//! revision of its job: it cannot have been made after one with a higher sequence. The earliest date among itself and
+//! Dates come from a clock, and clocks are wrong at times. So each revision has a [`Sequence`], which grows with every
+//! revision of its job: it cannot have been made after one with a higher number. The earliest date among itself and
 //! those made later is the latest time at which it can have been made ([`Dated::made_by`]), and revisions are ordered by
 //! that. A revision dated a month ahead comes directly before the next one that was made, a revision dated 1970 after the
 //! ones that were there before it.
@@ -10,16 +10,27 @@
 //! Where nothing made later puts it right, a revision that is dated in the future (by more than two clocks may differ)
 //! is passed over: it comes before all others, and is the newest only where there is no other.
 //!
-//! Revisions without a sequence (from backy 2, and those of peers) are ordered by their dates; those of backy 2 are older
-//! than all with a sequence.
+//! Numbers of different stores say nothing about each other: the directories of two servers may have been copied into
+//! one. Such revisions, and those without a sequence (from backy 2, and those of peers), are ordered by their dates.
 
 use std::borrow::Borrow;
+
+use serde::{Deserialize, Serialize};
 
 use super::Revision;
 use crate::timestamp::Timestamp;
 
 /// How far two clocks may differ before a revision counts as dated in the future.
 pub const SKEW_SECS: i64 = 300;
+
+/// The place of a revision among those that its job has made.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Sequence {
+    /// The id of the store in which it was made.
+    pub store: String,
+    /// One more than the highest in the job at that time.
+    pub number: u64,
+}
 
 /// A revision and its time, as far as it can be believed.
 #[derive(Clone, Copy, Debug)]
@@ -76,10 +87,10 @@ fn sort_keyed<R: Borrow<Revision>>(revisions: &mut Vec<R>, now: Timestamp) -> Ve
     keyed.sort_by(|(one_by, one), (other_by, other)| {
         let (one, other): (&Revision, &Revision) = (one.borrow(), other.borrow());
         let is_present = |at: &Timestamp| !is_future(*at, now);
-        (is_present(one_by), one_by, one.sequence, one.timestamp, &one.id).cmp(&(
+        (is_present(one_by), one_by, &one.sequence, one.timestamp, &one.id).cmp(&(
             is_present(other_by),
             other_by,
-            other.sequence,
+            &other.sequence,
             other.timestamp,
             &other.id,
         ))
@@ -93,16 +104,21 @@ fn sort_keyed<R: Borrow<Revision>>(revisions: &mut Vec<R>, now: Timestamp) -> Ve
 fn latest_times<R: Borrow<Revision>>(revisions: &[R]) -> Vec<Timestamp> {
     let of = |at: usize| -> &Revision { revisions[at].borrow() };
     let mut times: Vec<Timestamp> = (0..revisions.len()).map(|at| of(at).timestamp).collect();
-    let mut local: Vec<usize> = (0..revisions.len()).filter(|&at| of(at).is_local()).collect();
-    local.sort_by_key(|&at| std::cmp::Reverse(of(at).sequence));
-    // The earliest date of all that were made later; equal sequences say nothing about each other.
-    let mut later: Option<Timestamp> = None;
-    for group in local.chunk_by(|&one, &other| of(one).sequence == of(other).sequence) {
-        let earliest = group.iter().map(|&at| of(at).timestamp).min();
-        if let Some(later) = later {
-            group.iter().for_each(|&at| times[at] = times[at].min(later));
+    let is_placed = |at: &usize| of(*at).is_local() && of(*at).sequence.is_some();
+    let mut placed: Vec<usize> = (0..revisions.len()).filter(is_placed).collect();
+    placed.sort_by_key(|&at| std::cmp::Reverse(&of(at).sequence));
+    // The earliest date of all that were made later in the same store; equal numbers say nothing about each other.
+    let mut later: Option<(&str, Timestamp)> = None;
+    for group in placed.chunk_by(|&one, &other| of(one).sequence == of(other).sequence) {
+        let Some(store) = of(group[0]).sequence.as_ref().map(|sequence| sequence.store.as_str()) else {
+            continue;
+        };
+        let bound = later.filter(|(of_store, _)| *of_store == store).map(|(_, bound)| bound);
+        if let Some(bound) = bound {
+            group.iter().for_each(|&at| times[at] = times[at].min(bound));
         }
-        later = later.into_iter().chain(earliest).min();
+        let dates = group.iter().map(|&at| of(at).timestamp);
+        later = dates.chain(bound).min().map(|bound| (store, bound));
     }
     times
 }
@@ -121,6 +137,7 @@ mod tests {
     const DAY: i64 = 86_400;
 
     fn revision(name: &str, secs: i64, sequence: Option<u64>) -> Revision {
+        let sequence = sequence.map(|number| Sequence { store: "s".to_owned(), number });
         let json = serde_json::json!({
             "uuid": name, "timestamp": at(secs), "stats": { "duration": 1.0 }, "backend_type": "framed",
             "sequence": sequence,
@@ -162,8 +179,11 @@ mod tests {
         peer.server = "backup2".to_owned();
         let all = [revision("a", 3, None), revision("b", 1, None), revision("c", 10, Some(1)), peer];
         assert_eq!(ordered(&all, 20), "bapc");
-        let wrong = [revision("a", 30 * DAY, None), revision("c", 0, Some(1))];
-        assert_eq!(ordered(&wrong, 31 * DAY), "ac", "what backy 2 made is older than what we made");
+        let mut other = [revision("a", DAY, Some(9)), revision("c", 5 * DAY, Some(1))];
+        other[0].sequence = Some(Sequence { store: "another".to_owned(), number: 9 });
+        assert_eq!(ordered(&other, 9 * DAY), "ac", "a directory that was copied from another store");
+        other[0].sequence = Some(Sequence { store: "z".to_owned(), number: 9 });
+        assert_eq!(ordered(&other, 9 * DAY), "ac", "whatever its name");
     }
 
     #[test]
@@ -195,7 +215,7 @@ mod tests {
             sort(&mut other, at(now * DAY));
             prop_assert_eq!(&one, &other);
             let present = one.iter().filter(|revision| revision.timestamp <= at(now * DAY));
-            let sequences: Vec<u64> = present.filter_map(|revision| revision.sequence).collect();
+            let sequences: Vec<&Sequence> = present.filter_map(|revision| revision.sequence.as_ref()).collect();
             prop_assert!(sequences.is_sorted(), "{:?}", sequences);
             // A revision that is dated ahead is the newest only where all others are, or were made before it.
             if let Some(last) = one.last()

@@ -285,7 +285,7 @@ impl RevisionWriter {
         _guard: &BackupGuard,
         stats: Stats,
         source: BTreeMap<String, serde_json::Value>,
-        sequence: Option<u64>,
+        sequence: Option<super::order::Sequence>,
         commit: impl FnOnce(&Job, Revision, &Path, &str) -> Result<Revision>,
     ) -> Result<Revision> {
         // Where nothing was written and nothing found that the base did not have, all is durable since the base was.
