@@ -160,7 +160,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, the worst first.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Overdue,
         Self::NeverRan,
         Self::NewestDistrusted,
