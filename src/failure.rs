@@ -143,7 +143,7 @@ impl Failure {
             .chain()
             .find_map(|cause| cause.downcast_ref::<Complaint>())
             .map(|complaint| complaint.hint.clone())
-            .or_else(|| self.error.chain().find_map(|cause| sched_hint(cause.downcast_ref()?)))
+            .or_else(|| self.error.chain().find_map(|cause| sched_hint(sched_error(cause)?)))
             .or_else(|| self.error.chain().find_map(|cause| mount_hint(cause.downcast_ref()?)))
             .or_else(|| self.store_errors().find_map(store_hint))
             .filter(|hint| !hint.is_empty())
@@ -166,6 +166,12 @@ fn is_usage(error: &(dyn std::error::Error + 'static)) -> bool {
             Some(MountError::OptionUnknown { .. } | MountError::OptionInvalid { .. })
         )
         || matches!(error.downcast_ref(), Some(SchedError::SettingsInvalid { .. }))
+}
+
+/// Returns the error of `sched` that a cause is, or that an I/O error of a stream has inside.
+fn sched_error<'e>(cause: &'e (dyn std::error::Error + 'static)) -> Option<&'e SchedError> {
+    let inside = || cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref();
+    cause.downcast_ref().or_else(inside)
 }
 
 fn mount_hint(error: &MountError) -> Option<String> {
@@ -329,6 +335,10 @@ fn target_hint(problem: &TargetProblem) -> Option<String> {
         TargetProblem::Claimed { .. } => {
             "unmount it or take it out of use first; `lsblk` shows what is made of it".to_owned()
         }
+        TargetProblem::DeviceReadOnly => {
+            "`blockdev --setrw` allows writing, if the device and what it is made of can be written"
+                .to_owned()
+        }
         TargetProblem::NoRoom { .. } => {
             "make room there or choose another place; `--force` tries it, since data often take less"
                 .to_owned()
@@ -453,6 +463,10 @@ mod tests {
         let target = StoreError::Target { doing: "write", target: "/mnt/x".into(), source: full() };
         let hint = failure(target).hint().unwrap();
         assert!(hint.contains("the target is full") && !hint.contains("purge"), "{hint}");
+        let broken: SchedError = RbdError::PoolMissing { pool: "rbd".into() }.into();
+        let source = io::Error::other(broken);
+        let image = StoreError::Target { doing: "write to", target: "the new image".into(), source };
+        assert!(failure(image).hint().unwrap().contains("lists the pools"));
         let refused = |problem| StoreError::TargetRefused { target: "/mnt/x".into(), problem };
         assert_eq!(failure(refused(TargetProblem::Special)).hint(), None);
         let (name, to) = (failure(refused(TargetProblem::Link { to: "/a b".into() })), "'/a b'");

@@ -171,6 +171,18 @@ fn nothing_is_left_wherever_a_restore_is_killed() {
         }
     }
     assert!(killed > 5, "{killed}");
+    // The old file is there until the new one is, and the next restore removes what only had a temporary name.
+    for at in 1.. {
+        fs::write(world.path("out/disk"), b"old").unwrap();
+        let run = world.run_with_fault(&["restore", "--force", "out/disk"], &format!("kill:{at}"));
+        let found = fs::read(world.path("out/disk")).unwrap();
+        assert!(found == b"old" || found == expected(&world, &last).0, "kill:{at}");
+        if !run.was_killed() {
+            break;
+        }
+    }
+    world.ok(&["restore", "--force", "out/disk"]);
+    assert_eq!(names(&world.path("out")), ["disk"]);
 }
 
 /// Starts a restore with a temporary name and stops it when it has written some of it.
@@ -222,6 +234,18 @@ fn a_restore_that_is_asked_to_stop_or_was_killed_leaves_nothing_for_long() {
     world.ok(&["restore", "out/disk"]).says("removed ").says(&of_living[0]);
     assert_eq!(names(&world.path("out")), ["disk", "other"]);
     assert!(fs::read(world.path("out/disk")).unwrap() == expected(&world, &last).0);
+}
+
+#[test]
+fn a_backup_survives_the_end_of_its_terminal_as_it_does_sigterm() {
+    let (world, _) = world();
+    let before = world.leftovers().len();
+    let mut command = world.command(&["backup", "daily"]);
+    let stopped = Stopped::start(command.env("BACKY_FAULT", "stop:4")).expect("it stops");
+    tool("kill", &["-s", "HUP", &stopped.pid().to_string()]);
+    let run = stopped.finish();
+    assert!(matches!(run.code(), 0 | 1), "{run}");
+    assert_eq!(world.leftovers().len(), before, "{run}");
 }
 
 #[test]
@@ -281,7 +305,7 @@ fn a_file_that_is_replaced_keeps_owner_mode_and_attributes() {
     assert_eq!(fs::metadata(world.path("new.img")).unwrap().mode() & 0o7777, 0o600);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     fs::hard_link(&path, world.path("other.img")).unwrap();
-    world.ok(&["restore", "--force", "disk.img"]).says("0644: every user").says("other names");
+    world.ok(&["restore", "--force", "disk.img"]).says("has mode 0644: every user").says("other names");
 }
 
 #[test]
@@ -497,6 +521,9 @@ fn a_mounted_device_is_refused_whatever_is_asked_for() {
     File::create(&backing).unwrap().set_len(32 << 20).unwrap();
     tool("mkfs.ext4", &["-q", "-F", &backing.to_string_lossy()]);
     let device = LoopDevice::of(&backing);
+    tool("blockdev", &["--setro", &device.0]);
+    world.run(&["restore", "--force", &device.0]).expect(1).says("the device is read-only").says("--setrw");
+    tool("blockdev", &["--setrw", &device.0]);
     let point = world.path("mnt");
     fs::create_dir(&point).unwrap();
     let mounted = Mount(point.clone());

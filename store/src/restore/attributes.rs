@@ -38,15 +38,18 @@ pub(super) fn keep(old: &File, new: &File, path: &Path, monitor: &dyn Monitor) {
     if !lost.is_empty() {
         monitor.warn(&format!("not kept of the old file {}: {}", path.display(), lost.join(", ")));
     }
-    if facts.mode() & 0o004 != 0 {
-        let mode = facts.mode() & 0o777;
-        monitor.warn(&format!(
-            "{} keeps its mode {mode:04o}: every user of this machine can read the image",
-            path.display()
-        ));
-    }
+    warn_if_exposed(new, path, monitor);
     if facts.nlink() > 1 {
         monitor.warn(&format!("other names of the old file {} keep its content", path.display()));
+    }
+}
+
+/// Warns of an image that others can read: because of the old file's mode, or on a file system that has no modes.
+pub(super) fn warn_if_exposed(file: &File, path: &Path, monitor: &dyn Monitor) {
+    let mode = file.metadata().map_or(0, |facts| facts.mode() & 0o777);
+    if mode & 0o004 != 0 {
+        let path = path.display();
+        monitor.warn(&format!("{path} has mode {mode:04o}: every user of this machine can read the image"));
     }
 }
 

@@ -44,12 +44,13 @@ impl Device {
     /// Opens the device that `path` or a link there names. What is opened is what was looked at: all checks are made on
     /// the descriptor.
     pub(super) fn open(path: &Path, wanted: &Wanted<'_>) -> Result<Self> {
+        let number = path.metadata().context("examine", path)?.rdev();
         let mut file = match OpenOptions::new().read(true).write(true).custom_flags(libc::O_EXCL).open(path) {
             Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
-                let facts = path.metadata().context("examine", path)?;
                 let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-                return refuse(path, TargetProblem::Claimed { by: users::of_device(&real, facts.rdev()) });
+                return refuse(path, TargetProblem::Claimed { by: users::of_device(&real, number) });
             }
+            Err(_) if users::is_read_only(number) => return refuse(path, TargetProblem::DeviceReadOnly),
             other => other.context("open", path)?,
         };
         if !file.metadata().context("examine", path)?.file_type().is_block_device() {

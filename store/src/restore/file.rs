@@ -48,8 +48,9 @@ impl NewFile {
         }
         check_room(path, &dir, wanted)?;
         let temporary = Temporary::create(&dir, old.is_none().then_some(&*target))?;
-        if let Some(old) = &old {
-            attributes::keep(old, &temporary.file, path, wanted.monitor);
+        match &old {
+            Some(old) => attributes::keep(old, &temporary.file, path, wanted.monitor),
+            None => attributes::warn_if_exposed(&temporary.file, path, wanted.monitor),
         }
         match disk::set_len(&temporary.file, wanted.size, path) {
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::FileTooLarge => {

@@ -68,6 +68,9 @@ pub enum TargetProblem {
         /// Mount points and holders, as far as they are known.
         by: Vec<String>,
     },
+    /// The device is set to read-only.
+    #[error("the device is read-only")]
+    DeviceReadOnly,
     /// Programs have the target open, or a loop device is made of it.
     #[error("it is in use{}", and_by(by))]
     InUse {

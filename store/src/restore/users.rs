@@ -38,6 +38,12 @@ pub(super) fn of_device(path: &Path, device: u64) -> Vec<String> {
     shortened(users)
 }
 
+/// Whether a block device is set to read-only.
+pub(super) fn is_read_only(device: u64) -> bool {
+    let sys = format!("/sys/dev/block/{}/ro", number(device));
+    read_to_string(sys).is_ok_and(|text| text.trim() == "1")
+}
+
 /// Whether something is mounted on this very path, which must be canonical.
 pub(super) fn is_mount_point(path: &Path) -> bool {
     let table = read_to_string("/proc/self/mountinfo").unwrap_or_default();
