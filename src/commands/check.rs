@@ -49,11 +49,15 @@ pub(crate) fn conclude(verdict: anyhow::Result<(Report, Option<bool>)>, as_json:
             )
         }
     };
-    match as_json {
-        true => json::print(&value)?,
-        false => terminal::print(text)?,
-    }
-    Ok(Outcome::Status(status))
+    let printed = if as_json { json::print(&value) } else { terminal::print(text) };
+    // Nobody has seen the verdict otherwise.
+    Ok(Outcome::Status(printed.map_or_else(
+        |error| {
+            failure::tell(error);
+            nagios::UNKNOWN
+        },
+        |()| status,
+    )))
 }
 
 fn examine(context: &Context, arguments: &Arguments) -> anyhow::Result<(Report, Option<bool>)> {

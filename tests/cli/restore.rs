@@ -199,7 +199,7 @@ fn stopped_half_way(world: &World) -> Stopped {
         stopped.kill();
         names(&world.path("out"))
             .iter()
-            .for_each(|name| fs::remove_file(world.path("out").join(name)).unwrap());
+            .for_each(|name| fs::remove_file(world.path("out").join(name)).expect("remove a leftover"));
     }
     unreachable!()
 }
@@ -436,8 +436,8 @@ impl Drop for LoopDevice {
 }
 
 fn noise(path: &Path, length: u64) {
-    let mut source = std::io::Read::take(File::open("/dev/urandom").unwrap(), length);
-    std::io::copy(&mut source, &mut File::create(path).unwrap()).unwrap();
+    let mut source = std::io::Read::take(File::open("/dev/urandom").expect("noise"), length);
+    std::io::copy(&mut source, &mut File::create(path).expect("make a file")).expect("write noise");
 }
 
 #[test]

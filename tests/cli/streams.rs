@@ -63,6 +63,8 @@ fn results_that_cannot_be_printed_are_an_error() {
         let output = world.command(words).stdout(full()).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
     }
+    let output = world.command(&["check"]).stdout(full()).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
     // A descriptor for reading only.
     let null = std::fs::File::open("/dev/null").unwrap();
     let output = world.command(&["status"]).stdout(null).output().unwrap();

@@ -50,7 +50,8 @@ impl Device {
                 let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
                 return refuse(path, TargetProblem::Claimed { by: users::of_device(&real, number) });
             }
-            Err(_) if users::is_read_only(number) => return refuse(path, TargetProblem::DeviceReadOnly),
+            // Opening such a device can succeed, and each write fails.
+            _ if users::is_read_only(number) => return refuse(path, TargetProblem::DeviceReadOnly),
             other => other.context("open", path)?,
         };
         if !file.metadata().context("examine", path)?.file_type().is_block_device() {
