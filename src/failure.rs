@@ -10,6 +10,7 @@ use backy_fuse::Error as MountError;
 use backy_sched::Error as SchedError;
 use backy_sched::source::rbd::RbdError;
 use backy_store::restore::TargetProblem;
+use backy_store::ownership::Fault;
 use backy_store::{Error as StoreError, JobName, Refusal};
 
 use crate::logging;
@@ -211,6 +212,10 @@ fn sched_hint(error: &SchedError) -> Option<String> {
             "the service's `api.tokens` or its `tokens-file` must have it; `backy client reload` makes changes known"
                 .to_owned(),
         ),
+        SchedError::RightMissing { right, .. } => Some(format!(
+            "on that server add `{right}` to the token's `rights` in `api.tokens` or its `tokens-file`, and the job to its `jobs` if it has \
+             some; then run `backy client reload` there"
+        )),
         SchedError::AnswerInvalid { .. } => {
             Some("see whether that is a backy service, and of about this version".to_owned())
         }
@@ -283,7 +288,8 @@ fn store_hint(error: &StoreError) -> Option<String> {
             text(path)
         ),
         StoreError::StoreNotCreatable { .. } => "choose an empty or a new directory".to_owned(),
-        StoreError::StoreUnsafe { path, .. } => format!("if it is yours: `chmod go-w {}`", text(path)),
+        StoreError::Unsafe { path, fault } => unsafe_hint(path, *fault),
+        StoreError::LinkInStore { path } => format!("remove the link: `rm {}`", text(path)),
         StoreError::NotAJob { path, jobs } => {
             format!("choose a job with `-b {}/JOB`; {}", text(path), job_names(jobs))
         }
@@ -377,6 +383,19 @@ fn target_io_hint(error: &io::Error) -> Option<String> {
         _ => return None,
     };
     Some(hint.to_owned())
+}
+
+/// The remedy, and what can be done without it where the owner is another user.
+fn unsafe_hint(path: &std::path::Path, fault: Fault) -> String {
+    let quoted = quote(&path.to_string_lossy()).into_owned();
+    let remedy = fault.remedy();
+    match fault {
+        Fault::Owner { .. } if path.is_dir() => format!(
+            "run backy as that user, or take over what can be trusted with `{remedy} -R {quoted}`; `restore`, `mount` and \
+             `status` work all the same"
+        ),
+        _ => format!("if what lies there can be trusted: `{remedy} {quoted}`"),
+    }
 }
 
 fn io_hint(kind: io::ErrorKind) -> Option<String> {

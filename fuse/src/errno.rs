@@ -51,7 +51,7 @@ impl From<&Error> for Code {
             }
             Error::RevisionUnreadable { .. } | Error::FormatNewer { .. } => libc::EOPNOTSUPP,
             Error::Locked { .. } => libc::EBUSY,
-            Error::StoreUnsafe { .. } => libc::EACCES,
+            Error::Unsafe { .. } => libc::EACCES,
             // What the system lacks at the moment is told as it is, so that people need not suspect the data.
             Error::Io { source, .. } => io_number(source),
             // Damage of every kind, and all that cannot happen while reading.

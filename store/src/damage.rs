@@ -17,6 +17,7 @@ use crate::job::Job;
 use crate::legacy;
 use crate::monitor::{Finding, Monitor};
 use crate::name::JobName;
+use crate::ownership;
 use crate::repository::Repository;
 use crate::revision::map::ids;
 use crate::revision::{Revision, RevisionId, Trust};
@@ -113,6 +114,7 @@ fn uses(
 }
 
 fn mark(repository: &Repository, id: &ChunkId) -> Result<()> {
+    ownership::refuse_link(&repository.root().join("damaged"))?;
     let path = repository.damage_mark(id);
     if path.exists() { Ok(()) } else { repository.with_reserve(|| disk::create_new(&path).map(drop)) }
 }
@@ -126,6 +128,7 @@ pub(crate) fn remove_stale_marks(
 ) -> Result<u64> {
     use crate::error::Context;
     let dir = repository.root().join("damaged");
+    ownership::refuse_link(&dir)?;
     let mut marks = HashMap::new();
     for entry in std::fs::read_dir(&dir).context("list", &dir)? {
         let entry = entry.context("list", &dir)?;
@@ -167,6 +170,7 @@ pub struct Difference<'d> {
 pub fn quarantine(job: &Job, difference: &Difference<'_>, now: Timestamp) -> Result<PathBuf> {
     let dir = job.dir().join("quarantine");
     for dir in [&dir, &dir.join("chunks")] {
+        ownership::refuse_link(dir)?;
         if !dir.is_dir() {
             disk::create_dir(dir)?;
         }

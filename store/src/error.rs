@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::chunk::ChunkId;
 use crate::name::JobName;
 use crate::restore::TargetProblem;
+use crate::ownership::Fault;
 use crate::revision::RevisionId;
 
 /// Result of an operation on a store.
@@ -43,13 +44,19 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// Others could change the store.
-    #[error("the store at {} can be written by others (mode {mode:04o})", path.display())]
-    StoreUnsafe {
-        /// The store's root.
+    /// Another user could change it, or read its secrets.
+    #[error("{} {fault}", path.display())]
+    Unsafe {
+        /// The file or directory.
         path: PathBuf,
-        /// Its mode.
-        mode: u32,
+        /// Why it is not to be trusted.
+        fault: Fault,
+    },
+    /// A symbolic link stands where the store makes a file or directory of its own.
+    #[error("{} is a symbolic link, which is not followed there", path.display())]
+    LinkInStore {
+        /// The link.
+        path: PathBuf,
     },
     /// Something was written by a newer program.
     #[error("{what} has format version {found}, this program reads up to version {known}")]

@@ -19,6 +19,7 @@ use crate::legacy::image::OldImage;
 use crate::lock::{self, BackupGuard, ManifestGuard};
 use crate::monitor::Finding;
 use crate::name::{JobName, Tag};
+use crate::ownership::{self, Secrecy};
 use crate::register::{Record, Register, State};
 use crate::repository::Repository;
 use crate::revision::map::ChunkMap;
@@ -152,6 +153,7 @@ impl Job {
 
     /// Replaces the configuration file. Durable when it returns.
     pub fn write_config(&self, text: &str) -> Result<()> {
+        self.check_owner()?;
         self.repository.with_reserve(|| disk::write_atomically(&self.config_path(), text.as_bytes()))
     }
 
@@ -264,18 +266,27 @@ impl Job {
         lock::is_held_for_backup(&self.dir)
     }
 
+    /// Nothing is changed in a store or job that belongs to another user, or that others may write to.
+    fn check_owner(&self) -> Result<()> {
+        ownership::check(self.repository.root(), Secrecy::Public)?;
+        ownership::check(&self.dir, Secrecy::Public)
+    }
+
     /// Takes the right to make a revision, or fails at once with `Locked`.
     pub fn lock_for_backup(&self) -> Result<BackupGuard> {
+        self.check_owner()?;
         lock::for_backup(&self.dir, self.name.as_str())
     }
 
     /// Takes the right to change manifests; waits for the moments that another holds it.
     pub fn lock_manifests(&self) -> Result<ManifestGuard> {
+        self.check_owner()?;
         lock::for_manifests(&self.dir)
     }
 
     /// As [`Job::lock_manifests`], but fails at once with `Locked` when another holds it.
     pub fn try_lock_manifests(&self) -> Result<ManifestGuard> {
+        self.check_owner()?;
         lock::try_for_manifests(&self.dir, self.name.as_str())
     }
 

@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub(crate) mod backend;
+mod bounds;
 pub mod chunk;
 pub mod damage;
 pub(crate) mod disk;
@@ -17,6 +18,7 @@ pub mod monitor;
 pub mod name;
 pub mod nearest;
 pub mod notes;
+pub mod ownership;
 pub mod recover;
 mod register;
 pub mod repository;

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use crate::disk;
 use crate::error::{Context, Error, Result};
+use crate::ownership::{self, Secrecy};
 
 /// How often a backup tries to take its lock: somebody may just look whether one runs.
 const BACKUP_TRIES: u32 = 5;
@@ -72,6 +73,7 @@ pub(crate) fn try_for_manifests(job_dir: &Path, job: &str) -> Result<ManifestGua
 }
 
 pub(crate) fn for_sweep(root: &Path) -> Result<SweepGuard> {
+    ownership::check(root, Secrecy::Public)?;
     let file = try_exclusive(&root.join(".sweep"), || format!("store {} (purge)", root.display()))?;
     Ok(SweepGuard { _file: file })
 }

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,9 +18,13 @@ use crate::register::{Register, State};
 use crate::revision::RevisionId;
 use crate::sweep::scan;
 use crate::timestamp::Timestamp;
+use crate::ownership::{self, Secrecy};
+use crate::bounds;
 
 const MARKER: &str = "backy.store";
 const FORMAT: u64 = 1;
+/// The marker is never larger.
+const MARKER_BYTES_MAX: usize = 4096;
 
 /// Space that a full file system gives back, so that tags can still be changed and revisions forgotten on it.
 const RESERVE_LEN: i64 = 8 << 20;
@@ -84,7 +87,7 @@ impl Repository {
             }
             Err(error) => return Err(Error::io("list", root, error)),
             Ok(entries) => {
-                check_mode(root)?;
+                ownership::check(root, Secrecy::Public)?;
                 let (mut strange, mut is_original) = (None, false);
                 for entry in entries {
                     let name = entry.context("list", root)?.file_name();
@@ -138,7 +141,10 @@ impl Repository {
     pub fn open(root: &Path) -> Result<Self> {
         let path = root.join(MARKER);
         let damaged = |reason: String| Error::StoreDamaged { path: root.to_owned(), reason };
-        let text = match std::fs::read_to_string(&path) {
+        let text = match read_marker(&path) {
+            Ok(text) if text.len() > MARKER_BYTES_MAX => {
+                return Err(damaged(format!("{MARKER} is larger than {MARKER_BYTES_MAX} bytes")));
+            }
             Ok(text) => text,
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Err(Error::StoreMissing { path: root.to_owned() });
@@ -152,6 +158,7 @@ impl Repository {
         struct Versioned {
             format: u64,
         }
+        bounds::check(&text).map_err(|why| damaged(format!("{MARKER} cannot be understood: {why}")))?;
         let unreadable =
             |error: serde_yaml::Error| damaged(format!("{MARKER} cannot be understood: {error}"));
         let format = serde_yaml::from_str::<Versioned>(&text).map_err(unreadable)?.format;
@@ -160,7 +167,7 @@ impl Repository {
             return Err(Error::FormatNewer { what, found: format, known: FORMAT });
         }
         let marker: Marker = serde_yaml::from_str(&text).map_err(unreadable)?;
-        check_mode(root)?;
+        ownership::check_readable(root)?;
         Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), marker, is_original: false }) })
     }
 
@@ -479,14 +486,12 @@ pub fn is_furniture(name: &std::ffi::OsStr) -> bool {
     NAMES.iter().any(|&known| name == known) || name.as_encoded_bytes().starts_with(b".Trash-")
 }
 
-/// Refuses a directory that others may write.
-fn check_mode(root: &Path) -> Result<()> {
-    let mode = std::fs::metadata(root).context("examine", root)?.mode();
-    if mode & 0o022 == 0 {
-        Ok(())
-    } else {
-        Err(Error::StoreUnsafe { path: root.to_owned(), mode: mode & 0o7777 })
-    }
+/// Reads the marker, and one byte more than it may have.
+fn read_marker(path: &Path) -> io::Result<String> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(MARKER_BYTES_MAX as u64 + 1).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn write_marker(root: &Path, marker: &Marker) -> Result<()> {

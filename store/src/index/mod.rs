@@ -21,6 +21,7 @@ use crate::disk;
 use crate::error::{Error, Result};
 use crate::job::{Job, JobFile, job_files};
 use crate::monitor::Finding;
+use crate::ownership::{self, Secrecy};
 use crate::repository::Repository;
 use crate::revision::{Revision, RevisionId, manifest};
 
@@ -89,6 +90,13 @@ impl RevisionIndex {
             return Self { connection: None };
         }
         let path = database_path(repository);
+        // Neither where a link leads nor in the store of another user anything is written.
+        if let Err(error) =
+            refuse_links(&path).and_then(|()| ownership::check(repository.root(), Secrecy::Public))
+        {
+            tracing::debug!(%error, "doing without the revision index");
+            return Self { connection: None };
+        }
         let connection = match schema::open(&path) {
             Err(error) if schema::is_damage(&error) => {
                 tracing::warn!(path = %path.display(), %error, "the revision index is damaged and is made anew");
@@ -244,6 +252,13 @@ fn ask(job: &Job, index: &mut RevisionIndex) -> Rows {
 
 fn job_key(job: &Job) -> &str {
     job.name().as_str()
+}
+
+/// SQLite would write where a link leads.
+fn refuse_links(path: &Path) -> Result<()> {
+    ["", "-wal", "-shm", "-journal"]
+        .iter()
+        .try_for_each(|suffix| ownership::refuse_link(&path.with_file_name(format!("index.sqlite{suffix}"))))
 }
 
 fn open_read_only(path: &Path) -> Option<Connection> {

@@ -175,7 +175,7 @@ fn list_below(dir: &Path, depth: usize, found: &mut dyn FnMut(ChunkId)) -> Resul
 
 fn read_marker(mut file: impl Read) -> io::Result<bool> {
     let mut text = String::new();
-    file.read_to_string(&mut text)?;
+    file.by_ref().take(16).read_to_string(&mut text)?;
     Ok(text.trim() == "v2")
 }
 

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::{BackendType, Revision, RevisionId};
 use crate::chunk::id;
 use crate::chunk::layout::IMAGE_SIZE_MAX;
+use crate::bounds;
 use crate::error::{Error, Result};
 
 /// A manifest is never larger: more is damage.
@@ -27,10 +28,10 @@ const OLD_COMMENT: &str = "# Please use the `backy tags` subcommand to edit tags
 /// Returns the text of a manifest. That of a revision of the original is such as the original would write it.
 pub(crate) fn to_text(revision: &Revision) -> String {
     if revision.is_old() {
-        return format!("{OLD_COMMENT}{}", yaml(revision));
+        return format!("{OLD_COMMENT}{}", body(revision));
     }
     let mut text = String::from(COMMENT);
-    text.push_str(&yaml(revision));
+    text.push_str(&body(revision));
     let seal = id::hex(&id::seal(&[text.as_bytes()]));
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{SEAL_KEY}{seal}");
@@ -38,7 +39,7 @@ pub(crate) fn to_text(revision: &Revision) -> String {
 }
 
 /// One revision as YAML: keys sorted, the timestamp plain as the original has it.
-fn yaml(revision: &Revision) -> String {
+fn body(revision: &Revision) -> String {
     let mut value = serde_json::to_value(revision).unwrap_or(Value::Null);
     if let (true, Value::Object(map)) = (revision.is_old(), &mut value) {
         // It was found out and is not written there.
@@ -61,7 +62,7 @@ pub fn to_yaml_list(revisions: &[Revision]) -> String {
     }
     let mut out = String::new();
     for revision in revisions {
-        for (number, line) in yaml(revision).lines().enumerate() {
+        for (number, line) in body(revision).lines().enumerate() {
             let _ = writeln!(out, "{}{line}", if number == 0 { "- " } else { "  " });
         }
     }
@@ -98,6 +99,7 @@ pub fn parse(bytes: &[u8]) -> std::result::Result<Revision, String> {
     }
     let text = std::str::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
     let sealed = check_seal(text)?;
+    bounds::check(text)?;
     let mut revision: Revision =
         serde_yaml::from_str(text).map_err(|error| format!("it is not a manifest: {error}"))?;
     revision.extra.remove("seal");
@@ -210,6 +212,12 @@ mod tests {
             "x",
             "uuid: ../../x\ntimestamp: 0\n",
             &"[".repeat(10_000),
+            // The scanner would take minutes.
+            &"[".repeat(1_000_000),
+            &"- [\n".repeat(200_000),
+            &"{a: ".repeat(200_000),
+            &"- ".repeat(400_000),
+            &"? ".repeat(400_000),
             bomb,
             "uuid: a\ntimestamp: .nan\n",
         ] {
