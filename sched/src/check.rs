@@ -21,7 +21,7 @@ pub fn gather(
     let jobs = config.jobs.iter();
     let facts = jobs.map(|(name, job)| {
         let look = histories.look(repository, name, now);
-        let mut facts = facts(JobFacts::new(name.clone(), &job.config.schedule), &look, configured_at);
+        let mut facts = facts(JobFacts::new(name.clone(), &job.config.schedule), &look, config, configured_at);
         facts.running = facts.is_late(now) && repository.job(name).is_ok_and(|job| job.is_being_backed_up());
         facts
     });
@@ -31,12 +31,18 @@ pub fn gather(
 }
 
 /// Adds to `facts` what a look at the job showed.
-pub fn facts(facts: JobFacts, look: &Look, configured_at: Option<Timestamp>) -> JobFacts {
+pub fn facts(
+    facts: JobFacts,
+    look: &Look,
+    config: &ServiceConfig,
+    configured_at: Option<Timestamp>,
+) -> JobFacts {
+    let counts = |server: &str| config.peers.get(server).is_some_and(|peer| peer.counts);
     JobFacts {
         since: look.since.or(configured_at),
         unreadable: look.unreadable,
         quarantine_reports: look.quarantine_reports,
         failure: look.failure.clone(),
-        ..facts.with_history(&look.history)
+        ..facts.with_history(&look.history, counts)
     }
 }

@@ -16,9 +16,11 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use backy_store::DEFAULT_LEVEL;
+use backy_store::ownership::{self, Secrecy};
 use serde_yaml::{Mapping, Value};
 
 pub use self::problem::{Mark, Problem};
+use self::problem::unsafe_problem;
 use self::reader::Reader;
 use crate::error::{Error, Result};
 use crate::policy::{Schedule, interval};
@@ -84,7 +86,10 @@ pub struct JobConfig {
 impl JobConfig {
     /// Reads `<job>/config`.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = read_text(path, SIZE_BYTES_MAX)?;
+        let text = read_text(path, SIZE_BYTES_MAX, Secrecy::Public)?;
+        // Whoever owns the directory can put another file there.
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        ownership::check(dir, Secrecy::Public)?;
         Self::parse(&text).map_err(|problems| Error::ConfigInvalid { path: path.to_owned(), problems })
     }
 
@@ -157,8 +162,8 @@ impl JobConfig {
     }
 }
 
-/// Reads a text file of at most `bytes_max` bytes.
-pub(crate) fn read_text(path: &Path, bytes_max: u64) -> Result<String> {
+/// Reads a text file of at most `bytes_max` bytes that nobody else may have written.
+pub(crate) fn read_text(path: &Path, bytes_max: u64, secrecy: Secrecy) -> Result<String> {
     let unreadable = |source| Error::ConfigUnreadable { path: path.to_owned(), source };
     let invalid = |message: String| Error::ConfigInvalid {
         path: path.to_owned(),
@@ -171,6 +176,10 @@ pub(crate) fn read_text(path: &Path, bytes_max: u64) -> Result<String> {
     if !file.metadata().map_err(unreadable)?.is_file() {
         return Err(unreadable(io::Error::other("it is not a regular file")));
     }
+    ownership::check_open(&file, path, secrecy).map_err(|error| Error::ConfigInvalid {
+        path: path.to_owned(),
+        problems: vec![unsafe_problem(&error)],
+    })?;
     file.take(bytes_max + 1).read_to_end(&mut text).map_err(unreadable)?;
     if text.len() as u64 > bytes_max {
         return Err(invalid(format!("it is larger than {} MiB", bytes_max >> 20)));

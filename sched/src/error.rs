@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::config::Problem;
+use crate::service::rights::Right;
 
 /// Result of an operation on the write side.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -73,6 +74,15 @@ pub enum Error {
     TokenRefused {
         /// Its address.
         url: String,
+    },
+    /// A service knows the token, which does not allow what was asked.
+    #[error("the token does not have the right {right} at that service")]
+    RightMissing {
+        /// The right.
+        right: Right,
+        /// What the service says.
+        #[source]
+        source: Box<Error>,
     },
     /// A service answered that it will not or cannot.
     #[error("the service at {url} answers {message}")]

@@ -63,7 +63,7 @@ impl Look {
 }
 
 /// The form of the memos. To be changed with what is in a history, or with what that means.
-const MEMO_VERSION: &str = "2 ";
+const MEMO_VERSION: &str = "3 ";
 
 /// Histories that were taken, by job. Many threads may look at once; nothing is locked while one reads from the disk.
 #[derive(Debug, Default)]

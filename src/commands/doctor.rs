@@ -2,9 +2,12 @@
 
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
+use std::path::Path;
 
 use backy_sched::source::rbd;
-use backy_store::Repository;
+use backy_sched::service::config::PATH_DEFAULT;
+use backy_store::ownership::{self, Secrecy};
+use backy_store::{Error as StoreError, Repository};
 use clap::Args;
 use serde_json::json;
 
@@ -12,7 +15,7 @@ use super::{Context, ceph_environment};
 use crate::failure::{Outcome, Result};
 use crate::output::json;
 use crate::output::terminal;
-use crate::output::text::count;
+use crate::output::text::{count, escape};
 
 /// Says what backy finds here: the store, mounts, and what backups of RBD images need.
 #[derive(Args, Debug)]
@@ -27,7 +30,7 @@ type Fact = (&'static str, std::result::Result<String, String>);
 
 /// Prints the facts.
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
-    let mut facts: Vec<Fact> = vec![("store", store(context)), ("fuse", fuse())];
+    let mut facts: Vec<Fact> = vec![("store", store(context)), ("owners", owners(context)), ("fuse", fuse())];
     let ceph = rbd::examine(&ceph_environment());
     #[cfg(feature = "rados")]
     let rados = rados(ceph.iter().any(|(name, fact)| *name == "cluster" && fact.is_ok()));
@@ -46,7 +49,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
             Err(said) => ("no", said),
         };
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "{name:8} {state}  {said}");
+        let _ = writeln!(text, "{name:8} {state}  {}", escape(said));
     }
     terminal::print(text)?;
     Ok(Outcome::Done)
@@ -67,6 +70,38 @@ fn store(context: &Context) -> std::result::Result<String, String> {
         Ok(format!("{}, {}", location.repository.root().display(), count(jobs, "job", "jobs")))
     };
     found().map_err(|error| format!("{error:#}"))
+}
+
+/// Whether owners and modes of the store, of what is above it, of its jobs and of the usual main configuration are as
+/// they should be.
+fn owners(context: &Context) -> std::result::Result<String, String> {
+    let mut faults = Vec::new();
+    let mut look = |found: backy_store::Result<()>| match found {
+        Err(StoreError::Unsafe { path, fault }) => {
+            faults.push(format!("{} {fault}: `{} {}`", path.display(), fault.remedy(), path.display()));
+        }
+        // What cannot be found or examined is the business of other lines.
+        Ok(()) | Err(_) => {}
+    };
+    let location = context.dir().and_then(|dir| Ok(Repository::discover(&dir)?));
+    match location {
+        Ok(location) => {
+            look(ownership::check(location.repository.root(), Secrecy::Public));
+            look(ownership::check_parents(location.repository.root()));
+            for job in location.repository.jobs().unwrap_or_default() {
+                look(ownership::check(job.dir(), Secrecy::Public));
+                look(ownership::check(&job.config_path(), Secrecy::Public));
+            }
+        }
+        Err(error) => look(error.downcast::<StoreError>().map_or(Ok(()), Err)),
+    }
+    let config = Path::new(PATH_DEFAULT);
+    look(ownership::check(config, Secrecy::Public));
+    look(ownership::check_parents(config));
+    match faults.is_empty() {
+        true => Ok("nobody else can change the store, its jobs or the configuration".to_owned()),
+        false => Err(faults.join("; ")),
+    }
 }
 
 fn fuse() -> std::result::Result<String, String> {

@@ -3,17 +3,36 @@
 //! known is `null`.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
 use anyhow::Context as _;
 use backy_store::{BackendType, Revision, RevisionId, Tag, Trust};
 use serde::Serialize;
 
 use super::terminal;
+use super::text::steers;
 
 /// Prints `value` as indented JSON with a final line end.
 pub(crate) fn print(value: &impl Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(value).context("cannot write JSON")?;
-    terminal::print(format!("{text}\n"))
+    terminal::print(format!("{}\n", harmless(&text)))
+}
+
+/// Writes characters that steer a terminal as escapes, which mean the same to a program. In JSON they are in texts only;
+/// the line ends between values stay.
+fn harmless(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character == '\n' || !steers(character) {
+            escaped.push(character);
+            continue;
+        }
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            // Writing to a string cannot fail.
+            let _ = write!(escaped, "\\u{unit:04x}");
+        }
+    }
+    escaped
 }
 
 /// One revision, wherever a listing shows one.
@@ -81,6 +100,14 @@ mod tests {
     use backy_store::{Stats, Timestamp};
 
     use super::*;
+
+    #[test]
+    fn texts_that_steer_a_terminal_are_escaped_and_mean_the_same() {
+        let value = serde_json::json!({ "tags": ["a\u{202e}b\u{9b}2J", "täglich"], "number": 1 });
+        let text = harmless(&serde_json::to_string_pretty(&value).unwrap());
+        assert!(text.contains("a\\u202eb\\u009b2J") && text.contains("täglich") && text.contains('\n'), "{text}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+    }
 
     #[test]
     fn a_revision_has_stable_fields() {

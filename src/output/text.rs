@@ -41,9 +41,10 @@ pub(crate) fn count(number: impl TryInto<u64>, singular: &str, plural: &str) -> 
     format!("{number} {}", if number == 1 { singular } else { plural })
 }
 
-fn steers(character: char) -> bool {
+/// Whether a character steers a terminal or changes the direction or order of the text around it.
+pub(crate) fn steers(character: char) -> bool {
     character.is_control()
-        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(character, '\u{61c}' | '\u{feff}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]

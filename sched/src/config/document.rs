@@ -6,6 +6,12 @@
 //!
 //! The second reading comes first, because it needs memory for the text only. It finds what would make the
 //! tree large or deep: aliases of aliases, and thousands of brackets.
+//!
+//! # The cost of a text
+//!
+//! A scanner of YAML goes over all open brackets for each token, so nested brackets cost the square of their number. The
+//! scanner of the survey gives up at 255 open brackets, which bounds its cost; that of `serde_yaml` has no such limit. So
+//! a text whose survey was given up is parsed only if it has few brackets.
 
 use std::collections::BTreeMap;
 
@@ -18,6 +24,10 @@ use super::problem::{Mark, Problem, clip};
 const DEPTH_MAX: usize = 64;
 /// The most values, with each alias counted as what it stands for.
 const VALUES_MAX: u64 = 1_000_000;
+/// The most bytes of texts, with each alias counted as what it stands for.
+const EXPANDED_BYTES_MAX: u64 = 64 << 20;
+/// The most brackets in a text of which the survey was given up.
+const BRACKETS_MAX: usize = 1000;
 /// Below a key of this name keys are secrets.
 const SECRET_KEYS: &str = "tokens";
 
@@ -57,13 +67,22 @@ impl Places {
 
 /// Reads a document. Merge keys (`<<`) are resolved.
 pub(crate) fn parse(text: &str) -> Result<(Value, Places), Vec<Problem>> {
-    let mut survey = Survey::default();
+    parse_with(text, Survey::default())
+}
+
+/// Reads a document whose outermost keys are secrets: no problem names one.
+pub(crate) fn parse_secrets(text: &str) -> Result<(Value, Places), Vec<Problem>> {
+    parse_with(text, Survey { is_secret: true, ..Survey::default() })
+}
+
+fn parse_with(text: &str, mut survey: Survey) -> Result<(Value, Places), Vec<Problem>> {
     let failure = survey.run(text);
     if let Some(problem) = survey.refusal {
         return Err(vec![problem]);
     }
-    // Without a complete survey nobody has counted what the aliases stand for.
-    if let Some(problem) = failure.filter(|_| text.contains('*')) {
+    // Without a complete survey nobody has counted what the aliases stand for, nor how deep the brackets are.
+    let brackets = || text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count();
+    if let Some(problem) = failure.filter(|_| text.contains('*') || brackets() > BRACKETS_MAX) {
         return Err(vec![problem]);
     }
     let mut problems = survey.duplicates;
@@ -95,6 +114,10 @@ fn explain(error: &serde_yaml::Error, with_duplicates: bool) -> Option<Problem> 
     Some(Problem { mark, place: String::new(), message })
 }
 
+fn too_deep() -> String {
+    format!("it is nested more than {DEPTH_MAX} deep")
+}
+
 /// A mapping or list that has begun and not ended.
 struct Open {
     /// `Some` in mappings: what was found in it.
@@ -103,47 +126,79 @@ struct Open {
     key: Option<(String, Mark)>,
     mark: Mark,
     anchor: usize,
-    values_before: u64,
+    weight_before: Weight,
+}
+
+/// What something amounts to, aliases counted as what they stand for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Weight {
+    values: u64,
+    bytes: u64,
+}
+
+impl Weight {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            values: self.values.saturating_add(other.values),
+            bytes: self.bytes.saturating_add(other.bytes),
+        }
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self { values: self.values - before.values, bytes: self.bytes - before.bytes }
+    }
 }
 
 #[derive(Default)]
 struct Survey {
     open: Vec<Open>,
-    /// Values so far, aliases counted as what they stand for.
-    values: u64,
-    anchors: BTreeMap<usize, u64>,
+    /// What there was so far.
+    weight: Weight,
+    anchors: BTreeMap<usize, Weight>,
+    /// Whether the outermost keys are secrets.
+    is_secret: bool,
     places: Places,
     duplicates: Vec<Problem>,
     refusal: Option<Problem>,
 }
 
 impl Survey {
-    /// Goes over the first document. Returns why it could not go on.
+    /// Goes over the text. Returns why it could not go on.
     fn run(&mut self, text: &str) -> Option<Problem> {
+        let mut has_ended = false;
         for event in Parser::new_from_str(text) {
             let (event, span) = match event {
                 Ok(event) => event,
                 Err(error) => {
                     let mark = Mark { line: error.marker().line(), column: error.marker().col() + 1 };
-                    let message = error.info().to_owned();
+                    let message = match error.info() {
+                        "recursion limit exceeded" => too_deep(),
+                        other => other.to_owned(),
+                    };
                     return Some(Problem { mark: Some(mark), place: String::new(), message });
                 }
             };
             let mark = Mark { line: span.start.line(), column: span.start.col() + 1 };
             match event {
                 Event::Scalar(word, _, anchor, _) => {
-                    self.count(1, mark);
-                    self.anchors.insert(anchor, 1);
+                    let weight = Weight { values: 1, bytes: word.len() as u64 };
+                    self.count(weight, mark);
+                    self.anchors.insert(anchor, weight);
                     self.put(Some(&word), mark, BTreeMap::new());
                 }
                 Event::Alias(anchor) => {
-                    self.count(self.anchors.get(&anchor).copied().unwrap_or(1), mark);
+                    let weight = self.anchors.get(&anchor).copied();
+                    self.count(weight.unwrap_or(Weight { values: 1, bytes: 0 }), mark);
                     self.put(None, mark, BTreeMap::new());
                 }
                 Event::MappingStart(anchor, _) => self.begin(Some(BTreeMap::new()), anchor, mark),
                 Event::SequenceStart(anchor, _) => self.begin(None, anchor, mark),
                 Event::MappingEnd | Event::SequenceEnd => self.end(),
-                Event::DocumentEnd => return None,
+                Event::DocumentEnd => has_ended = true,
+                // `serde_yaml` would read it, too, before it says so.
+                Event::DocumentStart(..) if has_ended => {
+                    self.refuse(mark, "it has more than one document".to_owned());
+                }
                 _ => {}
             }
             if self.refusal.is_some() {
@@ -153,10 +208,12 @@ impl Survey {
         None
     }
 
-    fn count(&mut self, values: u64, mark: Mark) {
-        self.values = self.values.saturating_add(values);
-        if self.values > VALUES_MAX {
+    fn count(&mut self, weight: Weight, mark: Mark) {
+        self.weight = self.weight.plus(weight);
+        if self.weight.values > VALUES_MAX {
             self.refuse(mark, format!("it has more than {VALUES_MAX} values"));
+        } else if self.weight.bytes > EXPANDED_BYTES_MAX {
+            self.refuse(mark, format!("its aliases stand for more than {} MiB", EXPANDED_BYTES_MAX >> 20));
         }
     }
 
@@ -165,17 +222,17 @@ impl Survey {
     }
 
     fn begin(&mut self, inside: Option<BTreeMap<String, Place>>, anchor: usize, mark: Mark) {
-        let values_before = self.values;
-        self.count(1, mark);
-        self.open.push(Open { inside, key: None, mark, anchor, values_before });
+        let weight_before = self.weight;
+        self.count(Weight { values: 1, bytes: 0 }, mark);
+        self.open.push(Open { inside, key: None, mark, anchor, weight_before });
         if self.open.len() > DEPTH_MAX {
-            self.refuse(mark, format!("it is nested more than {DEPTH_MAX} deep"));
+            self.refuse(mark, too_deep());
         }
     }
 
     fn end(&mut self) {
         let Some(ended) = self.open.pop() else { return };
-        self.anchors.insert(ended.anchor, self.values - ended.values_before);
+        self.anchors.insert(ended.anchor, self.weight.since(ended.weight_before));
         self.put(None, ended.mark, ended.inside.unwrap_or_default());
     }
 
@@ -201,8 +258,11 @@ impl Survey {
         let above = &self.open[..self.open.len() - 1];
         let mut path: Vec<String> =
             above.iter().filter_map(|open| open.key.as_ref()).map(|(key, _)| clip(key)).collect();
-        if path.last().is_none_or(|last| last != SECRET_KEYS) {
-            path.push(clip(key));
+        path.push(clip(key));
+        // What is below a token is named without it.
+        let secret = if self.is_secret { Some(0) } else { path.iter().position(|key| key == SECRET_KEYS) };
+        if let Some(place) = secret {
+            path.truncate(if self.is_secret { 0 } else { place + 1 });
         }
         let message = format!("duplicate key, it is in line {} already", first.line);
         self.duplicates.push(Problem { mark: Some(mark), place: path.join("."), message });
@@ -262,8 +322,40 @@ mod tests {
         assert_eq!(parse(&bomb).unwrap_err()[0].message, "it has more than 1000000 values");
         let deep = format!("{}x{}", "[".repeat(70), "]".repeat(70));
         assert_eq!(parse(&deep).unwrap_err()[0].message, "it is nested more than 64 deep");
+        let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(100_000), "*a, ".repeat(1000));
+        assert_eq!(parse(&long).unwrap_err()[0].message, "its aliases stand for more than 64 MiB");
         assert!(parse(&"[".repeat(100_000)).is_err());
         assert!(parse(&"- ".repeat(100_000)).is_err());
         assert!(parse("a: &a [*a]").is_err());
+    }
+
+    /// Without a bound each of these takes minutes.
+    #[test]
+    fn brackets_cost_no_more_than_their_number() {
+        let deep = "it is nested more than 64 deep";
+        for text in ["[", "{", "{a: ", "[\n", "[ #]\n", "['a', ", "a: [", "[{? "] {
+            let text = text.repeat(600_000 / text.len());
+            let problems = parse(&text).unwrap_err();
+            assert!(problems.len() == 1, "{problems:?}");
+            assert!(problems[0].message == deep || !text.starts_with('['), "{problems:?}");
+        }
+        // As deep as the scanner goes, then wide.
+        let wide = format!("{}{}", "[".repeat(250), "a,".repeat(50_000));
+        assert!(parse(&wide).is_err());
+        // Where the survey ends early.
+        for text in ["a: 1\n---\n", "a: 1\n...\n", "a: b: c\n", "a: 1\n---\n%x\n---\n", "\t- \n"] {
+            assert!(parse(&format!("{text}{}", "[".repeat(600_000))).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_programs_write_as_json_is_read() {
+        let job = |number: usize| format!("\"j{number}\": {{\"source\": {{\"type\": \"file\"}}, \"tags\": [[]]}}");
+        let jobs: Vec<String> = (0..4000).map(job).collect();
+        let (value, _) = parse(&format!("{{\"jobs\": {{{}}}}}\n", jobs.join(", "))).unwrap();
+        assert_eq!(value["jobs"].as_mapping().unwrap().len(), 4000);
+        let mut hooks = String::from("hook: |\n");
+        hooks.push_str(&"  [ -d x ] && { case $y in '[') ;; esac; }\n".repeat(3000));
+        assert!(parse(&hooks).is_ok());
     }
 }

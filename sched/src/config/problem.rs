@@ -3,6 +3,10 @@
 use std::fmt;
 use std::path::Path;
 
+use backy_store::Error as StoreError;
+
+use crate::error::in_full;
+
 /// A line and a column, both counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mark {
@@ -35,6 +39,16 @@ impl Problem {
         let place = if self.place.is_empty() { String::new() } else { format!("{}: ", self.place) };
         format!("{}{mark}: {place}{}", path.display(), self.message)
     }
+}
+
+/// Returns the problem that an owner or a mode is, with its remedy; any other error as it is.
+pub(crate) fn unsafe_problem(error: &StoreError) -> Problem {
+    Problem::of_file(match error {
+        StoreError::Unsafe { path, fault } => {
+            format!("{error}; if it can be trusted: `{} {}`", fault.remedy(), path.display())
+        }
+        other => in_full(other),
+    })
 }
 
 impl fmt::Display for Problem {

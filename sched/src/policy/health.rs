@@ -2,8 +2,8 @@
 //! service's API and `backy client check`, so that all three give the same verdicts. Pure.
 //!
 //! [`JobFacts`] is what a verdict needs to know of a job, and can travel. A job is green only by a revision
-//! from which it could be restored: complete, not distrusted, not suspicious, not dated in the future. Revisions of other
-//! servers count, for the job is backed up there.
+//! from which it could be restored: here, complete, not distrusted, not suspicious, not dated in the future. What another
+//! server says that it has is no proof: it counts only where the configuration says so (`counts` of the peer).
 
 use std::collections::BTreeSet;
 
@@ -26,6 +26,9 @@ pub struct JobFacts {
     pub since: Option<Timestamp>,
     /// The newest revision that can be relied on.
     pub newest_good: Option<Timestamp>,
+    /// The newest revision that another server says it has, where that does not count.
+    #[serde(default)]
+    pub newest_elsewhere: Option<Timestamp>,
     /// Complete revisions.
     pub revisions: usize,
     /// Distrusted ones.
@@ -64,6 +67,7 @@ impl JobFacts {
             shortest_secs: schedule.shortest_secs(),
             since: None,
             newest_good: None,
+            newest_elsewhere: None,
             revisions: 0,
             distrusted: 0,
             newest_is_distrusted: false,
@@ -85,11 +89,16 @@ impl JobFacts {
         matches!(sla, Sla::Overdue { .. } | Sla::Never)
     }
 
-    /// Adds what a job's history tells.
+    /// Adds what a job's history tells. `counts` says which other servers are believed.
     #[must_use]
-    pub fn with_history(self, history: &History) -> Self {
+    pub fn with_history(self, history: &History, counts: impl Fn(&str) -> bool) -> Self {
+        let newest = |believed: bool| {
+            let elsewhere = history.newest_elsewhere.iter();
+            elsewhere.filter(|(server, _)| counts(server) == believed).map(|(_, newest)| *newest).max()
+        };
         Self {
-            newest_good: history.newest_good,
+            newest_good: history.newest_good.max(newest(true)),
+            newest_elsewhere: newest(false),
             revisions: history.revisions,
             distrusted: history.distrusted,
             newest_is_distrusted: history.newest_is_distrusted,
@@ -290,14 +299,29 @@ fn add_sla(facts: &JobFacts, now: Timestamp, add: &mut impl FnMut(Kind, String))
             let age = age(age_secs);
             add(
                 Kind::Overdue,
-                format!("overdue: the newest good revision is {age} old, one is due every {every}"),
+                format!(
+                    "overdue: the newest good revision is {age} old, one is due every {every}{}",
+                    elsewhere(facts, now)
+                ),
             );
         }
         Sla::Never => {
             let since = facts.since.map_or(0.0, |since| now.secs_since(since));
             let had = if facts.revisions == 0 { "never ran" } else { "has no good revision" };
-            add(Kind::NeverRan, format!("{had}, but is there for {}, one is due every {every}", age(since)));
+            let elsewhere = elsewhere(facts, now);
+            add(
+                Kind::NeverRan,
+                format!("{had}, but is there for {}, one is due every {every}{elsewhere}", age(since)),
+            );
         }
+    }
+}
+
+/// What to say of a newer revision that another server says it has.
+fn elsewhere(facts: &JobFacts, now: Timestamp) -> String {
+    match facts.newest_elsewhere.filter(|newest| Some(*newest) > facts.newest_good) {
+        Some(newest) => format!("; a peer lists one that is {} old, which does not count", age(now.secs_since(newest))),
+        None => String::new(),
     }
 }
 

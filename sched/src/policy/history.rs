@@ -33,9 +33,11 @@ pub struct History {
     pub suspicious: usize,
     /// Why the newest complete revision that is here is suspicious; empty when it is not.
     pub newest_suspicions: Vec<String>,
-    /// The newest revision that can be relied on: complete, not distrusted, not suspicious, not of the future. The latest
+    /// The newest revision that can be relied on: here, complete, not distrusted, not suspicious, not of the future. The latest
     /// time at which it can have been made.
     pub newest_good: Option<Timestamp>,
+    /// For every other server, the newest such revision that it says it has.
+    pub newest_elsewhere: BTreeMap<String, Timestamp>,
     /// For every tag that is not manual, the newest complete revision that carries it and is not of the future.
     pub newest_by_tag: BTreeMap<Tag, Timestamp>,
     /// The newest complete revision, wherever it is.
@@ -74,6 +76,7 @@ impl History {
             suspicious: 0,
             newest_suspicions: Vec::new(),
             newest_good: None,
+            newest_elsewhere: BTreeMap::new(),
             newest_by_tag: BTreeMap::new(),
             last: None,
             last_secs_here: None,
@@ -122,7 +125,13 @@ impl History {
             return;
         }
         if revision.trust != Trust::Distrusted && !revision.is_suspicious() {
-            self.newest_good = self.newest_good.max(Some(time));
+            match revision.is_local() {
+                true => self.newest_good = self.newest_good.max(Some(time)),
+                false => {
+                    let newest = self.newest_elsewhere.entry(revision.server.clone()).or_insert(time);
+                    *newest = time.max(*newest);
+                }
+            }
         }
         for tag in revision.tags.iter().filter(|tag| !tag.is_manual()) {
             let newest = self.newest_by_tag.entry(tag.clone()).or_insert(time);
@@ -162,7 +171,8 @@ mod tests {
         assert_eq!(history, History::of(revisions.iter().rev(), at(0)));
         assert_eq!((history.all, history.revisions, history.local, history.distrusted), (5, 4, 3, 1));
         assert_eq!((history.unsynced, history.newest_is_distrusted), (1, false));
-        assert_eq!(history.newest_good, Some(at(-60)));
+        assert_eq!(history.newest_good, Some(at(-2 * DAY)));
+        assert_eq!(history.newest_elsewhere, BTreeMap::from([("backup2".to_owned(), at(-60))]));
         let newest: Vec<(&str, Timestamp)> =
             history.newest_by_tag.iter().map(|(tag, time)| (tag.as_str(), *time)).collect();
         assert_eq!(newest, [("daily", at(-60)), ("weekly", at(-9 * DAY))]);

@@ -5,6 +5,8 @@
 //!    newer revisions carry the tag. A revision exactly at the limit keeps it. Newer ones count when they
 //!    are complete, not distrusted and not dated in the future, so neither damage nor a clock that jumps
 //!    makes good ones fall. What is newer, `backy_store::revision::order` says.
+//!    For a revision that is here only such count as are here: what another server says that it
+//!    has, true or not, takes nothing away here. For the note of another server's revision all count.
 //! 2. A tag that the schedule does not know falls, unless it is manual. Manual tags are never touched.
 //! 3. A local, complete revision without tags goes.
 //!
@@ -93,25 +95,44 @@ fn counts(revision: &Revision, ahead: &BTreeSet<&RevisionId>) -> bool {
 }
 
 /// Whether the job could be restored from this revision.
-fn is_trusted_here(revision: &Revision) -> bool {
+pub(crate) fn is_trusted_here(revision: &Revision) -> bool {
     revision.is_clean() && revision.is_local() && revision.trust != Trust::Distrusted
+}
+
+/// By tag, the number of newer revisions that carry it.
+#[derive(Default)]
+struct Newer<'r> {
+    good: BTreeMap<&'r Tag, u32>,
+    /// The suspicious ones, too.
+    all: BTreeMap<&'r Tag, u32>,
+}
+
+impl<'r> Newer<'r> {
+    fn add(&mut self, revision: &'r Revision) {
+        for tag in &revision.tags {
+            *self.all.entry(tag).or_default() += 1;
+            if !revision.is_suspicious() {
+                *self.good.entry(tag).or_default() += 1;
+            }
+        }
+    }
 }
 
 fn judge_all(revisions: &[Revision], schedule: &Schedule, now: Timestamp) -> Vec<Decision> {
     let dated = order::dated(revisions, now);
     let ahead = dated.iter().filter(|one| one.is_ahead).map(|one| &one.revision.id).collect();
-    // By tag, how many newer revisions carry it: the good ones, and the suspicious ones with them.
-    let (mut good, mut all): (BTreeMap<&Tag, u32>, BTreeMap<&Tag, u32>) = Default::default();
+    // By tag, how many newer revisions carry it: the good ones, and the suspicious ones with them; of those that are here,
+    // and of all.
+    let (mut here, mut anywhere) = (Newer::default(), Newer::default());
     let mut decisions = Vec::with_capacity(revisions.len());
     for revision in revisions.iter().rev() {
-        let is_suspicious = revision.is_suspicious();
-        decisions.push(judge(revision, if is_suspicious { &all } else { &good }, schedule, now));
+        let newer = if revision.is_local() { &here } else { &anywhere };
+        let newer = if revision.is_suspicious() { &newer.all } else { &newer.good };
+        decisions.push(judge(revision, newer, schedule, now));
         if counts(revision, &ahead) {
-            for tag in &revision.tags {
-                *all.entry(tag).or_default() += 1;
-                if !is_suspicious {
-                    *good.entry(tag).or_default() += 1;
-                }
+            anywhere.add(revision);
+            if revision.is_local() {
+                here.add(revision);
             }
         }
     }
@@ -186,10 +207,20 @@ fn hold_last_trusted(plan: &mut Plan) {
 
 /// Undoes the newest decisions above the bound on one run.
 fn put_off(plan: &mut Plan, schedule: &Schedule) {
-    let count = plan.decisions.len();
+    // However many notes there are, they do not raise the number of revisions that may go here.
+    for is_local in [true, false] {
+        put_off_some(plan, schedule, is_local);
+    }
+}
+
+fn put_off_some(plan: &mut Plan, schedule: &Schedule, is_local: bool) {
+    let of_this_kind = |decision: &Decision| decision.revision.is_local() == is_local;
+    let count = plan.decisions.iter().filter(|decision| of_this_kind(decision)).count();
     let changed_max = count.div_ceil(CHANGED_PART).max(CHANGED_MIN);
     let is_former = |tag: &Tag| !schedule.rules.contains_key(tag);
-    let changes = |decision: &&mut Decision| decision.removed || decision.lost_tags.iter().any(is_former);
+    let changes = |decision: &&mut Decision| {
+        of_this_kind(decision) && (decision.removed || decision.lost_tags.iter().any(is_former))
+    };
     let mut removed = 0_u64;
     let mut stripped = 0_u64;
     for decision in plan.decisions.iter_mut().filter(changes).skip(changed_max) {

@@ -18,6 +18,7 @@ use super::control::{JobEntry, StatusEntry};
 use crate::error::{Error, Result};
 use crate::http;
 use crate::policy::health::Report;
+use crate::service::rights::{MISSING_RIGHT, Right};
 
 pub use backups::{RemoteList, RemoteRevision, RemoteStats, Reply};
 
@@ -175,8 +176,13 @@ impl Client {
         if status == 401 {
             return Err(Error::TokenRefused { url: self.peer.url.clone() });
         }
+        let right = answer.headers().get(MISSING_RIGHT).and_then(|right| right.to_str().ok());
+        let right = right.and_then(Right::parse).filter(|_| status == 403);
         match answer.body_mut().with_config().limit(bytes_max).read_to_vec() {
-            Ok(text) => Ok((status, text)),
+            Ok(text) => match right {
+                Some(right) => Err(Error::RightMissing { right, source: self.refused(status, &text).into() }),
+                None => Ok((status, text)),
+            },
             Err(ureq::Error::BodyExceedsLimit(_)) => {
                 Err(self.invalid(format!("it is longer than {bytes_max} bytes")))
             }

@@ -19,12 +19,14 @@ use backy_store::JobName;
 use nix::unistd::{AccessFlags, access};
 
 use crate::config::document;
-use crate::config::problem::{Mark, Problem};
+use crate::config::problem::{Mark, Problem, unsafe_problem};
 use crate::config::reader::Reader;
 use crate::config::{JobConfig, read_text};
 use crate::error::{Error, Result};
 use crate::policy::Schedule;
+use crate::service::rights::ApiToken;
 use crate::source::Secret;
+use backy_store::ownership::{self, Secrecy};
 
 /// Where the main configuration is, unless told otherwise.
 pub const PATH_DEFAULT: &str = "/etc/backy.conf";
@@ -81,9 +83,9 @@ pub struct ApiConfig {
     pub addrs: Vec<IpAddr>,
     /// The port to listen on.
     pub port: u16,
-    /// Tokens and the names of those who have them. Not a map by token, so that nobody compares them but in
-    /// constant time.
-    pub tokens: Vec<(Secret, String)>,
+    /// Tokens, who has them and what they allow. Not a map by token, so that nobody compares them but in constant
+    /// time.
+    pub tokens: Vec<ApiToken>,
     /// What `backy client` uses when it is told nothing.
     pub cli_default: Option<PeerConfig>,
 }
@@ -95,6 +97,8 @@ pub struct PeerConfig {
     pub url: String,
     /// What it wants to be shown.
     pub token: Secret,
+    /// Whether its revisions count in the verdicts on the jobs here.
+    pub counts: bool,
 }
 
 impl Default for ApiConfig {
@@ -124,17 +128,39 @@ impl PeerConfig {
     pub fn new(url: &str, token: &str) -> Result<Self, String> {
         reader::check_url(url).map_err(|why| format!("the URL cannot be used: {why}"))?;
         reader::check_token(token).map_err(|why| format!("the token {why}"))?;
-        Ok(Self { url: url.trim_end_matches('/').to_owned(), token: Secret::new(token.to_owned()) })
+        Ok(Self { url: url.trim_end_matches('/').to_owned(), token: Secret::new(token.to_owned()), counts: false })
+    }
+
+    /// Whether the token can be read on the way: it goes to another machine without encryption.
+    pub fn sends_openly(&self) -> bool {
+        let Some(rest) = self.url.strip_prefix("http://") else { return false };
+        let authority = rest.split('/').next().unwrap_or_default();
+        let host = match authority.strip_prefix('[') {
+            Some(inside) => inside.split(']').next().unwrap_or_default(),
+            None => authority.split(':').next().unwrap_or_default(),
+        };
+        let is_here = host.eq_ignore_ascii_case("localhost")
+            || host.parse::<IpAddr>().is_ok_and(|addr| addr.is_loopback());
+        !is_here
     }
 }
 
 impl ServiceConfig {
-    /// Reads the main configuration, and the files with tokens that it names.
+    /// Reads the main configuration, and the files with tokens that it names. Files that others could have written are
+    /// refused: it names commands and says who may ask for what.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = read_text(path, SIZE_BYTES_MAX)?;
+        let text = read_text(path, SIZE_BYTES_MAX, Secrecy::Public)?;
         let dir = path.parent().unwrap_or(Path::new("")).to_owned();
+        let invalid = |problems| Error::ConfigInvalid { path: path.to_owned(), problems };
+        check_parents(path).map_err(|problem| invalid(vec![problem]))?;
         let read = |file: &Path| {
-            read_text(&dir.join(file), TOKENS_BYTES_MAX).map_err(|error| match error {
+            let path = dir.join(file);
+            let text = read_text(&path, TOKENS_BYTES_MAX, Secrecy::Secret);
+            let text = text.and_then(|text| match check_parents(&path) {
+                Ok(()) => Ok(text),
+                Err(problem) => Err(Error::ConfigInvalid { path, problems: vec![problem] }),
+            });
+            text.map_err(|error| match error {
                 Error::ConfigUnreadable { source, .. } => format!("cannot read {}: {source}", file.display()),
                 Error::ConfigInvalid { problems, .. } => {
                     let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
@@ -143,7 +169,20 @@ impl ServiceConfig {
                 other => other.to_string(),
             })
         };
-        Self::parse(&text, &read).map_err(|problems| Error::ConfigInvalid { path: path.to_owned(), problems })
+        let config = Self::parse(&text, &read).map_err(invalid)?;
+        config.check_callback().map_err(|problem| invalid(vec![problem]))?;
+        Ok(config)
+    }
+
+    /// The callback runs as the service does: nobody else may be able to change it. That it is missing is another matter.
+    fn check_callback(&self) -> Result<(), Problem> {
+        let Some(program) = self.completed_callback.as_deref().filter(|path| path.is_file()) else {
+            return Ok(());
+        };
+        ownership::check(program, Secrecy::Public).map_err(|error| Problem {
+            place: "global.backup-completed-callback".to_owned(),
+            ..unsafe_problem(&error)
+        })
     }
 
     /// What cannot work on this machine as it is now, though the configuration itself is right. It stops nothing.
@@ -184,6 +223,10 @@ fn why_not_run(program: &Path, search_path: &OsStr) -> Option<String> {
     }
     let is_found = std::env::split_paths(search_path).any(|dir| can_run(&dir.join(program)));
     (!is_found).then(|| "no directory of PATH has this program; an absolute path is safer".to_owned())
+}
+
+fn check_parents(path: &Path) -> Result<(), Problem> {
+    ownership::check_parents(path).map_err(|error| unsafe_problem(&error))
 }
 
 #[cfg(test)]

@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::policy::health::{self, JobFacts, Report};
-use crate::source::Secret;
+use crate::service::rights::ApiToken;
 
 /// The service as the API sees it. Every method may block for a moment (it may look at the directories of all
 /// jobs), none for as long as a backup. `tokens` and `vitals` do not block: the API asks for them in its own loop.
 pub trait Control: Send + Sync + 'static {
-    /// Tokens and the names of those who have them, as the configuration in force says.
-    fn tokens(&self) -> Arc<Vec<(Secret, String)>>;
+    /// Tokens, who has them and what they allow, as the configuration in force says.
+    fn tokens(&self) -> Arc<Vec<ApiToken>>;
 
     /// The state of every configured job with a wanted name, by name, then of such dead directories, by name. No other
     /// is looked at.
@@ -26,9 +26,11 @@ pub trait Control: Send + Sync + 'static {
     /// What the verdicts on all jobs stand on, by name, as `check::gather` finds it.
     fn facts(&self, now: Timestamp) -> Vec<JobFacts>;
 
-    /// The verdicts on all jobs, the same as those of `backy check`.
-    fn report(&self, now: Timestamp) -> Report {
-        health::judge(&self.facts(now), Some(true), now)
+    /// The verdicts on the jobs with a wanted name, the same as those of `backy check`.
+    fn report(&self, wanted: &dyn Fn(&str) -> bool, now: Timestamp) -> Report {
+        let mut facts = self.facts(now);
+        facts.retain(|facts| wanted(facts.job.as_str()));
+        health::judge(&facts, Some(true), now)
     }
 
     /// Lets a job run as soon as a worker is free; `false` when no such job is configured. A job that runs is

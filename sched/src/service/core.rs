@@ -18,6 +18,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use super::child::Limits;
 use super::config::ServiceConfig;
 use super::control::Vitals;
+use super::rights::ApiToken;
 use super::scheduler::{Scheduler, State};
 use crate::check;
 use crate::error::{Result, in_full};
@@ -25,7 +26,6 @@ use crate::histories::{Histories, Look};
 use crate::policy::health::JobFacts;
 use crate::policy::sla::{self, Sla};
 use crate::prepare::prepare;
-use crate::source::Secret;
 
 /// How long a look at a job may take before others say that its directory does not answer.
 const LOOK_PATIENCE: Duration = Duration::from_secs(10);
@@ -69,7 +69,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) config: Arc<ServiceConfig>,
-    pub(super) tokens: Arc<Vec<(Secret, String)>>,
+    pub(super) tokens: Arc<Vec<ApiToken>>,
     /// When the configuration in force was read.
     pub(super) configured_at: Timestamp,
     /// When its file was written: a job without a directory has been there since then at the latest.
@@ -274,7 +274,7 @@ impl Core {
         let facts = JobFacts::new(job.clone(), &self.config.jobs.get(job)?.config.schedule);
         Some(JobFacts {
             running: self.is_running(job),
-            ..check::facts(facts, self.look(job)?, self.written_at)
+            ..check::facts(facts, self.look(job)?, &self.config, self.written_at)
         })
     }
 

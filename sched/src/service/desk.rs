@@ -13,14 +13,14 @@ use crate::error::{Error, Result};
 use crate::policy::Schedule;
 use crate::policy::health::JobFacts;
 use crate::policy::pool::Pool;
-use crate::source::Secret;
+use crate::service::rights::ApiToken;
 
 /// The service's side of the API.
 #[derive(Debug)]
 pub(super) struct Desk(pub(super) Arc<Shared>);
 
 impl Control for Desk {
-    fn tokens(&self) -> Arc<Vec<(Secret, String)>> {
+    fn tokens(&self) -> Arc<Vec<ApiToken>> {
         Arc::clone(&self.0.core().tokens)
     }
 

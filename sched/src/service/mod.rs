@@ -18,6 +18,7 @@ mod overdue;
 pub mod peers;
 mod purge;
 mod reload;
+pub mod rights;
 mod round;
 pub mod run;
 pub mod scheduler;

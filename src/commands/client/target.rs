@@ -6,10 +6,13 @@ use anyhow::Context as _;
 use backy_sched::ServiceConfig;
 use backy_sched::service::client::Client;
 use backy_sched::service::config::PeerConfig;
+use backy_store::Error as StoreError;
+use backy_store::ownership::{self, Secrecy};
 use clap::Args;
 
 use crate::commands::Context as Command;
 use crate::failure::{refused, usage};
+use crate::output::terminal;
 
 /// A file with a token is never larger.
 const TOKEN_FILE_BYTES_MAX: u64 = 4096;
@@ -80,6 +83,9 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
     std::fs::File::open(path)
         .and_then(|file| file.take(TOKEN_FILE_BYTES_MAX).read_to_string(&mut text))
         .with_context(|| format!("cannot read the token in {}", path.display()))?;
+    if let Err(error @ StoreError::Unsafe { .. }) = ownership::check(path, Secrecy::Secret) {
+        terminal::warn(error);
+    }
     Ok(text.trim_start_matches('\u{feff}').trim().to_owned())
 }
 

@@ -7,7 +7,7 @@ use backy_store::{Revision, Trust};
 fn facts(revisions: &[Revision]) -> JobFacts {
     let job = JobName::parse("web01").unwrap();
     JobFacts { since: Some(at(-100 * DAY)), ..JobFacts::new(job, &Schedule::usual()) }
-        .with_history(&History::of(revisions, at(0)))
+        .with_history(&History::of(revisions, at(0)), |server| server == "backup2")
 }
 
 fn kinds(facts: &JobFacts) -> Vec<Kind> {
@@ -50,7 +50,18 @@ fn only_a_good_revision_makes_a_job_green() {
     for (what, revisions, expected) in [
         ("good", vec![good.clone()], vec![]),
         ("verified", vec![changed(-DAY, |r| r.trust = Trust::Verified)], vec![]),
-        ("of another server", vec![changed(-DAY, of_another_server)], vec![]),
+        ("of another server that counts", vec![changed(-DAY, of_another_server)], vec![]),
+        (
+            "of another server that does not",
+            vec![
+                old.clone(),
+                changed(-DAY, |r| {
+                    of_another_server(r);
+                    r.server = "backup3".into();
+                }),
+            ],
+            vec![Kind::Overdue],
+        ),
         ("too old", vec![old.clone()], vec![Kind::Overdue]),
         ("none", vec![], vec![Kind::NeverRan]),
         ("partial", vec![changed(-DAY, |r| r.stats.duration_secs = None)], vec![Kind::NeverRan]),

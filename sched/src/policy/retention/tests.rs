@@ -391,3 +391,26 @@ fn whatever_the_history_and_the_clock_the_promises_hold() {
         );
     }
 }
+
+#[test]
+fn what_a_peer_lists_makes_no_local_revision_fall() {
+    let local = days(9);
+    let alone = plan(&local, &daily(3), at(DAY), false);
+    // Any number of newer revisions on a peer, also just now and with every tag.
+    let mut invented: Vec<Revision> = (0..50).map(|n| revision(100 + n, -(n as i64), "daily")).collect();
+    invented.iter_mut().for_each(|note| note.server = "backup2".to_owned());
+    let mut all = [local, invented].concat();
+    all.sort_by_key(|revision| revision.timestamp);
+    let with_notes = plan(&all, &daily(3), at(DAY), false);
+    let fate = |plan: &Plan| -> Vec<(String, bool, usize)> {
+        let here = plan.decisions.iter().filter(|decision| decision.revision.is_local());
+        here.map(|one| (one.revision.id.to_string(), one.removed, one.lost_tags.len())).collect()
+    };
+    assert_eq!(fate(&with_notes), fate(&alone));
+    assert_eq!(alone.decisions.iter().filter(|decision| decision.removed).count(), 2);
+    // With force, as many stay as without the peer.
+    assert_eq!(
+        fate(&plan(&all, &daily(3), at(DAY), true)),
+        fate(&plan(&days(9), &daily(3), at(DAY), true))
+    );
+}

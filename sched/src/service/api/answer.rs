@@ -5,12 +5,13 @@ use std::error::Error as StdError;
 use backy_store::Error as StoreError;
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{self, HeaderValue};
+use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::metrics;
 use crate::error::Error;
+use crate::service::rights::{MISSING_RIGHT, Right};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -25,13 +26,15 @@ pub(super) struct Answer {
     body: Vec<u8>,
     /// The methods that the path has, where it was asked with another.
     allow: Option<&'static str>,
+    /// The right that the token lacks.
+    missing_right: Option<Right>,
 }
 
 impl Answer {
     /// A status and its name, as the original answers: `404: Not Found`.
     pub(super) fn status(status: StatusCode) -> Self {
         let text = format!("{}: {}", status.as_u16(), status.canonical_reason().unwrap_or_default());
-        Self { status, content_type: TEXT, body: text.into_bytes(), allow: None }
+        Self { status, content_type: TEXT, body: text.into_bytes(), allow: None, missing_right: None }
     }
 
     /// A status, its name and what there is to say.
@@ -44,25 +47,25 @@ impl Answer {
 
     /// A plain text and nothing else.
     pub(super) fn text(status: StatusCode, text: &str) -> Self {
-        Self { status, content_type: TEXT, body: text.as_bytes().to_vec(), allow: None }
+        Self { status, content_type: TEXT, body: text.as_bytes().to_vec(), allow: None, missing_right: None }
     }
 
     /// Done, and nothing to say.
     pub(super) fn done() -> Self {
-        Self { status: StatusCode::NO_CONTENT, content_type: TEXT, body: Vec::new(), allow: None }
+        Self { status: StatusCode::NO_CONTENT, content_type: TEXT, body: Vec::new(), allow: None, missing_right: None }
     }
 
     /// Data for programs.
     pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Self {
         match serde_json::to_vec(value) {
-            Ok(body) => Self { status, content_type: JSON, body, allow: None },
+            Ok(body) => Self { status, content_type: JSON, body, allow: None, missing_right: None },
             Err(error) => Self::told(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
         }
     }
 
     /// Metrics, in the format of OpenMetrics.
     pub(super) fn metrics(text: String) -> Self {
-        Self { status: StatusCode::OK, content_type: METRICS, body: text.into_bytes(), allow: None }
+        Self { status: StatusCode::OK, content_type: METRICS, body: text.into_bytes(), allow: None, missing_right: None }
     }
 
     /// Metrics in the format that the client wants; everything else as it is.
@@ -77,6 +80,11 @@ impl Answer {
     /// The path is right, the method is not.
     pub(super) fn not_allowed(allow: &'static str) -> Self {
         Self { allow: Some(allow), ..Self::status(StatusCode::METHOD_NOT_ALLOWED) }
+    }
+
+    /// The token is right, but does not allow this.
+    pub(super) fn lacks_right(right: Right, message: &str) -> Self {
+        Self { missing_right: Some(right), ..Self::told(StatusCode::FORBIDDEN, message) }
     }
 
     /// What went wrong while answering.
@@ -118,6 +126,9 @@ impl Answer {
         }
         if let Some(allow) = self.allow {
             set(header::ALLOW, allow);
+        }
+        if let Some(right) = self.missing_right {
+            set(HeaderName::from_static(MISSING_RIGHT), right.as_str());
         }
         response
     }

@@ -4,17 +4,18 @@ use blake3::Hash;
 use hyper::HeaderMap;
 use hyper::header::AUTHORIZATION;
 
+use crate::service::rights::ApiToken;
 use crate::source::Secret;
 
-/// Returns the name of the client whose token the request shows. The time this takes tells nothing about a token:
+/// Returns the token that the request shows, if the configuration has it. The time this takes tells nothing about a token:
 /// hashes are compared, in constant time (as `blake3::Hash` does), and always all of them.
-pub(super) fn client<'t>(tokens: &'t [(Secret, String)], headers: &HeaderMap) -> Option<&'t str> {
+pub(super) fn client<'t>(tokens: &'t [ApiToken], headers: &HeaderMap) -> Option<&'t ApiToken> {
     let shown = blake3::hash(shown_token(headers)?);
     let same = |token: &Secret| -> bool { Hash::eq(&blake3::hash(token.expose().as_bytes()), &shown) };
     let mut found = None;
-    for (token, name) in tokens {
-        if same(token) && !token.expose().is_empty() {
-            found = Some(name.as_str());
+    for one in tokens {
+        if same(&one.token) && !one.token.expose().is_empty() {
+            found = Some(one);
         }
     }
     found
@@ -34,13 +35,13 @@ mod tests {
 
     fn asked(values: &[&str]) -> Option<&'static str> {
         let tokens = [("secret", "cli"), ("secret2", "backup2"), ("", "nobody")];
-        let tokens: Vec<(Secret, String)> =
-            tokens.iter().map(|(token, name)| (Secret::new((*token).into()), (*name).into())).collect();
+        let token = |(token, name): &(&str, &str)| ApiToken::of_admin(Secret::new((*token).into()), name);
+        let tokens: Vec<ApiToken> = tokens.iter().map(token).collect();
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(AUTHORIZATION, value.parse().unwrap());
         }
-        client(Vec::leak(tokens), &headers)
+        client(Vec::leak(tokens), &headers).map(|one| one.name.as_str())
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! The routes below `/v1/backups/NAME`: what other servers ask of a job's directory. They change only directories
-//! that no configured job owns, so that a service never meddles with the jobs of another.
+//! that no configured job owns, so that a service never meddles with the jobs of another; and whatever is asked, a
+//! directory keeps a trusted revision. A purge that is asked for is an ordinary one: it holds what was forgotten, and is
+//! never forced.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use backy_store::revision::select;
-use backy_store::{Error as StoreError, Job, JobName, Revision, Tag, Timestamp, Zone};
+use backy_store::{BackendType, Error as StoreError, Job, JobName, Revision, Tag, Timestamp, Zone};
 use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::Value;
@@ -13,12 +15,17 @@ use serde_json::Value;
 use super::answer::Answer;
 use super::handler::hide_secrets;
 use crate::error::{Error, Result};
+use crate::policy::retention;
 use crate::service::control::Control;
 use crate::tags;
 
 /// How often to ask for a lock that is held for moments, and how long to wait in between.
 const LOCK_TRIES: u32 = 20;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why revisions are not forgotten. Nobody can ask for the last trusted one over the network, whatever the token: who is
+/// sure does it on the server itself.
+const KEEPS_LAST: &str = "that would forget the last trusted revision of the job, which stays; nothing was changed";
 
 /// What is to become of tags.
 #[derive(Debug, Deserialize)]
@@ -97,17 +104,34 @@ pub(super) fn set_tags(
 /// Listing, comparing and changing happen under one guard.
 fn change(job: &Job, spec: &str, order: &TagOrder, autoremove: bool) -> Result<Answer> {
     let guard = lock(job)?;
-    let selected = select::select(spec, &job.revisions()?.revisions, &Zone::utc())?;
+    let all = job.revisions()?.revisions;
+    let selected = select::select(spec, &all, &Zone::utc())?;
     if selected.is_empty() {
         return Ok(Answer::told(StatusCode::NOT_FOUND, "no revision matches"));
     }
     if !tags::differing(&selected, &order.old_tags).is_empty() {
         return Ok(Answer::status(StatusCode::PRECONDITION_FAILED));
     }
+    if autoremove && order.new_tags.is_empty() {
+        let stays = |one: &&Revision| !selected.iter().any(|selected| selected.id == one.id);
+        if !all.iter().filter(stays).any(|one| is_proof(job, one)) {
+            return Ok(Answer::told(StatusCode::CONFLICT, KEEPS_LAST));
+        }
+    }
     for revision in &selected {
         tags::replace(job, &guard, revision, order.new_tags.clone(), autoremove, Timestamp::now())?;
     }
     Ok(Answer::done())
+}
+
+/// Whether the job could be restored from a revision, as its manifest has it, not the index.
+fn is_proof(job: &Job, listed: &Revision) -> bool {
+    let has_map = || listed.backend_type != BackendType::Framed || job.map_path(&listed.id).is_file();
+    retention::is_trusted_here(listed)
+        && job
+            .revision(&listed.id)
+            .is_ok_and(|read| retention::is_trusted_here(&read) && !read.is_suspicious())
+        && has_map()
 }
 
 fn lock(job: &Job) -> Result<backy_store::lock::ManifestGuard> {

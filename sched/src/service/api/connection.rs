@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use backy_store::Timestamp;
@@ -15,15 +15,17 @@ use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::timeout;
 
 use super::answer::Answer;
 use super::brake::Brake;
+use super::lobby::{Lobby, Seat};
 use super::patient::Patient;
 use super::route::Route;
 use super::{Limits, auth, handler};
 use crate::service::control::Control;
+use crate::service::rights::{ApiToken, Rights};
 
 /// How long to wait when the system has no more descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -35,14 +37,19 @@ pub(super) struct Shared {
     pub(super) control: Arc<dyn Control>,
     pub(super) limits: Limits,
     pub(super) stop: watch::Receiver<bool>,
+    /// Connections of clients that have shown a token.
     pub(super) connections: Arc<Semaphore>,
+    /// Requests with a token that wait until their connection is one of those.
+    pub(super) waiting: Arc<Semaphore>,
+    /// Connections of the others.
+    pub(super) lobby: Arc<Lobby>,
     pub(super) handlers: Arc<Semaphore>,
     /// For those that need no disk: orders are taken also when the disk hangs.
     pub(super) quick_handlers: Arc<Semaphore>,
     pub(super) refusals: Brake,
 }
 
-/// Accepts connections until the server stops. Who comes when there are too many waits in the kernel's queue.
+/// Accepts connections until the server stops. New ones replace those whose clients show no token.
 pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
@@ -50,34 +57,64 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     };
     loop {
         let accepted = async {
-            let permit = Arc::clone(&shared.connections).acquire_owned().await;
-            (listener.accept().await, permit)
+            let (stream, peer) = listener.accept().await?;
+            let (seat, left) = shared.lobby.enter(peer.ip()).await;
+            Ok::<_, std::io::Error>((stream, peer, seat, left))
         };
-        let (accepted, permit) = tokio::select! {
+        let accepted = tokio::select! {
             accepted = accepted => accepted,
             () = shared.stopped() => return,
         };
-        match (accepted, permit) {
-            (Ok((stream, peer)), Ok(permit)) => {
-                tokio::spawn(converse(stream, peer, Arc::clone(&shared), permit));
+        match accepted {
+            Ok((stream, peer, seat, left)) => {
+                tokio::spawn(converse(stream, Guest { peer, seat, permit: OnceLock::new() }, left, Arc::clone(&shared)));
+                // Its request may be there already: read it before the next connection is accepted.
+                tokio::task::yield_now().await;
             }
-            (Err(error), _) => {
+            Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
-            (_, Err(_)) => return,
         }
     }
 }
 
-/// Answers the requests of one connection.
-async fn converse(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, _permit: OwnedSemaphorePermit) {
+/// One connection's registrations.
+struct Guest {
+    peer: SocketAddr,
+    /// Among the connections without a token.
+    seat: Seat,
+    /// Among those with one, once its client has shown it.
+    permit: OnceLock<OwnedSemaphorePermit>,
+}
+
+impl Guest {
+    /// Makes the connection one of a client with a token; `false` when there are too many.
+    async fn promote(&self, shared: &Shared) -> bool {
+        self.seat.leave();
+        if self.permit.get().is_some() {
+            return true;
+        }
+        let Ok(_waiting) = shared.waiting.try_acquire() else { return false };
+        let permit = Arc::clone(&shared.connections).acquire_owned();
+        match timeout(shared.limits.request_time, permit).await {
+            // Requests of one connection come one after the other: there is none yet.
+            Ok(Ok(permit)) => self.permit.set(permit).is_ok(),
+            _ => false,
+        }
+    }
+}
+
+/// Answers the requests of one connection until it ends or is replaced.
+async fn converse(stream: TcpStream, guest: Guest, left: oneshot::Receiver<()>, shared: Arc<Shared>) {
     let limits = shared.limits;
+    let peer = guest.peer;
+    let guest = Arc::new(guest);
     let io = TokioIo::new(Patient::new(stream, limits.answer_time));
     let answering = Arc::clone(&shared);
     let service = service_fn(move |request| {
-        let shared = Arc::clone(&answering);
-        async move { Ok::<_, Infallible>(respond(&shared, peer, request).await) }
+        let (shared, guest) = (Arc::clone(&answering), Arc::clone(&guest));
+        async move { Ok::<_, Infallible>(respond(&shared, &guest, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -93,6 +130,8 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, _per
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        // An error says that its client has shown a token.
+        Ok(()) = left => return tracing::trace!(%peer, "a connection without a token made room"),
     };
     if let Err(error) = ended {
         // Anybody can cause this: not for the log.
@@ -103,14 +142,16 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, _per
 /// Answers one request and logs it.
 async fn respond(
     shared: &Arc<Shared>,
-    peer: SocketAddr,
+    guest: &Guest,
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
+    let peer = guest.peer;
     let method = request.method().clone();
     let path = clip(request.uri().path());
     let sub_task = sub_task(request.headers());
-    let Asked { answer, client, is_order } = answer(shared, request).await;
+    let Asked { answer, client, is_order } = answer(shared, guest, request).await;
     let status = answer.code();
+    let is_uncounted = client.is_some() && guest.permit.get().is_none();
     match client {
         Some(client) if is_order || status >= 400 => {
             tracing::info!(%peer, client, %method, path, status, sub_task, "request");
@@ -125,7 +166,7 @@ async fn respond(
     }
     let mut response = answer.into_response();
     // Nobody keeps a connection while others wait for one, or without a token.
-    if status == StatusCode::UNAUTHORIZED || shared.connections.available_permits() == 0 {
+    if status == StatusCode::UNAUTHORIZED || is_uncounted || shared.connections.available_permits() == 0 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -139,9 +180,12 @@ struct Asked {
     is_order: bool,
 }
 
-async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Asked {
-    let asked =
-        |answer, client: Option<&str>| Asked { answer, client: client.map(str::to_owned), is_order: false };
+async fn answer(shared: &Arc<Shared>, guest: &Guest, request: Request<Incoming>) -> Asked {
+    let asked = |answer, client: Option<&ApiToken>| Asked {
+        answer,
+        client: client.map(|client| client.name.clone()),
+        is_order: false,
+    };
     if request.uri().path() == "/healthz" {
         return asked(health(shared, request.method()), None);
     }
@@ -149,8 +193,13 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Asked {
     let Some(client) = auth::client(&tokens, request.headers()) else {
         return asked(Answer::status(StatusCode::UNAUTHORIZED), None);
     };
+    if !guest.promote(shared).await {
+        let answer = Answer::told(StatusCode::SERVICE_UNAVAILABLE, "too many clients at a time");
+        return asked(answer, Some(client));
+    }
     let uri = request.uri();
-    let route = match Route::parse(request.method(), uri.path(), uri.query()) {
+    let route = Route::parse(request.method(), uri.path(), uri.query());
+    let route = match route.and_then(|route| route.authorize(client).map(|()| route)) {
         Ok(route) => route,
         Err(answer) => return asked(answer, Some(client)),
     };
@@ -158,7 +207,7 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Asked {
     let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
     let accept = accept.unwrap_or_default().to_owned();
     let answer = match read_body(request.into_body(), &shared.limits).await {
-        Ok(body) => handle(shared, route, body).await,
+        Ok(body) => handle(shared, client.rights.clone(), route, body).await,
         Err(answer) => answer,
     };
     let answer = answer.in_wanted_format(&accept);
@@ -191,13 +240,13 @@ async fn read_body(body: Incoming, limits: &Limits) -> Result<Bytes, Answer> {
 
 /// Runs the handler in a thread. One that takes too long goes on there, and counts among those at work, until it ends:
 /// what it has begun is not left half done.
-async fn handle(shared: &Arc<Shared>, route: Route, body: Bytes) -> Answer {
+async fn handle(shared: &Arc<Shared>, rights: Rights, route: Route, body: Bytes) -> Answer {
     let handled = async {
         let handlers = if route.needs_disk() { &shared.handlers } else { &shared.quick_handlers };
         let permit = Arc::clone(handlers).acquire_owned().await;
         let control = Arc::clone(&shared.control);
         tokio::task::spawn_blocking(move || {
-            let answer = handler::handle(&*control, route, &body);
+            let answer = handler::handle(&*control, &rights, route, &body);
             drop(permit);
             answer
         })

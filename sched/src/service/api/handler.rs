@@ -10,6 +10,7 @@ use super::route::Route;
 use super::{backups, metrics};
 use crate::error::Error;
 use crate::service::control::{Control, JobEntry, Vitals};
+use crate::service::rights::Rights;
 
 /// How long the main loop may be away, which comes round every minute.
 const SILENCE_SECS_MAX: f64 = 180.0;
@@ -20,21 +21,25 @@ const FILTER_MEMORY_MAX: usize = 1 << 20;
 /// Groups in groups.
 const FILTER_NEST_MAX: u32 = 50;
 
-/// Answers a request of somebody who may ask.
-pub(super) fn handle(control: &dyn Control, route: Route, body: &[u8]) -> Answer {
+/// Answers a request of somebody who may ask. Lists show what `rights` are on.
+pub(super) fn handle(control: &dyn Control, rights: &Rights, route: Route, body: &[u8]) -> Answer {
+    let is_covered = |job: &str| rights.covers(job);
     match route {
-        Route::Metrics => Answer::metrics(metrics::render(control, Timestamp::now())),
-        Route::Status { filter } => status(control, &filter),
-        Route::Check => Answer::json(StatusCode::OK, &control.report(Timestamp::now())),
-        Route::Jobs => Answer::json(StatusCode::OK, &jobs(control)),
+        Route::Metrics => Answer::metrics(metrics::render(control, &is_covered, Timestamp::now())),
+        Route::Status { filter } => status(control, rights, &filter),
+        Route::Check => Answer::json(StatusCode::OK, &control.report(&is_covered, Timestamp::now())),
+        Route::Jobs => Answer::json(StatusCode::OK, &jobs(control, rights)),
         Route::Run(job) => match control.run(&job) {
             true => Answer::status(StatusCode::ACCEPTED),
             false => Answer::status(StatusCode::NOT_FOUND),
         },
-        Route::RunAll => run_all(control),
+        Route::RunAll => run_all(control, rights),
         Route::Reload => reload(control),
         Route::Backups => match control.dead_jobs() {
-            Ok(names) => Answer::json(StatusCode::OK, &names),
+            Ok(mut names) => {
+                names.retain(|name| is_covered(name.as_str()));
+                Answer::json(StatusCode::OK, &names)
+            }
             Err(error) => Answer::failed(&error),
         },
         Route::Purge(job) => backups::purge(control, &job),
@@ -51,12 +56,12 @@ pub(super) fn is_alive(vitals: &Vitals, now: Timestamp) -> bool {
     seen.is_some_and(|seen| now.secs_since(seen).abs() <= SILENCE_SECS_MAX)
 }
 
-fn status(control: &dyn Control, filter: &str) -> Answer {
+fn status(control: &dyn Control, rights: &Rights, filter: &str) -> Answer {
     let filter = match compile(filter) {
         Ok(filter) => filter,
         Err(why) => return Answer::told(StatusCode::BAD_REQUEST, &format!("the filter {why}")),
     };
-    Answer::json(StatusCode::OK, &control.status(&|job| filter.is_match(job)))
+    Answer::json(StatusCode::OK, &control.status(&|job| rights.covers(job) && filter.is_match(job)))
 }
 
 /// Compiles a regular expression. Matching is linear in the length of the name, whatever the expression.
@@ -81,8 +86,9 @@ fn compile(filter: &str) -> Result<Regex, String> {
 }
 
 /// The configured jobs. The service leaves secrets out; what looks like one is hidden here all the same.
-fn jobs(control: &dyn Control) -> Vec<JobEntry> {
+fn jobs(control: &dyn Control, rights: &Rights) -> Vec<JobEntry> {
     let mut jobs = control.jobs();
+    jobs.retain(|job| rights.covers(&job.name));
     jobs.iter_mut().for_each(|job| hide_secrets(&mut job.source));
     jobs
 }
@@ -106,8 +112,8 @@ pub(super) fn hide_secrets(value: &mut Value) {
     }
 }
 
-fn run_all(control: &dyn Control) -> Answer {
-    let names = control.jobs().into_iter().filter_map(|job| JobName::parse(&job.name).ok());
+fn run_all(control: &dyn Control, rights: &Rights) -> Answer {
+    let names = jobs(control, rights).into_iter().filter_map(|job| JobName::parse(&job.name).ok());
     let started = names.filter(|name| control.run(name)).count();
     Answer::json(StatusCode::ACCEPTED, &json!({ "jobs": started }))
 }

@@ -12,16 +12,17 @@ use crate::service::control::{Control, StatusEntry, Vitals};
 /// The names of the pools, as in [`Vitals`].
 const POOLS: [&str; 2] = ["fast", "slow"];
 
-/// Returns the whole text.
-pub(super) fn render(control: &dyn Control, now: Timestamp) -> String {
-    let facts = control.facts(now);
+/// Returns the whole text, with the jobs that have a wanted name.
+pub(super) fn render(control: &dyn Control, wanted: &dyn Fn(&str) -> bool, now: Timestamp) -> String {
+    let mut facts = control.facts(now);
+    facts.retain(|facts| wanted(facts.job.as_str()));
     let report = health::judge(&facts, Some(true), now);
     let mut text = Text(String::new());
     text.family("backy_build", "info", "The program.");
     text.sample("backy_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     service(&mut text, &control.vitals());
     problems(&mut text, &report);
-    states(&mut text, &control.status(&|_| true));
+    states(&mut text, &control.status(wanted));
     jobs(&mut text, &facts, &report, now);
     text.0.push_str("# EOF\n");
     text.0

@@ -1,11 +1,13 @@
 //! The HTTP API of the service: what is asked over the network, and who may ask. `docs/api.md` describes every
 //! route; [`Control`] is all it sees of the service.
 //!
-//! - Who has no token learns nothing but whether the service is alive: the token is looked at before the path.
+//! - Who has no token learns nothing but whether the service is alive: the token is looked at before the path. Who has
+//!   one may do what its rights say; which route needs which right is in `route.rs` alone.
 //! - The server has a thread and a runtime of its own, so that it can still tell that the main loop hangs.
 //! - Everything has a bound (`Limits`): connections, header, body, time, answers in the making. What blocks, runs
 //!   in threads; at most so many at once, and who waits too long for one is told so.
-//! - Who has no token is not kept: the connection is closed, and the log tells of one such request a second.
+//! - Who has no token is not kept: the connection is closed, and the log tells of one such request a second. Until a
+//!   token is shown, a connection is one of few that make room for newer ones (`lobby.rs`).
 //! - A connection that is cut, an answer that cannot be sent, a handler that panics: each ends alone.
 
 mod answer;
@@ -15,6 +17,7 @@ mod brake;
 mod connection;
 mod handler;
 mod listen;
+mod lobby;
 mod metrics;
 mod patient;
 mod route;
@@ -29,6 +32,7 @@ use tokio::sync::{Semaphore, watch};
 
 use self::brake::Brake;
 use self::connection::Shared;
+use self::lobby::{Bounds, Lobby};
 use super::config::ApiConfig;
 use super::control::Control;
 use crate::error::{Error, Result};
@@ -36,8 +40,10 @@ use crate::error::{Error, Result};
 /// The bounds of the API.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Connections at a time; more wait.
+    /// Connections of clients with a token at a time; more wait.
     connections: u32,
+    /// Connections of the others; the oldest make room.
+    strangers: Bounds,
     /// Requests at a time that look at the store or ask the service; more wait.
     handlers: usize,
     /// Bytes of a request's first line and headers.
@@ -60,6 +66,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 64,
+            strangers: Bounds { all: 256, per_address: 64, age_min: Duration::from_millis(100) },
             handlers: 8,
             head_bytes: 16 << 10,
             headers: 64,
@@ -72,6 +79,8 @@ impl Default for Limits {
     }
 }
 
+/// Clients with a token that wait for a connection of their own to be counted.
+const WAITING_MAX: usize = 256;
 /// Requests at work that need no disk.
 const QUICK_HANDLERS: usize = 2;
 
@@ -161,7 +170,7 @@ fn serve(runtime: Runtime, listeners: Vec<std::net::TcpListener>, shared: &Arc<S
             tokio::spawn(connection::accept(listener, Arc::clone(shared)));
         }
         shared.stopped().await;
-        // Every connection and every listener holds one.
+        // Every connection of a client with a token holds one.
         let all_ended = shared.connections.acquire_many(shared.limits.connections);
         if tokio::time::timeout(shared.limits.stop_time, all_ended).await.is_err() {
             tracing::info!("cutting connections that did not end");
@@ -178,6 +187,8 @@ impl Shared {
             limits,
             stop,
             connections: Arc::new(Semaphore::new(limits.connections as usize)),
+            waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+            lobby: Lobby::new(limits.strangers),
             handlers: Arc::new(Semaphore::new(limits.handlers)),
             quick_handlers: Arc::new(Semaphore::new(QUICK_HANDLERS)),
             refusals: Brake::default(),

@@ -4,6 +4,7 @@ use backy_store::JobName;
 use hyper::{Method, StatusCode};
 
 use super::answer::Answer;
+use crate::service::rights::{ApiToken, Right};
 
 const GET: &str = "GET, HEAD";
 const POST: &str = "POST";
@@ -24,6 +25,17 @@ pub(super) enum Route {
     Touch(JobName),
     Revisions { job: JobName, only_clean: bool },
     Tags { job: JobName, spec: String, autoremove: bool },
+}
+
+/// What a route is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope<'r> {
+    /// All jobs that the token's rights are on; the others are left out.
+    Listed,
+    /// One job.
+    Job(&'r JobName),
+    /// The service as a whole.
+    Service,
 }
 
 impl Route {
@@ -64,6 +76,45 @@ impl Route {
             true => Ok(route),
             false => Err(Answer::not_allowed(allow)),
         }
+    }
+
+    /// Which right it needs, and on what. Every route is named here: a new one does not compile without a rule.
+    pub(super) fn need(&self) -> (Right, Scope<'_>) {
+        match self {
+            Self::Metrics => (Right::Metrics, Scope::Listed),
+            Self::Status { .. } | Self::Check | Self::Jobs | Self::Backups => (Right::Read, Scope::Listed),
+            Self::Revisions { job, .. } => (Right::Read, Scope::Job(job)),
+            Self::Run(job) => (Right::Run, Scope::Job(job)),
+            Self::RunAll => (Right::Run, Scope::Listed),
+            Self::Reload => (Right::Admin, Scope::Service),
+            Self::Purge(job) | Self::Touch(job) | Self::Tags { job, .. } => (Right::Admin, Scope::Job(job)),
+        }
+    }
+
+    /// Refuses what a token does not allow.
+    pub(super) fn authorize(&self, token: &ApiToken) -> Result<(), Answer> {
+        let (right, scope) = self.need();
+        let name = &token.name;
+        if !token.rights.has(right) {
+            let message = format!(
+                "the token of {name} lacks the right {right}; `rights` in the service's configuration gives it"
+            );
+            return Err(Answer::lacks_right(right, &message));
+        }
+        let what = match scope {
+            Scope::Listed => return Ok(()),
+            Scope::Job(job) if token.rights.covers(job.as_str()) => return Ok(()),
+            Scope::Service if token.rights.jobs().is_none() => return Ok(()),
+            Scope::Job(job) => format!("the job {job}"),
+            Scope::Service => "the whole service".to_owned(),
+        };
+        let patterns = token.rights.jobs().unwrap_or_default().iter();
+        let patterns: Vec<String> = patterns.map(ToString::to_string).collect();
+        let message = format!(
+            "the token of {name} lacks the right {right} on {what}; `jobs` in the service's configuration limits it to {}",
+            patterns.join(", ")
+        );
+        Err(Answer::lacks_right(right, &message))
     }
 
     /// Whether it changes or starts something.
@@ -135,7 +186,7 @@ fn hex(digit: u8) -> Option<u8> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     fn parse(method: &str, uri: &str) -> Result<Route, u16> {
@@ -145,6 +196,51 @@ mod tests {
 
     fn job(name: &str) -> JobName {
         JobName::parse(name).unwrap()
+    }
+
+    /// A request for every route: another variant does not compile without a number, and fails without a request.
+    pub(crate) const EACH: [(&str, &str); 12] = [
+        ("GET", "/metrics"),
+        ("GET", "/v1/status"),
+        ("GET", "/v1/check"),
+        ("GET", "/v1/jobs"),
+        ("POST", "/v1/jobs/web01/run"),
+        ("POST", "/v1/runall"),
+        ("POST", "/v1/reload"),
+        ("GET", "/v1/backups"),
+        ("POST", "/v1/backups/old/purge"),
+        ("POST", "/v1/backups/old/touch"),
+        ("GET", "/v1/backups/old/revs"),
+        ("PUT", "/v1/backups/old/revs/aaa/tags"),
+    ];
+
+    #[test]
+    fn there_is_a_request_for_every_route() {
+        let number = |route: &Route| match route {
+            Route::Metrics => 0,
+            Route::Status { .. } => 1,
+            Route::Check => 2,
+            Route::Jobs => 3,
+            Route::Run(_) => 4,
+            Route::RunAll => 5,
+            Route::Reload => 6,
+            Route::Backups => 7,
+            Route::Purge(_) => 8,
+            Route::Touch(_) => 9,
+            Route::Revisions { .. } => 10,
+            Route::Tags { .. } => 11,
+        };
+        let numbers = EACH.map(|(method, uri)| number(&parse(method, uri).unwrap()));
+        assert!(numbers.into_iter().eq(0..EACH.len()), "{numbers:?}");
+    }
+
+    #[test]
+    fn what_changes_something_needs_more_than_the_right_to_read() {
+        for (method, uri) in EACH {
+            let route = parse(method, uri).unwrap();
+            let (right, _) = route.need();
+            assert_eq!(route.is_order(), matches!(right, Right::Run | Right::Admin), "{method} {uri}");
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::policy::Schedule;
 use crate::policy::health::JobFacts;
 use crate::service::control::{Control, JobEntry, StatusEntry, Vitals};
+use crate::service::rights::ApiToken;
 use crate::source::Secret;
 
 /// The token of these tests, and what else must never be seen.
@@ -29,6 +30,8 @@ const MANIFEST: &str = "backend_type: chunked\norig_tags: []\nparent: ''\nserver
 /// What the API sees of a service, as the test wants it.
 pub(crate) struct Fake {
     pub(crate) dir: TempDir,
+    /// Tokens beside the one of the tests, which may do everything.
+    pub(crate) tokens: Vec<ApiToken>,
     pub(crate) active: BTreeSet<JobName>,
     pub(crate) entries: Vec<StatusEntry>,
     pub(crate) vitals: Vitals,
@@ -59,6 +62,7 @@ impl Fake {
         };
         Self {
             dir,
+            tokens: Vec::new(),
             active: BTreeSet::from([name("web01")]),
             entries: vec![entry("web01", Some("OK"), "running (slow)"), entry("old", None, "Dead")],
             vitals: Vitals { seen_at: Some(Timestamp::now()), workers: 3, ..Vitals::default() },
@@ -88,8 +92,10 @@ impl Fake {
 }
 
 impl Control for Fake {
-    fn tokens(&self) -> Arc<Vec<(Secret, String)>> {
-        Arc::new(vec![(Secret::new(TOKEN.to_owned()), "tests".to_owned())])
+    fn tokens(&self) -> Arc<Vec<ApiToken>> {
+        let mut tokens = vec![ApiToken::of_admin(Secret::new(TOKEN.to_owned()), "tests")];
+        tokens.extend(self.tokens.iter().cloned());
+        Arc::new(tokens)
     }
 
     fn status(&self, wanted: &dyn Fn(&str) -> bool) -> Vec<StatusEntry> {
@@ -204,6 +210,17 @@ pub(crate) fn ask(addr: SocketAddr, method: &str, path: &str, body: &str) -> (u1
          Content-Length: {length}\r\n\r\n{body}"
     );
     split(&exchange(addr, request.as_bytes()))
+}
+
+/// Sends one request with a token of its own; returns the status and the whole answer.
+pub(crate) fn ask_as(addr: SocketAddr, token: &str, method: &str, path: &str, body: &str) -> (u16, String) {
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\
+         Content-Length: {length}\r\n\r\n{body}"
+    );
+    let answer = exchange(addr, request.as_bytes());
+    (split(&answer).0, answer)
 }
 
 /// Returns status and body of an answer; status 0 when there was none.

@@ -38,6 +38,8 @@ pub enum Reply<T> {
     Active,
     /// The tags there are not the expected ones.
     Differs,
+    /// It keeps the last trusted revision of a directory: nothing was changed.
+    Keeps,
     /// Another run there has it locked just now.
     Busy,
 }
@@ -168,20 +170,23 @@ impl Client {
             Reply::Missing => Ok(Reply::Missing),
             Reply::Active => Ok(Reply::Active),
             Reply::Differs => Ok(Reply::Differs),
+            Reply::Keeps => Ok(Reply::Keeps),
             Reply::Busy => Ok(Reply::Busy),
         }
     }
 
-    /// Replaces the tags of a revision if they are `old`; without new ones the server forgets the revision.
+    /// Replaces the tags of a revision if they are `old`; with `autoremove` the server forgets it when there are no new ones.
     pub fn set_tags(
         &self,
         job: &JobName,
         id: &RevisionId,
         old: &BTreeSet<Tag>,
         new: &BTreeSet<Tag>,
+        autoremove: bool,
     ) -> Result<Reply<()>> {
         let body = json!({ "old_tags": old, "new_tags": new }).to_string();
-        let url = format!("{}{}/revs/{}/tags?autoremove=1", self.peer.url, path(job), encode(id.as_str()));
+        let (autoremove, id) = (u8::from(autoremove), encode(id.as_str()));
+        let url = format!("{}{}/revs/{id}/tags?autoremove={autoremove}", self.peer.url, path(job));
         let request = self.with_headers(self.agent.put(url)).content_type("application/json");
         let (status, text) = self.read(request.send(body.as_bytes()))?;
         self.reply(status, &text)
@@ -193,6 +198,7 @@ impl Client {
             200..300 => Ok(Reply::Done(())),
             404 if own_words => Ok(Reply::Missing),
             403 if own_words => Ok(Reply::Active),
+            409 if own_words => Ok(Reply::Keeps),
             412 if own_words => Ok(Reply::Differs),
             503 if own_words => Ok(Reply::Busy),
             _ => Err(self.refused(status, text)),

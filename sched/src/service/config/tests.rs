@@ -1,6 +1,7 @@
 //! The manual's example, files that must not load and what is said about them.
 
 use super::*;
+use crate::service::rights::{Right, Rights};
 use crate::source::SourceConfig;
 
 const EXAMPLE: &str = include_str!("testdata/example.conf");
@@ -11,6 +12,9 @@ fn parse(text: &str) -> Result<ServiceConfig, Vec<String>> {
         Some("tokens") => Ok("s3cret-1: backup3\ns3cret-2: metrics\n".to_owned()),
         Some("empty") => Ok(String::new()),
         Some("broken") => Ok("s3cret: [".to_owned()),
+        Some("twice") => Ok("s3cret: a\ns3cret: b\n".to_owned()),
+        Some("twice-below") => Ok("s3cret: {name: a, name: b}\n".to_owned()),
+        Some("rights") => Ok("s3cret-3: {name: prometheus, rights: [metrics]}\n".to_owned()),
         _ => Err(format!("cannot read {}: no such file", path.display())),
     };
     ServiceConfig::parse(text, &files).map_err(|problems| problems.iter().map(ToString::to_string).collect())
@@ -29,7 +33,7 @@ fn the_example_of_the_manual_loads_unchanged() {
     assert_eq!(config.completed_callback.as_deref(), Some(Path::new("/usr/local/bin/backup-completed")));
     let addrs: Vec<String> = config.api.addrs.iter().map(ToString::to_string).collect();
     assert_eq!((addrs, config.api.port), (vec!["127.0.0.1".to_owned(), "::1".to_owned()], 6023));
-    let clients: Vec<&str> = config.api.tokens.iter().map(|(_, name)| name.as_str()).collect();
+    let clients: Vec<&str> = config.api.tokens.iter().map(|one| one.name.as_str()).collect();
     assert_eq!(clients, ["backup2", "cli"]);
     let cli = config.api.cli_default.unwrap();
     assert_eq!(
@@ -103,7 +107,7 @@ fn files_hold_tokens_too() {
     .unwrap();
     let cli = config.api.cli_default.unwrap();
     assert_eq!((cli.token.expose(), cli.url.as_str()), ("s3cret-of-file", "http://localhost:7000"));
-    let clients: Vec<&str> = config.api.tokens.iter().map(|(_, name)| name.as_str()).collect();
+    let clients: Vec<&str> = config.api.tokens.iter().map(|one| one.name.as_str()).collect();
     assert_eq!(clients, ["backup2", "cli", "backup3", "metrics"]);
 }
 
@@ -166,7 +170,7 @@ line 7, api.addrs: \"localhost\" is not an IP address; write addresses with comm
 line 8, api.port: it must be a whole number from 1 to 65535
 line 9, api.tokens: token 1 must be of printable ASCII characters, without blanks
 line 9, api.tokens: token 2 must be a text; put it into quotes
-line 9, api.tokens: the name that follows token 3 must be a text
+line 9, api.tokens: what follows token 3 must be a name, or a mapping with `name` and `rights`
 line 10, api.cli-default.token: it must be a text and not empty
 line 12, peers.a.url: it must begin with http:// or https://
 line 12, peers.a.token: the token must be of printable ASCII characters, without blanks
@@ -219,12 +223,14 @@ fn secrets_show_nowhere() {
         "{s3cret: a, s3cret",
         "!s3cret {a: b}",
         "&s3cret {a: *s3crex}",
+        "{s3cret: {name: a, name: b}}",
+        "{s3cret: {name: a, right: read}}",
     ] {
         let problems = parse(&format!("api:\n    tokens: {tokens}\n")).unwrap_err();
         assert!(!problems.join("\n").contains("s3cret"), "{tokens}: {problems:?}");
     }
-    for (key, file) in [("tokens-file", "broken"), ("tokens-file", "token"), ("tokens-file", "empty")] {
-        let problems = parse(&format!("api:\n    {key}: {file}\n")).unwrap_err();
+    for file in ["broken", "token", "empty", "twice", "twice-below"] {
+        let problems = parse(&format!("api:\n    tokens-file: {file}\n")).unwrap_err();
         assert!(problems.iter().any(|one| one.starts_with("line 2, api.tokens-file: ")), "{problems:?}");
         assert!(!problems.join("\n").contains("s3cret"), "{problems:?}");
     }
@@ -341,6 +347,8 @@ fn files_are_read_beside_the_configuration_and_within_bounds() {
     let Error::ConfigInvalid { problems, .. } = ServiceConfig::load(&path).unwrap_err() else { panic!() };
     assert!(problems[0].message.starts_with("cannot read token: No such file"), "{problems:?}");
     std::fs::write(dir.path().join("token"), "s3cret\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(dir.path().join("token"), mode).unwrap();
     assert_eq!(ServiceConfig::load(&path).unwrap().api.cli_default.unwrap().token.expose(), "s3cret");
     std::fs::write(dir.path().join("token"), vec![b'x'; 2 << 20]).unwrap();
     assert!(ServiceConfig::load(&path).is_err());
@@ -358,5 +366,83 @@ fn no_cut_and_no_flipped_byte_makes_it_panic() {
             text[end] = byte;
             let _ = parse(&String::from_utf8(text).unwrap());
         }
+    }
+}
+
+#[test]
+fn tokens_have_the_rights_that_are_written_and_a_name_alone_means_all() {
+    let tokens = |text: &str| {
+        let config = with("    cli-default:", &format!("    tokens-file: {text}\n    cli-default:")).unwrap();
+        config.api.tokens
+    };
+    let read = tokens("rights");
+    assert!(read[0].rights == Rights::all() && read[2].name == "prometheus");
+    assert!(read[2].rights.has(Right::Metrics) && !read[2].rights.has(Right::Read));
+    let inline = |text: &str| with("        \"41f09ac2-token-of-the-cli\": \"cli\"", &format!("        s3cret: {text}"));
+    let limited = inline("{name: web, rights: 'read, run', jobs: [web*, www]}").unwrap();
+    let limited = &limited.api.tokens[1].rights;
+    assert!(limited.has(Right::Run) && limited.covers("web01") && limited.covers("www") && !limited.covers("db"));
+    for (text, expected) in [
+        ("{name: a}", "the key rights is missing after token 2"),
+        ("{rights: [read]}", "the key name is missing after token 2"),
+        ("{name: a, rights: []}", "it must have at least one right"),
+        ("{name: a, rights: [raed]}", "unknown right \"raed\", did you mean read?; there are metrics, read, run, admin"),
+        ("{name: a, rights: {}}", "it must be a list of texts"),
+        ("{name: a, rights: [read], jobs: []}", "it must have at least one pattern of jobs"),
+        ("{name: a, rights: [read], jobs: [a/b]}", "a pattern of jobs consists of"),
+        ("{name: a, rights: [read], job: [a]}", "unknown key \"job\", did you mean jobs?"),
+    ] {
+        let problems = inline(text).unwrap_err();
+        assert!(problems[0].contains(expected), "{text}: {problems:?}");
+    }
+}
+
+#[test]
+fn a_token_that_goes_over_the_network_in_plain_text_is_noted() {
+    for (url, notes) in [
+        ("http://backup2.example.com:6023", 1),
+        ("http://192.0.2.1", 1),
+        ("http://[2001:db8::1]:6023", 1),
+        ("http://localhost.example.com", 1),
+        ("http://127.0.0.1:6023", 0),
+        ("http://[::1]:6023", 0),
+        ("http://localhost/backy", 0),
+        ("https://backup2.example.com", 0),
+    ] {
+        let config = with("https://backup2.example.com:6023", url).unwrap();
+        assert_eq!(config.notes.len(), notes, "{url}");
+        assert!(notes == 0 || config.notes[0].place == "peers.backup2.url", "{:?}", config.notes);
+    }
+}
+
+#[test]
+fn files_that_others_may_have_written_or_read_are_refused_with_the_remedy() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let (path, tokens) = (dir.path().join("backy.conf"), dir.path().join("tokens"));
+    let text = "global: {base-dir: /srv/backy}\napi: {tokens-file: tokens}\nschedules: {}\njobs: {}\n";
+    std::fs::write(&path, text).unwrap();
+    std::fs::write(&tokens, "s3cret: a\n").unwrap();
+    let set = |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    let problem = || match ServiceConfig::load(&path) {
+        Ok(_) => String::new(),
+        Err(Error::ConfigInvalid { problems, .. }) => problems[0].to_string(),
+        Err(other) => panic!("{other}"),
+    };
+    for (config, secret, above, expected) in [
+        (0o644, 0o640, 0o755, ""),
+        (0o666, 0o600, 0o755, "/backy.conf can be written by others (mode 0666); if it can be trusted: `chmod go-w /"),
+        (0o664, 0o600, 0o755, "/backy.conf can be written by others (mode 0664)"),
+        (0o644, 0o644, 0o755, "/tokens holds secrets and can be read by others (mode 0644); if it can be trusted: `chmod o-rwx /"),
+        (0o644, 0o620, 0o755, "/tokens can be written by others (mode 0620)"),
+        (0o644, 0o600, 0o777, " can be written by others (mode 0777); if it can be trusted: `chmod go-w /"),
+        (0o644, 0o600, 0o1777, ""),
+    ] {
+        set(&path, config);
+        set(&tokens, secret);
+        set(dir.path(), above);
+        let said = problem();
+        assert!(said.contains(expected) && said.is_empty() == expected.is_empty(), "{expected}: {said}");
+        assert!(!said.contains("s3cret"), "{said}");
     }
 }

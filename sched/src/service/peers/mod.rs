@@ -10,7 +10,7 @@ mod leader;
 mod pull;
 mod push;
 #[cfg(test)]
-mod testing;
+pub(super) mod testing;
 
 use std::collections::BTreeMap;
 

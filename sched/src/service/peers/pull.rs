@@ -32,13 +32,16 @@ pub fn pull(job: &Job, peers: &BTreeMap<String, PeerConfig>, task_id: Option<&st
 
 /// Tells a peer that the directory is still wanted and returns what is in it.
 fn fetch(job: &Job, client: &Client) -> Result<RemoteList> {
-    if client.touch(job.name())? == Reply::Missing {
-        return Ok(RemoteList::default());
+    match client.touch(job.name()) {
+        Ok(Reply::Missing) => return Ok(RemoteList::default()),
+        // A token that may only read is enough to know what is there.
+        Ok(_) | Err(Error::RightMissing { .. }) => {}
+        Err(error) => return Err(error),
     }
     match client.revisions(job.name())? {
         Reply::Done(list) => Ok(list),
         Reply::Missing | Reply::Active => Ok(RemoteList::default()),
-        Reply::Differs | Reply::Busy => {
+        Reply::Differs | Reply::Keeps | Reply::Busy => {
             let message = "that it is busy".to_owned();
             Err(Error::ServiceRefused { url: client.url().to_owned(), status: 503, message })
         }

@@ -47,6 +47,8 @@ struct Pusher<'p> {
 enum Pushed {
     /// The peer has the tags, or the revision no more.
     Done,
+    /// The peer has the tags, and keeps the revision although it has none.
+    Kept,
     /// Not this one.
     Failed(String),
     /// Not this one, and the others would fare no better.
@@ -60,8 +62,9 @@ impl Pusher<'_> {
             match self.push_one(note).unwrap_or_else(|error| Pushed::Over(in_full(&error))) {
                 Pushed::Done => {
                     emptied |= note.tags.is_empty();
-                    self.settle(note)?;
+                    self.settle(note, note.tags.is_empty())?;
                 }
+                Pushed::Kept => self.settle(note, false)?,
                 Pushed::Failed(reason) => self.report.fail(self.job, reason),
                 Pushed::Over(reason) => {
                     self.report.fail(self.job, reason);
@@ -81,12 +84,23 @@ impl Pusher<'_> {
 
     /// An error is one of the way to the peer.
     fn push_one(&mut self, note: &Revision) -> Result<Pushed> {
-        let mut reply = self.set_tags(note, &note.orig_tags)?;
+        let mut old = &note.orig_tags;
+        let mut reply = self.set_tags(note, old)?;
         if reply == Reply::Differs && self.has_tags_already(note)? {
             // Once more, for what follows from them: without tags the revision is forgotten.
-            reply = self.set_tags(note, &note.tags)?;
+            old = &note.tags;
+            reply = self.set_tags(note, old)?;
+        }
+        if reply == Reply::Keeps {
+            // The last trusted revision stays there, without tags.
+            tracing::info!(job = %self.job.name(), revision = %note.id, peer = %self.report.peer, "the peer keeps its last trusted revision");
+            reply = self.client.set_tags(self.job.name(), &note.id, old, &note.tags, false)?;
+            if reply == Reply::Done(()) {
+                return Ok(Pushed::Kept);
+            }
         }
         Ok(match reply {
+            Reply::Keeps => Pushed::Failed(format!("it keeps revision {}, its last trusted one", note.id)),
             Reply::Done(()) => Pushed::Done,
             Reply::Missing if note.tags.is_empty() => Pushed::Done,
             Reply::Missing => Pushed::Failed(format!("it does not have revision {} any more", note.id)),
@@ -102,7 +116,7 @@ impl Pusher<'_> {
     }
 
     fn set_tags(&self, note: &Revision, old: &BTreeSet<Tag>) -> Result<Reply<()>> {
-        self.client.set_tags(self.job.name(), &note.id, old, &note.tags)
+        self.client.set_tags(self.job.name(), &note.id, old, &note.tags, true)
     }
 
     fn has_tags_already(&mut self, note: &Revision) -> Result<bool> {
@@ -115,13 +129,13 @@ impl Pusher<'_> {
         Ok(listed.filter(|theirs| theirs.id == note.id).any(|theirs| theirs.tags == note.tags))
     }
 
-    /// Writes down that the peer has the tags that `pushed` had. They may have been changed once more meanwhile.
-    fn settle(&mut self, pushed: &Revision) -> Result<()> {
+    /// Writes down that the peer has the tags that `pushed` had, or not the revision any more. They may have been changed once more meanwhile.
+    fn settle(&mut self, pushed: &Revision, is_gone: bool) -> Result<()> {
         let guard = self.job.lock_manifests()?;
         let notes = self.job.notes(&guard)?;
         let settled = notes.read(&pushed.id, &pushed.server).and_then(|now| match now {
             None => Ok(()),
-            Some(_) if pushed.tags.is_empty() => {
+            Some(_) if is_gone => {
                 self.report.removed += 1;
                 notes.remove(&pushed.id, &pushed.server)
             }

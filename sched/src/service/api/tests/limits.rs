@@ -132,6 +132,43 @@ fn many_clients_at_once_are_all_answered() {
 }
 
 #[test]
+fn idle_connections_without_a_token_keep_nobody_out() {
+    let (_fake, server) = Fake::new().serve();
+    let addr = addr(&server);
+    let healthz = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let mut idle: Vec<_> = (0..300)
+        .map(|number| {
+            let mut stream = connect(addr);
+            // Some say nothing, some begin and never end.
+            if number % 3 == 0 {
+                stream.write_all(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n").unwrap();
+            }
+            stream
+        })
+        .collect();
+    for _ in 0..20 {
+        assert_eq!(split(&exchange(addr, healthz)).0, 200);
+        assert_eq!(ask(addr, "GET", "/v1/status", "").0, 200);
+        idle.push(connect(addr));
+    }
+    // The oldest had to make room.
+    assert_eq!(rest(&mut idle[0]), "");
+}
+
+#[test]
+fn clients_with_a_token_have_places_of_their_own() {
+    let limits = Limits { connections: 1, ..Limits::default() };
+    let (_fake, server) = Fake::new().serve_within(limits);
+    let mut kept = connect(addr(&server));
+    kept.write_all(head("\r\n").as_bytes()).unwrap();
+    let mut first = [0; 64];
+    kept.read_exact(&mut first).unwrap();
+    assert!(first.starts_with(b"HTTP/1.1 200 "));
+    let _idle: Vec<_> = (0..100).map(|_| connect(addr(&server))).collect();
+    assert_alive(&server);
+}
+
+#[test]
 fn requests_that_follow_each_other_are_answered_in_order() {
     let (_fake, server) = Fake::new().serve();
     let requests =

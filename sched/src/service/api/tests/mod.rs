@@ -4,7 +4,7 @@ mod limits;
 mod logged;
 mod routes;
 
-use super::testing::{ACL_TOKEN, Fake, TOKEN, ask, connect, exchange, name, now, rest, split};
+use super::testing::{ACL_TOKEN, Fake, TOKEN, ask, ask_as, connect, exchange, name, now, rest, split};
 use super::*;
 use crate::service::control::Vitals;
 

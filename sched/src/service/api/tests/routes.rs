@@ -5,6 +5,8 @@ use std::sync::atomic::Ordering;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::service::rights::{ApiToken, Pattern, Right, Rights};
+use crate::source::Secret;
 
 #[test]
 fn every_route_has_its_statuses() {
@@ -121,18 +123,126 @@ fn tags_are_changed_durably_and_a_bare_revision_goes_only_when_asked() {
         let body = json!({ "old_tags": old, "new_tags": new }).to_string();
         ask(addr(&server), "PUT", &format!("/v1/backups/old/revs/{path}"), &body).0
     };
+    crate::service::peers::testing::add(&job, "ddd", "monthly");
     let tags = || -> Vec<Vec<String>> {
         let revisions = job.revisions().unwrap().revisions;
         revisions.iter().map(|one| one.tags.iter().map(ToString::to_string).collect()).collect()
     };
     assert_eq!(put("server%3Abackup2%26daily/tags", &["daily"], &[]), 412);
     assert_eq!(put("aaa/tags", &["weekly", "daily"], &["manual:a b"]), 204);
-    assert_eq!(tags(), [vec!["manual:a b"], vec!["daily", "weekly"]]);
+    assert_eq!(tags(), [vec!["manual:a b"], vec!["daily", "weekly"], vec!["monthly"]]);
     assert_eq!(put("aaa/tags", &["manual:a b"], &[]), 204);
     assert_eq!(tags()[0].len(), 0);
     assert_eq!(put("aaa/tags?autoremove=1", &[], &[]), 204);
-    assert_eq!(tags().len(), 1);
+    assert_eq!(tags().len(), 2);
     assert_eq!(job.forgotten().unwrap().len(), 1, "it can be brought back");
+}
+
+#[test]
+fn the_last_trusted_revision_stays_whatever_the_token_may_do() {
+    let (fake, server) = Fake::new().serve();
+    let job = fake.repository().unwrap().job(&name("old")).unwrap();
+    let put = |spec: &str, new: &[&str]| {
+        let body = json!({ "old_tags": ["daily", "weekly"], "new_tags": new }).to_string();
+        ask(addr(&server), "PUT", &format!("/v1/backups/old/revs/{spec}/tags?autoremove=1"), &body)
+    };
+    let local = || job.revisions().unwrap().revisions.iter().filter(|one| one.is_local()).count();
+    for id in ["ccc", "ddd"] {
+        crate::service::peers::testing::add(&job, id, "daily, weekly");
+    }
+    let distrust = |id: &str| {
+        let guard = job.lock_manifests().unwrap();
+        let id = backy_store::RevisionId::parse(id).unwrap();
+        job.set_trust(&guard, &id, backy_store::Trust::Distrusted).unwrap();
+    };
+    // One call for all of them changes nothing; neither the note of another server's revision nor a distrusted one counts.
+    let (status, text) = put("local", &[]);
+    assert!(status == 409 && text.contains("last trusted revision"), "{text}");
+    assert_eq!((put("aaa", &[]).0, local()), (204, 2));
+    distrust("ddd");
+    assert_eq!((put("ccc", &[]).0, local()), (409, 2));
+    assert_eq!((put("ddd", &[]).0, local()), (204, 1));
+    distrust("ccc");
+    assert_eq!((put("ccc", &[]).0, local()), (409, 1), "a job without a trusted revision loses none");
+    assert_eq!((put("ccc", &["manual:x"]).0, local()), (204, 1), "its tags can be changed");
+}
+
+/// Who may ask what: the right that each request needs, and what each token gets.
+#[test]
+fn every_route_needs_its_right_and_no_other_will_do() {
+    let needed = |uri: &str| match uri {
+        "/metrics" => Right::Metrics,
+        "/v1/status" | "/v1/check" | "/v1/jobs" | "/v1/backups" | "/v1/backups/old/revs" => Right::Read,
+        "/v1/jobs/web01/run" | "/v1/runall" => Right::Run,
+        "/v1/reload" | "/v1/backups/old/purge" | "/v1/backups/old/touch" | "/v1/backups/old/revs/aaa/tags" => {
+            Right::Admin
+        }
+        other => panic!("{other} has no rule in this test"),
+    };
+    let token = |right: Right, jobs: Option<&str>| ApiToken {
+        token: Secret::new(format!("{right}{}", jobs.unwrap_or_default())),
+        name: format!("client-{right}"),
+        rights: Rights::new([right].into(), jobs.map(|pattern| vec![Pattern::parse(pattern).unwrap()])),
+    };
+    let tokens = Right::ALL.into_iter().flat_map(|right| [token(right, None), token(right, Some("x*"))]);
+    let (_fake, server) = Fake { tokens: tokens.collect(), ..Fake::new() }.serve();
+    let body = json!({ "old_tags": ["daily", "weekly"], "new_tags": ["daily", "weekly"] }).to_string();
+    for (method, uri) in super::super::route::tests::EACH {
+        let body = if method == "PUT" { &body } else { "" };
+        for right in Right::ALL {
+            let (status, answer) = ask_as(addr(&server), right.as_str(), method, uri, body);
+            let needed = needed(uri);
+            if right == needed || right == Right::Admin {
+                assert!((200..300).contains(&status), "{right} {uri}: {answer}");
+                assert!(!answer.contains("missing-right"), "{answer}");
+            } else {
+                assert_eq!(status, 403, "{right} {uri}: {answer}");
+                assert!(answer.contains(&format!("\r\nmissing-right: {needed}\r\n")), "{answer}");
+                let text = format!("403: Forbidden: the token of client-{right} lacks the right {needed};");
+                assert!(answer.contains(&text), "{answer}");
+            }
+            // The same right on other jobs: lists are empty, jobs are refused.
+            let (status, answer) = ask_as(addr(&server), &format!("{right}x*"), method, uri, body);
+            let about_one = uri.contains("/web01/") || uri.contains("/old/") || uri == "/v1/reload";
+            let is_refused = about_one || (right != needed && right != Right::Admin);
+            assert_eq!(status == 403, is_refused, "{right} {uri}: {answer}");
+            let shows = answer.contains("web01") || answer.contains("\"old\"");
+            assert!(is_refused || !shows, "{right} {uri}: {answer}");
+        }
+    }
+}
+
+#[test]
+fn a_token_for_some_jobs_sees_and_starts_only_these() {
+    let rights = Rights::new([Right::Read, Right::Run].into(), Some(vec![Pattern::parse("web*").unwrap()]));
+    let token = ApiToken { token: Secret::new("w3b".to_owned()), name: "web".to_owned(), rights };
+    let fake = Fake { tokens: vec![token], active: [name("web01"), name("db01")].into(), ..Fake::new() };
+    let (fake, server) = fake.serve();
+    let ask = |method: &str, uri: &str| ask_as(addr(&server), "w3b", method, uri, "").1;
+    for uri in ["/v1/status", "/v1/check", "/v1/jobs"] {
+        let answer = ask("GET", uri);
+        assert!(answer.contains("web01") && !answer.contains("db01") && !answer.contains("\"old\""), "{answer}");
+    }
+    assert!(ask("POST", "/v1/runall").ends_with("{\"jobs\":1}"));
+    assert_eq!(*fake.started.lock().unwrap(), ["web01"]);
+    let refused = ask("POST", "/v1/jobs/db01/run");
+    let text = "lacks the right run on the job db01; `jobs` in the service's configuration limits it to web*";
+    assert!(refused.contains(text), "{refused}");
+}
+
+#[test]
+fn the_rights_are_documented_for_every_route() {
+    let documented = include_str!("../../../../../docs/api.md");
+    for (method, uri) in super::super::route::tests::EACH {
+        let uri = uri.replace("web01", "NAME").replace("/old/", "/NAME/").replace("aaa", "SPEC");
+        let line = documented.lines().find(|line| {
+            let request = line.split('`').nth(1).unwrap_or_default();
+            line.starts_with("| `") && request.split('?').next() == Some(&format!("{method} {uri}"))
+        });
+        let line = line.unwrap_or_else(|| panic!("docs/api.md has no row for {method} {uri}"));
+        let right = line.split('|').nth(2).unwrap().trim().trim_matches('`');
+        assert!(Right::parse(right).is_some(), "{line}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The sections that hold secrets: `api` and `peers`. No message has a token in it, nor a key of a mapping
 //! whose keys are tokens.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -11,10 +11,13 @@ use super::super::{ApiConfig, PORT_DEFAULT, PeerConfig};
 use super::ServiceReader;
 use crate::config::document;
 use crate::config::problem::clip;
-use crate::config::reader::Fields;
+use crate::config::reader::{Fields, hint};
+use crate::service::rights::{ApiToken, Pattern, Right, Rights};
 use crate::source::Secret;
 
-const PEER_KEYS: [&str; 3] = ["url", "token", "token-file"];
+const CLIENT_KEYS: [&str; 3] = ["url", "token", "token-file"];
+const PEER_KEYS: [&str; 4] = ["url", "token", "token-file", "counts"];
+const TOKEN_KEYS: [&str; 3] = ["name", "rights", "jobs"];
 
 impl ServiceReader<'_> {
     /// Reads the section `api`.
@@ -32,7 +35,7 @@ impl ServiceReader<'_> {
         };
         if let Some(text) = self.file(fields, "tokens-file") {
             let path = fields.path_to("tokens-file");
-            match document::parse(&text) {
+            match document::parse_secrets(&text) {
                 Ok((value, _)) => api.tokens.extend(self.tokens(&value, &path)),
                 // The lines are those of the other file, which is named.
                 Err(problems) => {
@@ -76,19 +79,16 @@ impl ServiceReader<'_> {
         addrs
     }
 
-    /// Reads token -> name. No message has a key of this mapping in it.
-    fn tokens(&mut self, value: &Value, place: &[&str]) -> Vec<(Secret, String)> {
+    /// Reads token -> name, or token -> name, rights and jobs. No message has a key of this mapping in it.
+    fn tokens(&mut self, value: &Value, place: &[&str]) -> Vec<ApiToken> {
         let Value::Mapping(mapping) = value else {
             self.common.problem(place, "it must be a mapping of tokens to names");
             return Vec::new();
         };
         let mut tokens = Vec::new();
-        for (number, (token, name)) in mapping.iter().enumerate() {
+        for (number, (token, owner)) in mapping.iter().enumerate() {
             let number = number + 1;
-            let name = name.as_str().filter(|name| !name.is_empty());
-            if name.is_none() {
-                self.common.problem(place, &format!("the name that follows token {number} must be a text"));
-            }
+            let owner = self.owner(owner, place, number);
             match token.as_str().map(check_token) {
                 Some(Ok(())) => {}
                 Some(Err(why)) => self.common.problem(place, &format!("token {number} {why}")),
@@ -96,17 +96,92 @@ impl ServiceReader<'_> {
                     self.common.problem(place, &format!("token {number} must be a text; put it into quotes"))
                 }
             }
-            if let (Some(token), Some(name)) = (token.as_str(), name) {
-                tokens.push((Secret::new(token.to_owned()), name.to_owned()));
+            if let (Some(token), Some((name, rights))) = (token.as_str(), owner) {
+                tokens.push(ApiToken { token: Secret::new(token.to_owned()), name, rights });
             }
         }
         tokens
     }
 
-    fn check_distinct(&mut self, tokens: &[(Secret, String)], fields: &Fields<'_>) {
-        for (place, (token, name)) in tokens.iter().enumerate() {
-            if let Some((_, first)) = tokens[..place].iter().find(|(other, _)| other == token) {
-                let message = format!("{:?} and {:?} have the same token", clip(first), clip(name));
+    /// Reads what follows a token: the name of who has it, which means all rights, or a mapping that says which.
+    fn owner(&mut self, value: &Value, place: &[&str], number: usize) -> Option<(String, Rights)> {
+        match value {
+            Value::String(name) if !name.is_empty() => return Some((name.clone(), Rights::all())),
+            Value::Mapping(_) => {}
+            _ => {
+                let message = format!(
+                    "what follows token {number} must be a name, or a mapping with `name` and `rights`"
+                );
+                self.common.problem(place, &message);
+                return None;
+            }
+        }
+        let fields = self.common.fields(value, place.to_vec(), Some(&TOKEN_KEYS))?;
+        let mut lacks = |key: &str| {
+            self.common.problem(place, &format!("the key {key} is missing after token {number}"));
+        };
+        for key in ["name", "rights"].into_iter().filter(|key| fields.get(key).is_none()) {
+            lacks(key);
+        }
+        let name = self.common.text(&fields, "name");
+        let words = self.words(&fields, "rights").unwrap_or_default();
+        let mut rights = BTreeSet::new();
+        let known = Right::ALL.map(Right::as_str);
+        for word in &words {
+            match Right::parse(word) {
+                Some(right) => drop(rights.insert(right)),
+                None => {
+                    let message = format!(
+                        "unknown right {:?}{}; there are {}",
+                        clip(word),
+                        hint(word, &known),
+                        known.join(", ")
+                    );
+                    self.common.problem(&fields.path_to("rights"), &message);
+                }
+            }
+        }
+        if words.is_empty() && fields.get("rights").is_some() {
+            self.common.problem(&fields.path_to("rights"), "it must have at least one right");
+        }
+        let jobs = self.words(&fields, "jobs").map(|words| self.patterns(&fields, &words));
+        if jobs.as_ref().is_some_and(Vec::is_empty) {
+            self.common.problem(&fields.path_to("jobs"), "it must have at least one pattern of jobs");
+        }
+        Some((name?, Rights::new(rights, jobs)))
+    }
+
+    fn patterns(&mut self, fields: &Fields<'_>, words: &[String]) -> Vec<Pattern> {
+        let mut patterns = Vec::new();
+        for word in words {
+            match Pattern::parse(word) {
+                Ok(pattern) => patterns.push(pattern),
+                Err(why) => {
+                    self.common.problem(&fields.path_to("jobs"), &format!("{:?}: {why}", clip(word)));
+                }
+            }
+        }
+        patterns
+    }
+
+    /// A list of texts, or one text with commas; `None` when the key is missing.
+    fn words(&mut self, fields: &Fields<'_>, key: &'static str) -> Option<Vec<String>> {
+        let value = fields.get(key)?;
+        let words = match value {
+            Value::String(text) => text.split(',').map(|word| word.trim().to_owned()).collect(),
+            Value::Sequence(list) => list.iter().map(|item| item.as_str().unwrap_or_default().to_owned()).collect(),
+            _ => {
+                self.common.problem(&fields.path_to(key), "it must be a list of texts");
+                Vec::new()
+            }
+        };
+        Some(words)
+    }
+
+    fn check_distinct(&mut self, tokens: &[ApiToken], fields: &Fields<'_>) {
+        for (place, ApiToken { token, name, .. }) in tokens.iter().enumerate() {
+            if let Some(first) = tokens[..place].iter().find(|other| other.token == *token) {
+                let message = format!("{:?} and {:?} have the same token", clip(&first.name), clip(name));
                 self.common.problem(&fields.path_to("tokens-file"), &message);
             }
         }
@@ -129,7 +204,8 @@ impl ServiceReader<'_> {
         place: Vec<&'v str>,
         url_default: Option<String>,
     ) -> Option<PeerConfig> {
-        let fields = self.common.fields(value, place, Some(&PEER_KEYS))?;
+        let known: &[&str] = if url_default.is_some() { &CLIENT_KEYS } else { &PEER_KEYS };
+        let fields = self.common.fields(value, place, Some(known))?;
         let url = match url_default {
             Some(usual) if fields.get("url").is_none() => Some(usual),
             _ => self.common.required(&fields, "url"),
@@ -142,7 +218,13 @@ impl ServiceReader<'_> {
             }
         });
         let token = self.token(&fields);
-        Some(PeerConfig { url: url?, token: token? })
+        let counts = self.common.flag(&fields, "counts").unwrap_or(false);
+        let peer = PeerConfig { url: url?, token: token?, counts };
+        if peer.sends_openly() {
+            let message = "the token goes over the network in plain text: use https://, or a tunnel";
+            self.notes.push(self.common.located(&fields.path_to("url"), message));
+        }
+        Some(peer)
     }
 
     fn token(&mut self, fields: &Fields<'_>) -> Option<Secret> {

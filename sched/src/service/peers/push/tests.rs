@@ -5,6 +5,8 @@ use super::super::testing::*;
 use super::*;
 use crate::policy::testing::tags;
 use crate::service::api::testing::{Fake, name};
+use crate::service::rights::{ApiToken, Right, Rights};
+use crate::source::Secret;
 use backy_store::RevisionId;
 use std::sync::atomic::Ordering;
 
@@ -46,7 +48,7 @@ fn a_push_that_died_before_the_note_was_changed_is_repeated() {
     here.set_tags("ccc", "");
     let client = Client::new(there.config(), None);
     for note in notes_of(&here.job, None).unwrap() {
-        let reply = client.set_tags(here.job.name(), &note.id, &note.orig_tags, &note.tags);
+        let reply = client.set_tags(here.job.name(), &note.id, &note.orig_tags, &note.tags, true);
         assert_eq!(reply.unwrap(), Reply::Done(()));
     }
     let report = push_to(&here, &there.peers());
@@ -56,6 +58,7 @@ fn a_push_that_died_before_the_note_was_changed_is_repeated() {
     // As does one after which the revision had lost its tags, but was not forgotten.
     here.set_tags("aaa", "");
     set_tags(&there.job, "aaa", "");
+    add(&there.job, "ddd", "daily");
     assert_eq!(push_to(&here, &there.peers()).removed, 1);
     assert_eq!((there.tags_of("aaa"), here.seen().len()), (None, 0));
 }
@@ -76,6 +79,32 @@ fn an_owner_that_changed_the_tags_itself_is_not_overwritten() {
     delete(&there.job, "ccc");
     here.set_tags("ccc", "monthly");
     assert_eq!(push_to(&here, &there.peers()).failures, ["it does not have revision ccc any more"]);
+}
+
+#[test]
+fn an_owner_keeps_its_last_trusted_revision_whatever_is_pushed() {
+    let (here, there) = pulled();
+    here.set_tags("aaa", "");
+    here.set_tags("ccc", "");
+    let report = push_to(&here, &there.peers());
+    assert_eq!((report.changed, report.removed, report.failures.len()), (2, 1, 0), "{report:?}");
+    let left: Vec<String> = seen(&there.job).into_iter().filter(|line| !line.contains("backup2")).collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!(push(&here.job, &there.peers(), None).unwrap(), PeersReport::default());
+    // A token that may only read is not enough to push, and is enough to pull.
+    let mut fake = Fake::new();
+    let token = Secret::new("r3ad".to_owned());
+    let rights = Rights::new([Right::Read].into(), None);
+    fake.tokens.push(ApiToken { token, name: "reader".to_owned(), rights });
+    let there = There::of(fake);
+    let url = there.config().url;
+    let reader = BTreeMap::from([(PEER.to_owned(), PeerConfig::new(&url, "r3ad").unwrap())]);
+    let here = Here::new();
+    assert!(!pull(&here.job, &reader, None).unwrap().has_failed());
+    here.set_tags("aaa", "");
+    let report = push_to(&here, &reader);
+    assert!(report.failures[0].contains("the right admin"), "{report:?}");
+    assert!(there.tags_of("aaa").is_some_and(|tags| tags.len() == 2));
 }
 
 #[test]
@@ -162,6 +191,11 @@ fn two_servers_see_each_others_revisions_and_a_job_that_has_moved_expires_from_a
     assert!(!push(&new.job, &peer("old", &old), None).unwrap().has_failed());
     assert_eq!(
         (seen(&new.job), seen(&old.job)),
-        (vec!["ccc  daily ".to_owned()], vec!["ccc new daily daily".to_owned()])
+        (
+            vec!["aaa old  ".to_owned(), "ccc  daily ".to_owned()],
+            vec!["aaa   ".to_owned(), "ccc new daily daily".to_owned()]
+        ),
+        "the old server keeps its last trusted revision, without tags"
     );
+    assert_eq!(push(&new.job, &peer("old", &old), None).unwrap(), PeersReport::default());
 }
