@@ -11,6 +11,7 @@ mod restore;
 mod revisions;
 mod sources;
 mod streams;
+mod trust;
 
 use std::sync::Arc;
 
