@@ -21,7 +21,8 @@ pub fn gather(
     let jobs = config.jobs.iter();
     let facts = jobs.map(|(name, job)| {
         let look = histories.look(repository, name, now);
-        let mut facts = facts(JobFacts::new(name.clone(), &job.config.schedule), &look, config, configured_at);
+        let mut facts =
+            facts(JobFacts::new(name.clone(), &job.config.schedule), &look, config, configured_at);
         facts.running = facts.is_late(now) && repository.job(name).is_ok_and(|job| job.is_being_backed_up());
         facts
     });

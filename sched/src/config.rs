@@ -19,8 +19,8 @@ use backy_store::DEFAULT_LEVEL;
 use backy_store::ownership::{self, Secrecy};
 use serde_yaml::{Mapping, Value};
 
-pub use self::problem::{Mark, Problem};
 use self::problem::unsafe_problem;
+pub use self::problem::{Mark, Problem};
 use self::reader::Reader;
 use crate::error::{Error, Result};
 use crate::policy::{Schedule, interval};

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::path::Path;
 
-use backy_sched::source::rbd;
 use backy_sched::service::config::PATH_DEFAULT;
+use backy_sched::source::rbd;
 use backy_store::ownership::{self, Secrecy};
 use backy_store::{Error as StoreError, Repository};
 use clap::Args;

@@ -105,7 +105,10 @@ mod tests {
     fn texts_that_steer_a_terminal_are_escaped_and_mean_the_same() {
         let value = serde_json::json!({ "tags": ["a\u{202e}b\u{9b}2J", "täglich"], "number": 1 });
         let text = harmless(&serde_json::to_string_pretty(&value).unwrap());
-        assert!(text.contains("a\\u202eb\\u009b2J") && text.contains("täglich") && text.contains('\n'), "{text}");
+        assert!(
+            text.contains("a\\u202eb\\u009b2J") && text.contains("täglich") && text.contains('\n'),
+            "{text}"
+        );
         assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
     }
 

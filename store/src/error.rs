@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::chunk::ChunkId;
 use crate::name::JobName;
-use crate::restore::TargetProblem;
 use crate::ownership::Fault;
+use crate::restore::TargetProblem;
 use crate::revision::RevisionId;
 
 /// Result of an operation on a store.

@@ -9,17 +9,17 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::local::LocalBackend;
+use crate::bounds;
 use crate::disk;
 use crate::error::{Context, Error, Result};
 use crate::job::Job;
 use crate::legacy::job::is_original_job;
 use crate::name::{JobName, RESERVED};
+use crate::ownership::{self, Secrecy};
 use crate::register::{Register, State};
 use crate::revision::RevisionId;
 use crate::sweep::scan;
 use crate::timestamp::Timestamp;
-use crate::ownership::{self, Secrecy};
-use crate::bounds;
 
 const MARKER: &str = "backy.store";
 const FORMAT: u64 = 1;

@@ -116,7 +116,10 @@ fn invented_revisions_of_a_peer_take_nothing_away_and_prove_nothing() {
     fs::write(world.path("backy.conf"), config.replace("jobs: {}", job)).expect("write");
     let run = Run::of(&mut world.bare(&["check", "--without-service", "-c", "backy.conf"])).expect(2);
     assert!(run.text().contains("overdue: the newest good revision is"), "{run}");
-    assert!(run.text().contains("a peer lists one that is") && run.text().contains("does not count"), "{run}");
+    assert!(
+        run.text().contains("a peer lists one that is") && run.text().contains("does not count"),
+        "{run}"
+    );
 }
 
 #[test]

@@ -350,7 +350,8 @@ mod tests {
 
     #[test]
     fn what_programs_write_as_json_is_read() {
-        let job = |number: usize| format!("\"j{number}\": {{\"source\": {{\"type\": \"file\"}}, \"tags\": [[]]}}");
+        let job =
+            |number: usize| format!("\"j{number}\": {{\"source\": {{\"type\": \"file\"}}, \"tags\": [[]]}}");
         let jobs: Vec<String> = (0..4000).map(job).collect();
         let (value, _) = parse(&format!("{{\"jobs\": {{{}}}}}\n", jobs.join(", "))).unwrap();
         assert_eq!(value["jobs"].as_mapping().unwrap().len(), 4000);

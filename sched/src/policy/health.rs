@@ -320,7 +320,9 @@ fn add_sla(facts: &JobFacts, now: Timestamp, add: &mut impl FnMut(Kind, String))
 /// What to say of a newer revision that another server says it has.
 fn elsewhere(facts: &JobFacts, now: Timestamp) -> String {
     match facts.newest_elsewhere.filter(|newest| Some(*newest) > facts.newest_good) {
-        Some(newest) => format!("; a peer lists one that is {} old, which does not count", age(now.secs_since(newest))),
+        Some(newest) => {
+            format!("; a peer lists one that is {} old, which does not count", age(now.secs_since(newest)))
+        }
         None => String::new(),
     }
 }

@@ -128,7 +128,11 @@ impl PeerConfig {
     pub fn new(url: &str, token: &str) -> Result<Self, String> {
         reader::check_url(url).map_err(|why| format!("the URL cannot be used: {why}"))?;
         reader::check_token(token).map_err(|why| format!("the token {why}"))?;
-        Ok(Self { url: url.trim_end_matches('/').to_owned(), token: Secret::new(token.to_owned()), counts: false })
+        Ok(Self {
+            url: url.trim_end_matches('/').to_owned(),
+            token: Secret::new(token.to_owned()),
+            counts: false,
+        })
     }
 
     /// Whether the token can be read on the way: it goes to another machine without encryption.

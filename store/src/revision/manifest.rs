@@ -11,9 +11,9 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{BackendType, Revision, RevisionId};
+use crate::bounds;
 use crate::chunk::id;
 use crate::chunk::layout::IMAGE_SIZE_MAX;
-use crate::bounds;
 use crate::error::{Error, Result};
 
 /// A manifest is never larger: more is damage.

@@ -409,8 +409,5 @@ fn what_a_peer_lists_makes_no_local_revision_fall() {
     assert_eq!(fate(&with_notes), fate(&alone));
     assert_eq!(alone.decisions.iter().filter(|decision| decision.removed).count(), 2);
     // With force, as many stay as without the peer.
-    assert_eq!(
-        fate(&plan(&all, &daily(3), at(DAY), true)),
-        fate(&plan(&days(9), &daily(3), at(DAY), true))
-    );
+    assert_eq!(fate(&plan(&all, &daily(3), at(DAY), true)), fate(&plan(&days(9), &daily(3), at(DAY), true)));
 }

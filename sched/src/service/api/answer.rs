@@ -52,7 +52,13 @@ impl Answer {
 
     /// Done, and nothing to say.
     pub(super) fn done() -> Self {
-        Self { status: StatusCode::NO_CONTENT, content_type: TEXT, body: Vec::new(), allow: None, missing_right: None }
+        Self {
+            status: StatusCode::NO_CONTENT,
+            content_type: TEXT,
+            body: Vec::new(),
+            allow: None,
+            missing_right: None,
+        }
     }
 
     /// Data for programs.
@@ -65,7 +71,13 @@ impl Answer {
 
     /// Metrics, in the format of OpenMetrics.
     pub(super) fn metrics(text: String) -> Self {
-        Self { status: StatusCode::OK, content_type: METRICS, body: text.into_bytes(), allow: None, missing_right: None }
+        Self {
+            status: StatusCode::OK,
+            content_type: METRICS,
+            body: text.into_bytes(),
+            allow: None,
+            missing_right: None,
+        }
     }
 
     /// Metrics in the format that the client wants; everything else as it is.

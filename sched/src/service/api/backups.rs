@@ -25,7 +25,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why revisions are not forgotten. Nobody can ask for the last trusted one over the network, whatever the token: who is
 /// sure does it on the server itself.
-const KEEPS_LAST: &str = "that would forget the last trusted revision of the job, which stays; nothing was changed";
+const KEEPS_LAST: &str =
+    "that would forget the last trusted revision of the job, which stays; nothing was changed";
 
 /// What is to become of tags.
 #[derive(Debug, Deserialize)]

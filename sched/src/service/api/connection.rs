@@ -67,7 +67,12 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         };
         match accepted {
             Ok((stream, peer, seat, left)) => {
-                tokio::spawn(converse(stream, Guest { peer, seat, permit: OnceLock::new() }, left, Arc::clone(&shared)));
+                tokio::spawn(converse(
+                    stream,
+                    Guest { peer, seat, permit: OnceLock::new() },
+                    left,
+                    Arc::clone(&shared),
+                ));
                 // Its request may be there already: read it before the next connection is accepted.
                 tokio::task::yield_now().await;
             }
@@ -140,11 +145,7 @@ async fn converse(stream: TcpStream, guest: Guest, left: oneshot::Receiver<()>, 
 }
 
 /// Answers one request and logs it.
-async fn respond(
-    shared: &Arc<Shared>,
-    guest: &Guest,
-    request: Request<Incoming>,
-) -> Response<Full<Bytes>> {
+async fn respond(shared: &Arc<Shared>, guest: &Guest, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let peer = guest.peer;
     let method = request.method().clone();
     let path = clip(request.uri().path());

@@ -156,9 +156,8 @@ mod tests {
     fn the_one_who_has_waited_longest_makes_room() {
         let lobby = Lobby::new(BOUNDS);
         let start = Instant::now();
-        let room = |address: &str, now| {
-            lobby.state().make_room(&BOUNDS, network_of(address.parse().unwrap()), now)
-        };
+        let room =
+            |address: &str, now| lobby.state().make_room(&BOUNDS, network_of(address.parse().unwrap()), now);
         let mut first = guest(&lobby, "192.0.2.1", start);
         let mut second = guest(&lobby, "2001:db8::1", start);
         let mut third = guest(&lobby, "2001:db8::2", start);

@@ -378,15 +378,22 @@ fn tokens_have_the_rights_that_are_written_and_a_name_alone_means_all() {
     let read = tokens("rights");
     assert!(read[0].rights == Rights::all() && read[2].name == "prometheus");
     assert!(read[2].rights.has(Right::Metrics) && !read[2].rights.has(Right::Read));
-    let inline = |text: &str| with("        \"41f09ac2-token-of-the-cli\": \"cli\"", &format!("        s3cret: {text}"));
+    let inline = |text: &str| {
+        with("        \"41f09ac2-token-of-the-cli\": \"cli\"", &format!("        s3cret: {text}"))
+    };
     let limited = inline("{name: web, rights: 'read, run', jobs: [web*, www]}").unwrap();
     let limited = &limited.api.tokens[1].rights;
-    assert!(limited.has(Right::Run) && limited.covers("web01") && limited.covers("www") && !limited.covers("db"));
+    assert!(
+        limited.has(Right::Run) && limited.covers("web01") && limited.covers("www") && !limited.covers("db")
+    );
     for (text, expected) in [
         ("{name: a}", "the key rights is missing after token 2"),
         ("{rights: [read]}", "the key name is missing after token 2"),
         ("{name: a, rights: []}", "it must have at least one right"),
-        ("{name: a, rights: [raed]}", "unknown right \"raed\", did you mean read?; there are metrics, read, run, admin"),
+        (
+            "{name: a, rights: [raed]}",
+            "unknown right \"raed\", did you mean read?; there are metrics, read, run, admin",
+        ),
         ("{name: a, rights: {}}", "it must be a list of texts"),
         ("{name: a, rights: [read], jobs: []}", "it must have at least one pattern of jobs"),
         ("{name: a, rights: [read], jobs: [a/b]}", "a pattern of jobs consists of"),
@@ -431,9 +438,19 @@ fn files_that_others_may_have_written_or_read_are_refused_with_the_remedy() {
     };
     for (config, secret, above, expected) in [
         (0o644, 0o640, 0o755, ""),
-        (0o666, 0o600, 0o755, "/backy.conf can be written by others (mode 0666); if it can be trusted: `chmod go-w /"),
+        (
+            0o666,
+            0o600,
+            0o755,
+            "/backy.conf can be written by others (mode 0666); if it can be trusted: `chmod go-w /",
+        ),
         (0o664, 0o600, 0o755, "/backy.conf can be written by others (mode 0664)"),
-        (0o644, 0o644, 0o755, "/tokens holds secrets and can be read by others (mode 0644); if it can be trusted: `chmod o-rwx /"),
+        (
+            0o644,
+            0o644,
+            0o755,
+            "/tokens holds secrets and can be read by others (mode 0644); if it can be trusted: `chmod o-rwx /",
+        ),
         (0o644, 0o620, 0o755, "/tokens can be written by others (mode 0620)"),
         (0o644, 0o600, 0o777, " can be written by others (mode 0777); if it can be trusted: `chmod go-w /"),
         (0o644, 0o600, 0o1777, ""),

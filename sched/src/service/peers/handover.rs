@@ -19,7 +19,8 @@ pub fn to_json(peers: &BTreeMap<String, PeerConfig>) -> String {
 pub fn from_json(text: &str) -> Option<BTreeMap<String, PeerConfig>> {
     let peers: BTreeMap<String, BTreeMap<String, String>> = serde_json::from_str(text).ok()?;
     let peer = |(name, mut peer): (String, BTreeMap<String, String>)| {
-        let config = PeerConfig { url: peer.remove("url")?, token: Secret::new(peer.remove("token")?), counts: false };
+        let config =
+            PeerConfig { url: peer.remove("url")?, token: Secret::new(peer.remove("token")?), counts: false };
         Some((name, config))
     };
     peers.into_iter().map(peer).collect()
@@ -31,7 +32,11 @@ mod tests {
 
     #[test]
     fn peers_arrive_as_they_left() {
-        let peer = PeerConfig { url: "https://b".to_owned(), token: Secret::new("s3cret".to_owned()), counts: false };
+        let peer = PeerConfig {
+            url: "https://b".to_owned(),
+            token: Secret::new("s3cret".to_owned()),
+            counts: false,
+        };
         let peers = BTreeMap::from([("backup2".to_owned(), peer)]);
         assert_eq!(from_json(&to_json(&peers)), Some(peers));
         assert_eq!(from_json("{}"), Some(BTreeMap::new()));

@@ -174,9 +174,10 @@ fn every_route_needs_its_right_and_no_other_will_do() {
         "/metrics" => Right::Metrics,
         "/v1/status" | "/v1/check" | "/v1/jobs" | "/v1/backups" | "/v1/backups/old/revs" => Right::Read,
         "/v1/jobs/web01/run" | "/v1/runall" => Right::Run,
-        "/v1/reload" | "/v1/backups/old/purge" | "/v1/backups/old/touch" | "/v1/backups/old/revs/aaa/tags" => {
-            Right::Admin
-        }
+        "/v1/reload"
+        | "/v1/backups/old/purge"
+        | "/v1/backups/old/touch"
+        | "/v1/backups/old/revs/aaa/tags" => Right::Admin,
         other => panic!("{other} has no rule in this test"),
     };
     let token = |right: Right, jobs: Option<&str>| ApiToken {
@@ -221,7 +222,10 @@ fn a_token_for_some_jobs_sees_and_starts_only_these() {
     let ask = |method: &str, uri: &str| ask_as(addr(&server), "w3b", method, uri, "").1;
     for uri in ["/v1/status", "/v1/check", "/v1/jobs"] {
         let answer = ask("GET", uri);
-        assert!(answer.contains("web01") && !answer.contains("db01") && !answer.contains("\"old\""), "{answer}");
+        assert!(
+            answer.contains("web01") && !answer.contains("db01") && !answer.contains("\"old\""),
+            "{answer}"
+        );
     }
     assert!(ask("POST", "/v1/runall").ends_with("{\"jobs\":1}"));
     assert_eq!(*fake.started.lock().unwrap(), ["web01"]);

@@ -169,7 +169,9 @@ impl ServiceReader<'_> {
         let value = fields.get(key)?;
         let words = match value {
             Value::String(text) => text.split(',').map(|word| word.trim().to_owned()).collect(),
-            Value::Sequence(list) => list.iter().map(|item| item.as_str().unwrap_or_default().to_owned()).collect(),
+            Value::Sequence(list) => {
+                list.iter().map(|item| item.as_str().unwrap_or_default().to_owned()).collect()
+            }
             _ => {
                 self.common.problem(&fields.path_to(key), "it must be a list of texts");
                 Vec::new()
