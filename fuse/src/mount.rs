@@ -180,13 +180,14 @@ impl Mounted {
         let overlay = overlay.map(|overlay| Overlay::open(&overlay.dir, overlay.max_bytes, &mountpoint));
         let overlay = overlay.transpose()?;
         let failed = |source| Error::MountFailed { path: mountpoint.clone(), source };
+        let idle = idle_thread().map_err(failed)?;
         let view = View::new(scope, options, owner, overlay.clone()).map_err(failed)?;
         let files = FileSystem::new(view).map_err(failed)?;
         let session = Session::new(files, &mountpoint, &config(options, base)).map_err(failed)?;
         let session = session.spawn().map_err(failed)?;
         let over = Arc::new(AtomicBool::new(false));
         let end = End { mountpoint: mountpoint.clone(), overlay: overlay.clone(), over: Arc::clone(&over) };
-        let joiner = end.wait_in_thread(session, on_end).map_err(failed)?;
+        let joiner = end.wait_in_thread(session, idle, on_end).map_err(failed)?;
         let mut mounted = Self { mountpoint, device: String::new(), over, joiner: Some(joiner), overlay };
         // The first question to the mount: it is ready when it has an answer.
         match table::device_of(&mounted.mountpoint) {
@@ -275,12 +276,16 @@ impl Drop for Mounted {
     }
 }
 
+/// A thread that does nothing, for [`join`]: at the end of a mount the system may give no more threads.
+fn idle_thread() -> io::Result<JoinHandle<io::Result<()>>> {
+    std::thread::Builder::new().name("idle".to_owned()).spawn(|| Ok(()))
+}
+
 /// Waits for the end of a session.
-fn join(mut session: BackgroundSession) -> io::Result<()> {
+fn join(mut session: BackgroundSession, idle: JoinHandle<io::Result<()>>) -> io::Result<()> {
     // When it is dropped, fuser 0.18 unmounts what is at the mount point once more although our mount is gone: that is
     // what lay below it, systemd's automount for instance. It is right only where the session broke off.
-    let nothing = std::thread::spawn(|| Ok(()));
-    let serving = std::mem::replace(&mut session.guard, nothing);
+    let serving = std::mem::replace(&mut session.guard, idle);
     let broke_off = |_| Err(io::Error::other("a thread that answers the kernel broke off"));
     let result = serving.join().unwrap_or_else(broke_off);
     if result.is_ok() {
@@ -300,11 +305,12 @@ impl End {
     fn wait_in_thread(
         self,
         session: BackgroundSession,
+        idle: JoinHandle<io::Result<()>>,
         on_end: impl FnOnce() + Send + 'static,
     ) -> io::Result<JoinHandle<Result<()>>> {
         std::thread::Builder::new().name("joiner".to_owned()).spawn(move || {
             let Self { mountpoint, overlay, over } = self;
-            let joined = join(session);
+            let joined = join(session, idle);
             let synced = overlay.map_or(Ok(()), |overlay| overlay.finish());
             over.store(true, Ordering::Release);
             on_end();

@@ -73,14 +73,21 @@ pub(crate) fn for_each<S>(
         }
         Ok(())
     };
+    let work = || {
+        if let Err(error) = work() {
+            stop.store(true, Ordering::Relaxed);
+            failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(error);
+        }
+    };
     thread::scope(|scope| {
-        for _ in 0..workers(count, threads) {
-            scope.spawn(|| {
-                if let Err(error) = work() {
-                    stop.store(true, Ordering::Relaxed);
-                    failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(error);
-                }
-            });
+        // This thread works, too: where the system gives no more threads, it takes longer.
+        for _ in 1..workers(count, threads) {
+            if thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                break;
+            }
+        }
+        if count > 0 {
+            work();
         }
     });
     match failure.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {

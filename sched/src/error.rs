@@ -208,6 +208,13 @@ pub enum Error {
         /// Where it should.
         wanted: PathBuf,
     },
+    /// The system gives no thread.
+    #[error("cannot start a thread")]
+    ThreadMissing {
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The service lacks what every process has.
     #[error("the service cannot be started")]
     ServiceNotStarted {

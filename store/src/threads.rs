@@ -11,7 +11,9 @@ pub(crate) fn run(threads: usize, work: impl Fn() -> Result<()> + Sync) -> Resul
         return work();
     }
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(&work)).collect();
+        // Where the system gives no more threads, those that there are do all the work.
+        let start = |_| std::thread::Builder::new().spawn_scoped(scope, &work);
+        let others: Vec<_> = (1..threads).map(start).map_while(std::result::Result::ok).collect();
         let mut result = work();
         for other in others {
             match other.join() {

@@ -1,7 +1,7 @@
 //! Ceph's own libraries, librados and librbd, found and loaded at run time: a program that uses this crate starts
 //! and works where they are not installed, and [`available`] says why they cannot be used there.
 //!
-//! The only crate with `unsafe` code, all of it in `calls`. What is here is safe: a cluster outlives its images,
+//! All `unsafe` code of this crate is in `calls`. What is here is safe: a cluster outlives its images,
 //! buffers have their lengths, callbacks do not unwind into C. Every request ends within the time limit given to
 //! [`Cluster::connect`], so that a cluster that hangs is an error and not a program that hangs. Only what backy
 //! needs is here: list changes, read, write.

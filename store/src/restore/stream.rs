@@ -38,8 +38,9 @@ fn copy_page(run: &Run<'_>, first: u64, entries: &[Entry], out: &mut Box<dyn Wri
     let changed = Condvar::new();
     let lock = || queue.lock().unwrap_or_else(PoisonError::into_inner);
     std::thread::scope(|scope| {
+        let mut started = 0;
         for _ in 0..threads {
-            scope.spawn(|| {
+            let decode = || {
                 let mut scratch = Scratch::new();
                 loop {
                     let at = taken.fetch_add(1, Ordering::Relaxed);
@@ -64,13 +65,43 @@ fn copy_page(run: &Run<'_>, first: u64, entries: &[Entry], out: &mut Box<dyn Wri
                     }
                     changed.notify_all();
                 }
-            });
+            };
+            if std::thread::Builder::new().spawn_scoped(scope, decode).is_err() {
+                break;
+            }
+            started += 1;
+        }
+        if started == 0 {
+            return copy_alone(run, first, entries, out);
         }
         let result = write_in_order(run, first, entries.len() as u64, out, &queue, &changed);
         lock().stopped = true;
         changed.notify_all();
         result
     })
+}
+
+/// Copies in this thread: the system gives no other.
+fn copy_alone(run: &Run<'_>, first: u64, entries: &[Entry], out: &mut Box<dyn Write + Send>) -> Result<()> {
+    let zeros = vec![0; CHUNK_SIZE as usize];
+    let mut scratch = Scratch::new();
+    for (number, entry) in (first..).zip(entries) {
+        run.check_stop()?;
+        let length = chunk_len(run.image.size_bytes(), number);
+        let data = match run.piece(number, *entry, &mut scratch)? {
+            Piece::Hole => &zeros[..length],
+            Piece::Data(data) => data,
+        };
+        write(run, data, out)?;
+    }
+    Ok(())
+}
+
+fn write(run: &Run<'_>, data: &[u8], out: &mut Box<dyn Write + Send>) -> Result<()> {
+    out.write_all(data).map_err(|error| Error::io("write to", "standard output", error).of_target())?;
+    run.written.fetch_add(data.len() as u64, Ordering::Relaxed);
+    run.monitor.advance(data.len() as u64);
+    Ok(())
 }
 
 fn write_in_order(
@@ -98,10 +129,7 @@ fn write_in_order(
         drop(state);
         changed.notify_all();
         let length = chunk_len(run.image.size_bytes(), first + at);
-        let data = piece.as_deref().unwrap_or(&zeros[..length]);
-        out.write_all(data).map_err(|error| Error::io("write to", "standard output", error).of_target())?;
-        run.written.fetch_add(length as u64, Ordering::Relaxed);
-        run.monitor.advance(length as u64);
+        write(run, piece.as_deref().unwrap_or(&zeros[..length]), out)?;
     }
     Ok(())
 }

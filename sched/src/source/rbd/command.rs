@@ -8,7 +8,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -105,12 +105,27 @@ impl Program {
     ) -> Result<Running<'m>> {
         let name = self.path.to_string_lossy().into_owned();
         let mut command = Command::new(&self.path);
-        command.args(&self.arguments).args(words).process_group(0);
+        command.args(&self.arguments).args(words);
+        // The lock of a restore's note goes with its descriptor (`store/src/restoring.rs`).
+        backy_process::prepare(&mut command, backy_process::Descriptors::PassOn);
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let unusable = |source| RbdError::ProgramUnusable { program: name.clone(), source };
         let mut child = command.spawn().map_err(unusable)?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        let stderr = child.stderr.take().map(|stderr| std::thread::spawn(move || tail(stderr)));
+        let reader = child
+            .stderr
+            .take()
+            .map(|stderr| std::thread::Builder::new().name("stderr".to_owned()).spawn(move || tail(stderr)));
+        let stderr = match reader.transpose() {
+            Ok(stderr) => stderr,
+            Err(source) => {
+                // It has hardly begun. What it may have started itself ends with it.
+                let group = i32::try_from(child.id()).map(Pid::from_raw);
+                let _ = group.map(|group| killpg(group, Signal::SIGKILL));
+                let _ = child.wait();
+                return Err(unusable(source).into());
+            }
+        };
         let shown: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
         Ok(Running {
             command: format!("{name} {}", shown.join(" ")),

@@ -64,10 +64,18 @@ pub(super) fn copy(
         bytes_read: 0,
     };
     let result = thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| work.run());
+        let mut started = Ok(());
+        for number in 0..threads {
+            if let Err(source) = thread::Builder::new().spawn_scoped(scope, || work.run()) {
+                // With fewer it takes longer.
+                if number == 0 {
+                    started = Err(Error::ThreadMissing { source });
+                }
+                break;
+            }
         }
-        let result = gatherer.read(&mut running, snapshot).and_then(|()| gatherer.close_all());
+        let read = |()| gatherer.read(&mut running, snapshot).and_then(|()| gatherer.close_all());
+        let result = started.and_then(read);
         let (bytes_read, touched) = (gatherer.bytes_read, std::mem::take(&mut gatherer.touched));
         // The threads end when nobody can send any more.
         drop(gatherer);

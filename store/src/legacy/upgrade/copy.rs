@@ -47,11 +47,15 @@ pub(super) fn copy(upgrade: &Upgrade<'_>, image: &OldImage, writer: &RevisionWri
         stop: AtomicBool::new(false),
         lost: Mutex::new(Vec::new()),
     };
+    let asked = Mutex::new(asked);
     std::thread::scope(|scope| {
-        let written = scope.spawn(|| copy.write_out(asked));
+        // Without a thread nothing is written out early, and the barrier at the end has more to do.
+        let writing = std::thread::Builder::new().spawn_scoped(scope, || copy.write_out(&asked));
         let copied = crate::threads::run(copy.threads, || copy.run(&ask));
         drop(ask);
-        let written = written.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let written = writing.map_or(Ok(()), |writing| {
+            writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
         // Where writing out failed, the others were only told to stop.
         written.and(copied)
     })?;
@@ -135,8 +139,10 @@ impl Copy<'_> {
 
     /// Makes durable what was stored, as often as it is asked to. Nothing counts on that: the barrier before the commit
     /// is a sync of its own, with less to wait for. An error ends the run as any failed barrier does.
-    fn write_out(&self, asked: Receiver<()>) -> Result<()> {
-        for () in asked {
+    fn write_out(&self, asked: &Mutex<Receiver<()>>) -> Result<()> {
+        // Nobody else receives.
+        let asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        for () in asked.iter() {
             self.writer.barrier().inspect_err(|_| self.stop.store(true, Ordering::Relaxed))?;
         }
         Ok(())
