@@ -2,17 +2,20 @@
 //! (warnings; everything with `-v`). Owner of the tracing subscriber.
 //!
 //! A line is `TIME TASK LEVEL JOB SUBSYSTEM/EVENT key=value ...`, keys sorted; longer texts follow on lines
-//! of their own behind `>` and a tab. Nothing from outside can forge a line or steer a terminal. The log
-//! file of a job is opened with the first line; that it cannot be opened stops nothing, unless it was
-//! asked for by name.
+//! of their own behind `>` and a tab. Nothing from outside can forge a line or steer a terminal.
+//!
+//! Who logs formats the line and puts it into a bounded queue; no lock is held meanwhile, and a thread of its own
+//! opens and writes the file ([`crate::output::drain`]). So a log on a full or a hung disk, or one that nobody reads,
+//! stops nothing. What the log itself has to say never goes through tracing.
+
+mod file;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::fs::{File, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use backy_store::{JobName, RevisionId, Timestamp, Zone};
@@ -21,6 +24,8 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::registry::Registry;
 
+use self::file::{LogFile, Named};
+use crate::output::drain::{Drain, Outlet};
 use crate::output::terminal;
 use crate::output::text::{escape, quote};
 
@@ -31,6 +36,11 @@ pub(crate) const QUIET: &str = "backy::command";
 const EVENT_CHARS_MAX: usize = 40;
 /// Characters of a random id that make a task id.
 const TASK_CHARS: usize = 6;
+/// How long a log that cannot be opened is left alone.
+const OPEN_AGAIN: Duration = Duration::from_secs(1);
+
+/// The log of this process, once it is started.
+static LOG: OnceLock<Log> = OnceLock::new();
 
 /// Handle to the running log.
 #[derive(Clone, Debug)]
@@ -40,69 +50,33 @@ pub(crate) struct Log(Arc<Shared>);
 struct Shared {
     task: String,
     verbose: bool,
+    /// Whether the file was asked for by name.
+    is_named: bool,
     zone: Zone,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    job: String,
-    file: Sink,
-    /// Whether a log that cannot be opened is worth a warning, and every line another try: a service lives for months.
-    insists: bool,
-    /// Whether that warning was given.
-    warned: bool,
-}
-
-#[derive(Debug)]
-enum Sink {
-    Closed,
-    Pending(PathBuf),
-    Open { file: LogFile, by_name: bool },
-}
-
-/// An open log file. When somebody has renamed it, as logrotate does, the next line goes to a new one.
-#[derive(Debug)]
-struct LogFile {
-    path: PathBuf,
-    file: File,
-}
-
-impl LogFile {
-    fn open(path: &Path) -> std::io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
-        Ok(Self { path: path.to_owned(), file })
-    }
-
-    fn write(&mut self, line: &str) {
-        let identity = |facts: &std::fs::Metadata| (facts.dev(), facts.ino());
-        let (there, here) = (std::fs::metadata(&self.path), self.file.metadata());
-        let is_same = matches!((there, here), (Ok(there), Ok(here)) if identity(&there) == identity(&here));
-        if !is_same && let Ok(new) = Self::open(&self.path) {
-            *self = new;
-        }
-        // A full disk must not stop a restore; one write for each line keeps lines of two runs apart.
-        let _ = self.file.write_all(line.as_bytes());
-    }
+    job: Mutex<String>,
+    lines: Drain<Writer>,
 }
 
 impl Log {
     /// Starts the log of this process. `logfile` is opened at once; failing to is an error.
     pub(crate) fn start(logfile: Option<&Path>, verbose: bool, task: Option<String>) -> anyhow::Result<Self> {
-        let file = match logfile {
-            Some(path) => {
-                let opened = LogFile::open(path)
-                    .with_context(|| format!("cannot open the log file {}", path.display()));
-                Sink::Open { file: opened?, by_name: true }
-            }
-            None => Sink::Closed,
-        };
+        let zone = Zone::system();
         let task = task.map_or_else(random_task, Ok)?;
-        let state = Mutex::new(State { job: String::new(), file, insists: false, warned: false });
-        let shared = Arc::new(Shared { task, verbose, zone: Zone::system(), state });
-        let subscriber = Registry::default().with(Lines(Arc::clone(&shared)));
+        let mut writer =
+            Writer { task: task.clone(), zone: zone.clone(), sink: Sink::Closed, insists: false };
+        if let Some(path) = logfile {
+            let opened = LogFile::open(path, Named::ByUser)
+                .with_context(|| format!("cannot open the log file {}", path.display()));
+            writer.sink = Sink::Open(opened?);
+        }
+        let lines = Drain::new("log", writer);
+        let is_named = logfile.is_some();
+        let log = Self(Arc::new(Shared { task, verbose, is_named, zone, job: Mutex::default(), lines }));
+        let subscriber = Registry::default().with(Lines(log.clone()));
         tracing::subscriber::set_global_default(subscriber).context("cannot start the log")?;
-        Ok(Self(shared))
+        // Nobody else sets it: the subscriber could not have been set twice.
+        let _ = LOG.set(log.clone());
+        Ok(log)
     }
 
     /// Returns what marks the lines of this run.
@@ -112,28 +86,60 @@ impl Log {
 
     /// Goes on in the job's own log file, unless another was asked for by name.
     pub(crate) fn enter_job(&self, name: &JobName, dir: &Path) {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).job = name.to_string();
+        *self.0.job.lock().unwrap_or_else(PoisonError::into_inner) = name.to_string();
         self.enter_dir(dir);
     }
 
     /// Goes on in the log file of a directory, a job's or a store's, unless another was asked for by name.
     pub(crate) fn enter_dir(&self, dir: &Path) {
-        self.enter_file(&dir.join("backy.log"));
+        self.enter_file(&dir.join("backy.log"), false);
     }
 
-    /// Goes on in this file for a long time: as [`Log::enter_file`], but that it cannot be opened is told, and tried again.
+    /// Goes on in this file for a long time, unless another was asked for by name. That it cannot be opened is
+    /// reported, and tried again.
     pub(crate) fn stay_in_file(&self, path: &Path) {
-        self.enter_file(path);
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).insists = true;
+        self.enter_file(path, true);
     }
 
-    /// Goes on in this file, unless another was asked for by name.
-    pub(crate) fn enter_file(&self, path: &Path) {
-        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !matches!(state.file, Sink::Open { by_name: true, .. }) {
-            state.file = Sink::Pending(path.to_owned());
+    fn enter_file(&self, path: &Path, insists: bool) {
+        if !self.0.is_named {
+            self.0.lines.order(Target { path: path.to_owned(), insists });
         }
     }
+
+    /// Writes one line with a text of several, and nothing to standard error. For a program that breaks off.
+    fn write_text(&self, level: Level, text: &str) {
+        let fields = Fields { message: text.to_owned(), values: BTreeMap::new() };
+        let head = Head { now: Timestamp::now(), zone: &self.0.zone, task: &self.0.task, level, job: "" };
+        self.0.lines.push(&format_line(&head, QUIET, &fields));
+    }
+}
+
+/// Lets a panic be seen and logged without help from the thread that panicked: it may hold any lock but the log's.
+pub(crate) fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let mut text = format!("internal error in thread {:?}: {panic}", thread.name().unwrap_or_default());
+        let trace = std::backtrace::Backtrace::capture();
+        if trace.status() == std::backtrace::BacktraceStatus::Captured {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "\n{trace}");
+        }
+        let lines: String = text.lines().map(|line| format!("{}\n", escape(line))).collect();
+        terminal::note_at_once(&lines);
+        if let Some(log) = LOG.get() {
+            log.write_text(Level::ERROR, &text);
+        }
+    }));
+}
+
+/// Waits until all is written to the log and to standard error, but no longer than this.
+pub(crate) fn flush(within: Duration) {
+    let begun = Instant::now();
+    if let Some(log) = LOG.get() {
+        log.0.lines.flush(within);
+    }
+    terminal::flush(within.saturating_sub(begun.elapsed()));
 }
 
 fn random_task() -> anyhow::Result<String> {
@@ -143,54 +149,111 @@ fn random_task() -> anyhow::Result<String> {
     Ok(text[text.len().saturating_sub(TASK_CHARS)..].to_owned())
 }
 
-impl State {
-    fn write(&mut self, line: &str) {
-        if let Sink::Pending(path) = &self.file {
-            match LogFile::open(path) {
-                Ok(file) => self.file = Sink::Open { file, by_name: false },
-                Err(_) if !self.insists => self.file = Sink::Closed,
-                Err(error) if !self.warned => {
-                    self.warned = true;
-                    terminal::warn(format_args!(
-                        "cannot open the log {}: {error}; tried again with each line",
-                        path.display()
-                    ));
-                }
-                Err(_) => {}
-            }
+/// Where the log goes on.
+#[derive(Debug)]
+struct Target {
+    path: PathBuf,
+    /// Whether a log that cannot be opened is worth a warning, and another try later: a service lives for months.
+    insists: bool,
+}
+
+/// What the log's thread has.
+#[derive(Debug)]
+struct Writer {
+    task: String,
+    zone: Zone,
+    sink: Sink,
+    insists: bool,
+}
+
+#[derive(Debug)]
+enum Sink {
+    Closed,
+    Pending { path: PathBuf, tried_at: Option<Instant> },
+    Open(LogFile),
+}
+
+impl Outlet for Writer {
+    type Order = Target;
+
+    fn write(&mut self, text: &str) -> io::Result<()> {
+        self.open();
+        match &mut self.sink {
+            Sink::Open(file) => file.write(text),
+            // Nobody asked for a log.
+            Sink::Closed => Ok(()),
+            Sink::Pending { .. } => Err(io::ErrorKind::NotFound.into()),
         }
-        if let Sink::Open { file, .. } = &mut self.file {
-            file.write(line);
+    }
+
+    fn follow(&mut self, target: Target) {
+        self.insists = target.insists;
+        self.sink = Sink::Pending { path: target.path, tried_at: None };
+    }
+
+    fn loss(&self, lines: u64) -> String {
+        let values = BTreeMap::from([("number".to_owned(), lines.to_string())]);
+        let fields = Fields { message: "lines lost".to_owned(), values };
+        let (now, level) = (Timestamp::now(), Level::WARN);
+        let head = Head { now, zone: &self.zone, task: &self.task, level, job: "" };
+        format_line(&head, "backy::logging", &fields)
+    }
+}
+
+impl Writer {
+    /// Opens the file that is to be written next, with the first line for it.
+    fn open(&mut self) {
+        let Sink::Pending { path, tried_at } = &mut self.sink else { return };
+        if tried_at.is_some_and(|tried| tried.elapsed() < OPEN_AGAIN) {
+            return;
+        }
+        let is_first = tried_at.replace(Instant::now()).is_none();
+        match LogFile::open(path, Named::ByRule) {
+            Ok(file) => self.sink = Sink::Open(file),
+            Err(error) => {
+                let is_odd = file::is_odd(&error);
+                if is_first && (self.insists || is_odd) {
+                    let again = if self.insists { "; it is tried again with later lines" } else { "" };
+                    let path = escape(&path.to_string_lossy()).into_owned();
+                    terminal::note(format_args!("warning: cannot open the log {path}: {error}{again}"));
+                }
+                if !self.insists {
+                    self.sink = Sink::Closed;
+                }
+            }
         }
     }
 }
 
 /// The tracing layer: turns events into lines.
-struct Lines(Arc<Shared>);
+struct Lines(Log);
 
 impl<S: Subscriber> Layer<S> for Lines {
     fn enabled(&self, metadata: &Metadata<'_>, _context: Context<'_, S>) -> bool {
+        let detail = if self.0.0.verbose { Level::DEBUG } else { Level::INFO };
         let ours = metadata.target().starts_with("backy");
-        *metadata.level() <= if ours { Level::DEBUG } else { Level::WARN }
+        *metadata.level() <= if ours { detail } else { Level::WARN }
     }
 
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
+        let log = &self.0.0;
         let metadata = event.metadata();
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let now = Timestamp::now();
-        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let job = fields.values.get("job").map_or(state.job.as_str(), String::as_str).to_owned();
+        let job = match fields.values.get("job") {
+            Some(job) => job.clone(),
+            None => log.job.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        };
         // The service works on many tasks at once and marks the lines of each.
-        let task = fields.values.remove("task").unwrap_or_else(|| self.0.task.clone());
-        let head = Head { now, zone: &self.0.zone, task: &task, level: *metadata.level(), job: &job };
+        let task = fields.values.remove("task").unwrap_or_else(|| log.task.clone());
+        let (now, level) = (Timestamp::now(), *metadata.level());
+        let head = Head { now, zone: &log.zone, task: &task, level, job: &job };
         let line = format_line(&head, metadata.target(), &fields);
-        state.write(&line);
-        drop(state);
-        let grave = *metadata.level() <= Level::WARN;
+        log.lines.push(&line);
+        let grave = level <= Level::WARN;
         let told = grave && metadata.target() == QUIET;
-        if (grave || self.0.verbose) && !told {
-            line.lines().for_each(terminal::note);
+        if (grave || log.verbose) && !told {
+            terminal::note_harmless(&line);
         }
     }
 }
@@ -294,20 +357,6 @@ mod tests {
         assert!(lines[0].ends_with("name='a\\nb'"), "{text}");
         assert_eq!(lines[1], ">\tbad name: x");
         assert_eq!(lines[2], ">\t2024-03-01T12:00:00 y\\u{1b}[2J");
-    }
-
-    #[test]
-    #[expect(clippy::disallowed_methods, reason = "logrotate renames, too")]
-    fn a_renamed_log_is_left_to_who_renamed_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, rotated) = (dir.path().join("log"), dir.path().join("log.1"));
-        let mut log = LogFile::open(&path).unwrap();
-        log.write("one\n");
-        std::fs::rename(&path, &rotated).unwrap();
-        log.write("two\n");
-        log.write("three\n");
-        assert_eq!(std::fs::read_to_string(&rotated).unwrap(), "one\n");
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "two\nthree\n");
     }
 
     #[test]

@@ -21,6 +21,8 @@ fn main() -> ExitCode {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGXFSZ);
     let _ = signals.thread_block();
+    logging::report_panics();
+    let _last = output::Last;
     let Some(arguments) = helper::translate(std::env::args_os().collect()) else { return ExitCode::SUCCESS };
     match cli::Cli::try_parse_from(&arguments) {
         Ok(cli) => commands::run(cli),

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
@@ -15,6 +16,8 @@ use super::terminal;
 
 /// The status of a program that a second Ctrl-C ended.
 const EXIT_INTERRUPTED: i32 = 130;
+/// How long messages may still take then.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Begins to watch and returns what turns true at the first signal. To be called before threads start.
 pub(crate) fn watch() -> Arc<AtomicBool> {
@@ -42,7 +45,10 @@ pub(crate) fn watch() -> Arc<AtomicBool> {
 fn wait(signals: SigSet, asked: &AtomicBool) {
     loop {
         match signals.wait() {
-            Ok(_) if asked.swap(true, Ordering::SeqCst) => std::process::exit(EXIT_INTERRUPTED),
+            Ok(_) if asked.swap(true, Ordering::SeqCst) => {
+                crate::logging::flush(LAST_WORDS);
+                std::process::exit(EXIT_INTERRUPTED)
+            }
             Ok(_) => terminal::note("stopping at the next safe point; once more stops at once"),
             Err(Errno::EINTR) => {}
             Err(_) => return,

@@ -55,7 +55,7 @@ pub(crate) fn as_json(report: &Report, service_runs: Option<bool>) -> Value {
         "message": headline(report),
         "jobs": report.jobs,
         "revisions": report.revisions,
-        "service_runs": service_runs,
+        "service_runs": works(report, service_runs),
         "problems": report.problems,
     })
 }
@@ -85,6 +85,11 @@ pub(crate) fn unknown_as_json(message: &str, details: &[String]) -> Value {
     })
 }
 
+/// Whether there is a service that does its work: one that hangs is none.
+fn works(report: &Report, service_runs: Option<bool>) -> Option<bool> {
+    service_runs.map(|runs| runs && report.count(Kind::HungService) == 0)
+}
+
 fn word(severity: Severity) -> &'static str {
     match severity {
         Severity::Info => "OK",
@@ -101,8 +106,10 @@ fn headline(report: &Report) -> String {
         .filter(|(number, _)| *number > 0)
         .map(|(number, words)| format!("{number} of {jobs} jobs {words}"))
         .collect();
-    if report.count(Kind::NoService) > 0 {
-        parts.push("the scheduler service does not run".to_owned());
+    for (kind, does) in [(Kind::NoService, "does not run"), (Kind::HungService, "hangs")] {
+        if report.count(kind) > 0 {
+            parts.push(format!("the scheduler service {does}"));
+        }
     }
     match parts.is_empty() {
         true => format!("{} within SLA", count(jobs, "job", "jobs")),
@@ -117,7 +124,7 @@ fn measures(report: &Report, service_runs: Option<bool>) -> String {
         let _ = write!(text, " {name}={}", report.count(kind));
     }
     let _ = write!(text, " revisions={}", report.revisions);
-    if let Some(runs) = service_runs {
+    if let Some(runs) = works(report, service_runs) {
         let _ = write!(text, " service={}", u8::from(runs));
     }
     text
@@ -170,6 +177,17 @@ mod tests {
         let text = as_text(&report, None);
         assert!(text.starts_with("OK: 1 job within SLA | jobs=1 overdue=0 "), "{text}");
         assert!(text.ends_with(" revisions=2\n") && status(&report) == 0, "{text}");
+    }
+
+    #[test]
+    fn a_service_that_hangs_is_critical_and_counts_as_none() {
+        let report = Report { jobs: 1, revisions: 2, problems: Vec::new() };
+        let report = report.with_hung_service(Some(std::time::Duration::from_secs(200)));
+        let text = as_text(&report, Some(true));
+        assert!(text.starts_with("CRITICAL: the scheduler service hangs | jobs=1 "), "{text}");
+        assert!(text.contains(" service=0\nCRITICAL: the scheduler service hangs: its main loop"), "{text}");
+        assert!(text.ends_with(" for 200 s\n") && status(&report) == 2, "{text}");
+        assert_eq!(as_json(&report, Some(true))["service_runs"], false);
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! Progress of long work: a bar with rate and remaining time on a terminal, a line now and then for
 //! everything else. Findings appear at once, above the bar. Owner of the crate `indicatif`.
+//!
+//! The bar is drawn through [`terminal::draw`]: a terminal that was stopped (Ctrl-S, a broken connection) holds up
+//! neither the work nor who waits for the bar's lock.
 
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,6 +12,7 @@ use std::time::{Duration, Instant};
 use backy_store::{Finding, Monitor};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use self::screen::Screen;
 use super::size::{human_bytes, human_duration};
 use super::{interrupt, terminal};
 use crate::logging;
@@ -20,6 +24,8 @@ const TICK: Duration = Duration::from_millis(250);
 const BAR_SIZED: &str =
     "{prefix} {wide_bar} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
 const BAR_UNSIZED: &str = "{prefix} {spinner} {binary_bytes}, {binary_bytes_per_sec}";
+
+mod screen;
 
 /// The bar on the screen, so that lines on standard error can be written above it.
 static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
@@ -77,14 +83,22 @@ impl Monitor for Progress {
     }
 
     fn advance(&self, bytes: u64) {
-        let mut stage = self.stage();
-        let Some(stage) = stage.as_mut() else { return };
-        stage.done_bytes = stage.done_bytes.saturating_add(bytes);
-        if let Some(bar) = &stage.bar {
-            bar.inc(bytes);
-        } else if stage.told.elapsed() >= LINE_INTERVAL {
-            stage.told = Instant::now();
-            terminal::note(stage.line());
+        // Nothing is written while the stage is locked.
+        let line = {
+            let mut stage = self.stage();
+            let Some(stage) = stage.as_mut() else { return };
+            stage.done_bytes = stage.done_bytes.saturating_add(bytes);
+            if let Some(bar) = &stage.bar {
+                bar.inc(bytes);
+            }
+            let is_due = stage.bar.is_none() && stage.told.elapsed() >= LINE_INTERVAL;
+            is_due.then(|| {
+                stage.told = Instant::now();
+                stage.line()
+            })
+        };
+        if let Some(line) = line {
+            terminal::note(line);
         }
     }
 
@@ -167,14 +181,29 @@ fn shown() -> MutexGuard<'static, Option<ProgressBar>> {
 }
 
 fn shown_bar(label: &str, total_bytes: Option<u64>) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(total_bytes, ProgressDrawTarget::stderr());
+    let bar = ProgressBar::with_draw_target(
+        total_bytes,
+        ProgressDrawTarget::term_like(Box::new(Screen::default())),
+    );
     let template = if total_bytes.is_some() { BAR_SIZED } else { BAR_UNSIZED };
     let plain = |_| ProgressStyle::default_bar();
     bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(plain));
     bar.set_prefix(label.to_owned());
-    bar.enable_steady_tick(TICK);
     *shown() = Some(bar.clone());
+    tick(bar.downgrade());
     bar
+}
+
+/// Redraws a bar while nothing advances, until it is gone. Where no thread can be started it stands still.
+fn tick(bar: indicatif::WeakProgressBar) {
+    let ticks = move || {
+        while let Some(bar) = bar.upgrade().filter(|bar| !bar.is_finished()) {
+            bar.tick();
+            drop(bar);
+            std::thread::sleep(TICK);
+        }
+    };
+    drop(std::thread::Builder::new().name("bar".to_owned()).spawn(ticks));
 }
 
 #[cfg(test)]

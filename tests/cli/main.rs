@@ -5,6 +5,7 @@
 mod bad_input;
 mod documented;
 mod foreign;
+mod logs;
 mod original_manual;
 mod peers;
 mod restore;
