@@ -102,6 +102,8 @@ pub(crate) fn tell(error: anyhow::Error) -> u8 {
     failure.code()
 }
 
+const THREADS_HINT: &str = "raise the limit of processes and threads: `ulimit -u`, or TasksMax in systemd";
+
 /// An error on its way to a person.
 struct Failure {
     error: anyhow::Error,
@@ -191,6 +193,10 @@ fn sched_hint(error: &SchedError) -> Option<String> {
             "the schedule has {}; use one of these, a tag that begins with `manual:`, or `--force`",
             if known.is_empty() { "no tags".to_owned() } else { known.join(", ") }
         )),
+        SchedError::ThreadMissing { .. } => Some(THREADS_HINT.to_owned()),
+        SchedError::ServiceNotStarted { source } if source.kind() == io::ErrorKind::WouldBlock => {
+            Some(THREADS_HINT.to_owned())
+        }
         SchedError::BaseDirChanged { .. } => Some("restart the service".to_owned()),
         SchedError::Rbd(error) => rbd_hint(error),
         SchedError::SourceUnreadable { .. } => Some("install librbd".to_owned()),

@@ -4,9 +4,11 @@
 //! Whatever goes wrong is an answer too: status 3, and the first line of standard output says why.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use backy_sched::policy::health::{self, Report};
+use backy_sched::service::Pulse;
 use backy_sched::{ServiceConfig, check, service};
 use backy_store::{Repository, Timestamp};
 use clap::Args;
@@ -65,13 +67,25 @@ fn examine(context: &Context, arguments: &Arguments) -> anyhow::Result<(Report, 
     let path = context.config_path()?;
     let config = ServiceConfig::load(&path)?;
     let repository = Repository::open_any(&config.base_dir)?;
-    let service_runs = match arguments.without_service {
+    let pulse = match arguments.without_service {
         true => None,
-        false => Some(service::is_running(&config.base_dir)?),
+        false => Some(service::pulse(&config.base_dir, &config.api, silence_max())?),
     };
+    let service_runs = pulse.map(|pulse| pulse != Pulse::Absent);
     let now = Timestamp::now();
     let facts = check::gather(&config, &repository, changed_at(&path)?, now);
-    Ok((health::judge(&facts, service_runs, now), service_runs))
+    let report = health::judge(&facts, service_runs, now);
+    let report = match pulse {
+        Some(Pulse::Silent(silence)) => report.with_hung_service(silence),
+        _ => report,
+    };
+    Ok((report, service_runs))
+}
+
+/// After how long without a turn of its main loop a service counts as hung. Tests cannot wait for minutes.
+pub(super) fn silence_max() -> Duration {
+    let given = std::env::var("BACKY_TEST_SILENCE_MAX_SECS").ok().and_then(|secs| secs.parse().ok());
+    given.filter(|&secs| secs > 0).map_or(service::SILENCE_MAX, Duration::from_secs)
 }
 
 /// When the configuration was written; a job without a directory has been there since then at the latest.

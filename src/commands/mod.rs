@@ -113,11 +113,8 @@ fn dispatch(context: &Context, command: Command) -> Result {
 impl Context {
     fn start(global: Global, command: &Command) -> anyhow::Result<Self> {
         let log = Log::start(global.logfile.as_deref(), global.verbose, global.taskid)?;
-        let logged_name = (!command.only_reads()).then(|| command.name());
-        if global.logfile.is_some() && logged_name.is_none() {
-            // A log that was asked for by name gets its line from every command.
-            tracing::info!(target: crate::logging::QUIET, command = command.name(), "invoked");
-        }
+        // A log that was asked for by name gets its line from every command.
+        let logged_name = (!command.only_reads() || global.logfile.is_some()).then(|| command.name());
         let (given_dir, given_config) = (global.backupdir, global.config);
         Ok(Self { log, given_dir, given_config, logged_name, zone: Zone::system() })
     }

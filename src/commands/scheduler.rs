@@ -8,7 +8,9 @@ use backy_store::Error as StoreError;
 use clap::Args;
 
 use super::Context;
+use super::check::silence_max;
 use crate::failure::{Outcome, Result};
+use crate::output::drain;
 
 /// The status of a service that finds another one in its base directory, as in the original: EX_UNAVAILABLE.
 const EXIT_SECOND: u8 = 69;
@@ -22,8 +24,14 @@ pub(crate) struct Arguments {}
 
 /// Runs until a signal comes.
 pub(crate) fn run(context: &Context, _arguments: &Arguments) -> Result {
+    // Whatever becomes of log and standard error, the service goes on.
+    drain::never_wait();
     context.log_to(LOG_DEFAULT.as_ref());
-    let options = Options { config_path: context.config_path()?, program: program()? };
+    let options = Options {
+        config_path: context.config_path()?,
+        program: program()?,
+        silence_max: silence_max(),
+    };
     match run::run(options) {
         Err(backy_sched::Error::Store(error @ StoreError::Locked { .. })) => {
             crate::failure::tell(anyhow::Error::from(error).context("another service runs already"));

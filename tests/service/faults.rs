@@ -153,7 +153,20 @@ fn kills_of_the_service_and_of_children_leave_nothing_stuck() {
 }
 
 /// A mount that was stopped. Dropping it kills it: then it ends for everybody, whoever else sees it.
-struct HungMount(std::process::Child, std::path::PathBuf);
+pub(crate) struct HungMount(std::process::Child, std::path::PathBuf);
+
+impl HungMount {
+    /// A tree of the store at `mnt` of which no file can be opened any more.
+    pub(crate) fn new(server: &Server) -> Self {
+        let point = server.world.path("mnt");
+        fs::create_dir(&point).expect("a directory");
+        let mut command = server.world.bare(&["-b", "srv", "mount", "mnt"]);
+        let mount = Self(command.spawn().expect("the binary can be started"), point.clone());
+        until("it is mounted", || point.join("web01").exists());
+        kill(Pid::from_raw(mount.0.id().cast_signed()), Signal::SIGSTOP).expect("it runs");
+        mount
+    }
+}
 
 impl Drop for HungMount {
     fn drop(&mut self) {
@@ -180,15 +193,10 @@ fn a_directory_that_hangs_holds_up_its_own_job_only() {
     server.start();
     until("backups", || !server.revisions("vm1").is_empty() && !server.revisions("vm2").is_empty());
     let dir = server.world.store().join("hung");
-    let point = server.world.path("mnt");
-    fs::create_dir(&point).expect("a directory");
-    let mut command = server.world.bare(&["-b", "srv", "mount", "mnt"]);
-    let mount = HungMount(command.spawn().expect("the binary can be started"), point.clone());
-    until("it is mounted", || point.join("web01").exists());
+    let mount = HungMount::new(&server);
     // The service has made the directory.
     fs::rename(&dir, server.world.path("away")).expect("take the directory away");
-    std::os::unix::fs::symlink(&point, &dir).expect("a link");
-    kill(Pid::from_raw(mount.0.id().cast_signed()), Signal::SIGSTOP).expect("it runs");
+    std::os::unix::fs::symlink(&mount.1, &dir).expect("a link");
 
     // Somebody looks, and hangs.
     let mut command = server.world.bare(&["client", "-c", "backy.conf", "jobs"]);

@@ -2,11 +2,14 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests handle files as anybody would")]
 
+mod children;
 mod faults;
 mod peers;
 mod reload;
 mod server;
+mod stuck;
 mod systemd;
+mod threads;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

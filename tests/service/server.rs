@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use backy_testkit::{Run, World};
@@ -96,9 +96,26 @@ impl Server {
     #[track_caller]
     pub(crate) fn start_with(&mut self, environment: &[(&str, &Path)]) {
         let mut command = self.world.bare(&["-c", "backy.conf", "-l", "scheduler.log", "scheduler"]);
-        command.envs(environment.iter().copied()).stdin(Stdio::null()).stdout(Stdio::null());
+        command.envs(environment.iter().copied());
+        self.launch(&mut command);
+        self.answers();
+    }
+
+    /// Starts a service by a command of its own. Standard error goes to a file.
+    pub(crate) fn launch(&mut self, command: &mut Command) {
         command.stderr(fs::File::create(self.world.path("scheduler.err")).expect("a file"));
+        self.launch_as_it_is(command);
+    }
+
+    /// The same with standard error as it is set.
+    pub(crate) fn launch_as_it_is(&mut self, command: &mut Command) {
+        command.stdin(Stdio::null()).stdout(Stdio::null());
         self.child = Some(command.spawn().expect("the binary can be started"));
+    }
+
+    /// Waits until the service answers.
+    #[track_caller]
+    pub(crate) fn answers(&mut self) {
         let log_length = self.log().len();
         until("the service answers", || {
             let ended = self

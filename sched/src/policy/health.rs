@@ -6,6 +6,7 @@
 //! server says that it has is no proof: it counts only where the configuration says so (`counts` of the peer).
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use backy_store::{JobName, Tag, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -157,6 +158,8 @@ pub enum Kind {
     Quarantined,
     /// Revisions are dated in the future.
     InFuture,
+    /// The service runs, but its main loop does not come round.
+    HungService,
     /// The service does not run.
     NoService,
     /// Revisions are kept by hand.
@@ -179,6 +182,7 @@ impl Kind {
         Self::Unreadable,
         Self::Quarantined,
         Self::InFuture,
+        Self::HungService,
         Self::NoService,
         Self::ManualTags,
         Self::Unsynced,
@@ -188,7 +192,9 @@ impl Kind {
     /// Returns how bad it is.
     pub fn severity(self) -> Severity {
         match self {
-            Self::Overdue | Self::NeverRan | Self::NewestDistrusted | Self::Unknown => Severity::Critical,
+            Self::Overdue | Self::NeverRan | Self::NewestDistrusted | Self::Unknown | Self::HungService => {
+                Severity::Critical
+            }
             Self::ManualTags | Self::Unsynced | Self::Running => Severity::Info,
             _ => Severity::Warning,
         }
@@ -206,6 +212,7 @@ impl Kind {
             Self::Unreadable => "unreadable",
             Self::Quarantined => "quarantined",
             Self::InFuture => "in-future",
+            Self::HungService => "hung-service",
             Self::NoService => "no-service",
             Self::ManualTags => "manual-tags",
             Self::Unsynced => "unsynced",
@@ -342,6 +349,15 @@ impl Report {
     /// Returns how many jobs (or the server, for its own problems) have a problem of this kind.
     pub fn count(&self, kind: Kind) -> usize {
         self.problems.iter().filter(|problem| problem.kind == kind).count()
+    }
+
+    /// Adds that the service hangs, for so long if that is known.
+    #[must_use]
+    pub fn with_hung_service(mut self, silence: Option<Duration>) -> Self {
+        let since = silence.map_or_else(String::new, |silence| format!(" for {} s", silence.as_secs()));
+        let message = format!("the scheduler service hangs: its main loop has not come round{since}");
+        self.problems.insert(0, Problem::new(Kind::HungService, None, message));
+        self
     }
 
     /// Returns the worst problem's severity; `Info` when there is none.

@@ -3,6 +3,9 @@
 //!
 //! *Doing nothing* is measured at the process: neither its CPU time nor the bytes it has read and written change.
 //! That needs no help from the child and holds for a backup of any length.
+//!
+//! A child starts in a state of its own ([`backy_process::prepare`]): signals as by default, no descriptor of ours, no
+//! variable by which it could talk to systemd in our place.
 
 use std::ffi::OsString;
 use std::io;
@@ -11,13 +14,17 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use super::config::STALL_LIMIT_DEFAULT;
+use backy_process::Descriptors;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
+
+use super::config::STALL_LIMIT_DEFAULT;
+use super::offload::offload;
+use super::reaper;
 
 /// Most that is kept of what a child prints; of standard error the end.
 const STDERR_BYTES_MAX: usize = 8 << 10;
@@ -126,10 +133,11 @@ pub(super) async fn run(
     mut stop: watch::Receiver<bool>,
 ) -> Outcome {
     let mut command = Command::new(&order.program);
-    command.args(&order.arguments).process_group(0);
+    command.args(&order.arguments);
+    backy_process::prepare(command.as_std_mut(), Descriptors::Close);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = match spawn(command).await {
-        Ok(child) => child,
+    let (mut child, _own) = match spawn(command).await {
+        Ok(started) => started,
         Err(error) => {
             return Outcome { end: End::NotStarted(error), stdout: Vec::new(), stderr: String::new() };
         }
@@ -163,14 +171,21 @@ pub(super) async fn run(
 }
 
 /// Starts a child, in a thread: that returns only when the program's file has been read, and its disk may hang.
-async fn spawn(mut command: Command) -> io::Result<Child> {
+async fn spawn(mut command: Command) -> io::Result<(Child, Option<reaper::Own>)> {
     // A child that comes too late is killed.
     command.kill_on_drop(true);
-    let started = tokio::task::spawn_blocking(move || command.spawn());
+    let started = offload(move || {
+        let _starting = reaper::starting();
+        let child = command.spawn()?;
+        let own = child.id().and_then(|id| i32::try_from(id).ok()).map(reaper::Own::enter);
+        Ok((child, own))
+    });
     match timeout(START, started).await {
-        Ok(Ok(started)) => started,
-        Ok(Err(error)) => Err(io::Error::other(error)),
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "its disk does not answer")),
+        Ok(started) => started.flatten(),
+        Err(_) => {
+            let why = "no thread can be started for it, or its disk does not answer";
+            Err(io::Error::new(io::ErrorKind::TimedOut, why))
+        }
     }
 }
 
@@ -211,7 +226,9 @@ async fn stands_still(pid: i32, patience: Duration) {
     let mut since = Instant::now();
     loop {
         sleep((patience / 8).clamp(Duration::from_millis(50), Duration::from_secs(30))).await;
-        let work = work_done(pid);
+        // What the kernel says of a process can hang with it; then it stands still as well.
+        let looked = timeout(patience, offload(move || work_done(pid))).await;
+        let work = looked.map_or(seen.flatten(), |work| work.ok().flatten());
         if work.is_none() || seen != Some(work) {
             seen = Some(work);
             since = Instant::now();

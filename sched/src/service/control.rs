@@ -2,6 +2,7 @@
 //! implements [`Control`]; the API, and tests without a service, see nothing else of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use backy_store::{JobName, Repository, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -30,7 +31,9 @@ pub trait Control: Send + Sync + 'static {
     fn report(&self, wanted: &dyn Fn(&str) -> bool, now: Timestamp) -> Report {
         let mut facts = self.facts(now);
         facts.retain(|facts| wanted(facts.job.as_str()));
-        health::judge(&facts, Some(true), now)
+        let report = health::judge(&facts, Some(true), now);
+        let silence = self.silence();
+        if silence.is_too_long() { report.with_hung_service(Some(silence.lasted)) } else { report }
     }
 
     /// Lets a job run as soon as a worker is free; `false` when no such job is configured. A job that runs is
@@ -54,6 +57,25 @@ pub trait Control: Send + Sync + 'static {
 
     /// Figures of the service itself.
     fn vitals(&self) -> Vitals;
+
+    /// How long the main loop has not come round. Takes no lock: it answers when nothing else does.
+    fn silence(&self) -> Silence;
+}
+
+/// How long the main loop has not come round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// The time since the last turn.
+    pub lasted: Duration,
+    /// From when on the service counts as hung.
+    pub max: Duration,
+}
+
+impl Silence {
+    /// Whether the service counts as hung.
+    pub fn is_too_long(self) -> bool {
+        self.lasted > self.max
+    }
 }
 
 /// What is shown of a job or of a dead directory. Fields and their forms are those of the original's API: times are

@@ -9,15 +9,17 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use backy_store::{JobName, Repository, Timestamp};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::child::Limits;
 use super::config::ServiceConfig;
 use super::control::Vitals;
+use super::heartbeat::Heartbeat;
 use super::rights::ApiToken;
 use super::scheduler::{Scheduler, State};
 use crate::check;
@@ -30,11 +32,14 @@ use crate::prepare::prepare;
 /// How long a look at a job may take before others say that its directory does not answer.
 const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Orders that may wait for the main loop.
+const ORDERS_MAX: usize = 16;
+
 /// What is wanted of the main loop.
 #[derive(Debug)]
 pub(super) enum Wanted {
     /// Read the configuration again, and answer.
-    Reload(oneshot::Sender<Result<()>>),
+    Reload(SyncSender<Result<()>>),
 }
 
 /// What does not change while the service runs.
@@ -62,7 +67,9 @@ pub(super) struct Shared {
     core: Mutex<Core>,
     /// Wakes the main loop: something was told to the scheduler.
     pub(super) wake: Notify,
-    pub(super) wanted: mpsc::UnboundedSender<Wanted>,
+    pub(super) wanted: mpsc::Sender<Wanted>,
+    /// Says without a lock how the main loop is.
+    pub(super) heartbeat: Heartbeat,
 }
 
 /// What changes.
@@ -103,9 +110,10 @@ impl Shared {
         config: ServiceConfig,
         written_at: Option<Timestamp>,
         histories: Histories,
+        heartbeat: Heartbeat,
         now: Timestamp,
-    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Wanted>) {
-        let (wanted, orders) = mpsc::unbounded_channel();
+    ) -> (Arc<Self>, mpsc::Receiver<Wanted>) {
+        let (wanted, orders) = mpsc::channel(ORDERS_MAX);
         let mut core = Core {
             tokens: Arc::new(config.api.tokens.clone()),
             configured_at: now,
@@ -137,6 +145,7 @@ impl Shared {
                 core,
                 wake: Notify::new(),
                 wanted,
+                heartbeat,
             }),
             orders,
         )

@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::Duration;
 
 use backy_store::{JobName, Repository, Tag, Timestamp};
 use serde_json::Value;
+use tokio::sync::mpsc::error::TrySendError;
 
-use super::control::{Control, JobEntry, StatusEntry, Vitals};
+use super::control::{Control, JobEntry, Silence, StatusEntry, Vitals};
 use super::core::{Core, Shared, Wanted};
 use super::scheduler::{Entry, State};
 use crate::error::{Error, Result};
@@ -14,6 +17,9 @@ use crate::policy::Schedule;
 use crate::policy::health::JobFacts;
 use crate::policy::pool::Pool;
 use crate::service::rights::ApiToken;
+
+/// How long somebody waits until the configuration was read again; the API waits no longer for an answer.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The service's side of the API.
 #[derive(Debug)]
@@ -74,10 +80,17 @@ impl Control for Desk {
     }
 
     fn reload(&self) -> Result<()> {
-        let (answer, answered) = tokio::sync::oneshot::channel();
-        let gone = || Error::ServiceEnding;
-        self.0.wanted.send(Wanted::Reload(answer)).map_err(|_| gone())?;
-        answered.blocking_recv().unwrap_or_else(|_| Err(gone()))
+        let (answer, answered) = sync_channel(1);
+        let silent = || Error::StoreSilent { secs: RELOAD_PATIENCE.as_secs() };
+        self.0.wanted.try_send(Wanted::Reload(answer)).map_err(|error| match error {
+            TrySendError::Full(_) => silent(),
+            TrySendError::Closed(_) => Error::ServiceEnding,
+        })?;
+        // One that hangs in a disk must not keep the few threads that take orders.
+        answered.recv_timeout(RELOAD_PATIENCE).unwrap_or_else(|error| match error {
+            RecvTimeoutError::Timeout => Err(silent()),
+            RecvTimeoutError::Disconnected => Err(Error::ServiceEnding),
+        })
     }
 
     fn is_active(&self, job: &JobName) -> bool {
@@ -95,6 +108,11 @@ impl Control for Desk {
     fn request_purge(&self) {
         self.0.core().purge_asked = true;
         self.0.wake.notify_one();
+    }
+
+    fn silence(&self) -> Silence {
+        let heartbeat = &self.0.heartbeat;
+        Silence { lasted: heartbeat.silence(), max: heartbeat.silence_max() }
     }
 
     fn vitals(&self) -> Vitals {

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backy_store::Error as StoreError;
+use nix::fcntl::OFlag;
 
 use crate::error::{Error, Result};
 
@@ -24,20 +25,27 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// The right to be the service of a base directory. Dropping it gives the right up.
 #[derive(Debug)]
 pub struct ServiceGuard {
-    _file: File,
+    file: File,
     _original: Vec<File>,
 }
 
 impl ServiceGuard {
+    /// The locked file, once more: the lock lives as long as both.
+    pub(super) fn file(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
     /// Takes the right; `Locked` while another service has it. May sleep for a fifth of a second.
     pub fn take(base_dir: &Path) -> Result<Self> {
-        let path = path(base_dir);
-        let open =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let file = open.map_err(|error| unusable("open", &path, error))?;
+        let path = lock_path(base_dir);
+        // It is written to ([`super::heartbeat`]): a link must not lead that elsewhere.
+        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags.bits());
+        let file = options.open(&path).map_err(|error| unusable("open", &path, error))?;
         for _ in 0..TRIES_MAX {
             match file.try_lock() {
-                Ok(()) => return Ok(Self { _file: file, _original: keep_original_out(base_dir)? }),
+                Ok(()) => return Ok(Self { file, _original: keep_original_out(base_dir)? }),
                 Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
                 Err(TryLockError::Error(error)) => return Err(unusable("lock", &path, error)),
             }
@@ -72,7 +80,7 @@ fn keep_original_out(base_dir: &Path) -> Result<Vec<File>> {
 
 /// Whether a service runs for this base directory.
 pub fn is_running(base_dir: &Path) -> Result<bool> {
-    let path = path(base_dir);
+    let path = lock_path(base_dir);
     let file = match File::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         opened => opened.map_err(|error| unusable("open", &path, error))?,
@@ -84,7 +92,7 @@ pub fn is_running(base_dir: &Path) -> Result<bool> {
     }
 }
 
-fn path(base_dir: &Path) -> PathBuf {
+pub(super) fn lock_path(base_dir: &Path) -> PathBuf {
     base_dir.join(".scheduler")
 }
 
@@ -135,7 +143,7 @@ mod tests {
     fn who_asks_does_not_keep_a_service_from_starting() {
         let dir = tempfile::tempdir().unwrap();
         drop(ServiceGuard::take(dir.path()).unwrap());
-        let asking = File::open(path(dir.path())).unwrap();
+        let asking = File::open(lock_path(dir.path())).unwrap();
         asking.lock_shared().unwrap();
         assert!(!is_running(dir.path()).unwrap(), "two may ask at the same time");
         let waits = std::thread::spawn(move || {

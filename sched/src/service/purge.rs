@@ -73,9 +73,8 @@ impl Purge {
         }
         (core.purge_asked, core.garbage, core.purging) = (false, false, true);
         let (limits, task, dir) = (core.limits(), new_task(), fixed.base_dir.clone());
-        let log = dir.join("backy.log");
         let arguments = vec!["purge".into(), "--json".into()];
-        let order = order(&fixed.program, &task, dir, log, arguments, REPORT_BYTES_MAX);
+        let order = order(&fixed.program, &task, dir, arguments, REPORT_BYTES_MAX);
         Some(async move {
             tracing::info!(task, "purge begins");
             let outcome = child::run(order, &limits, None, stop).await;

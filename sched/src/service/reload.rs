@@ -5,17 +5,17 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use backy_store::{JobName, Timestamp};
-use tokio::sync::oneshot;
-use tokio::task::spawn_blocking;
 
 use super::api::Server;
 use super::config::ServiceConfig;
 use super::control::Control as _;
 use super::core::Shared;
 use super::desk::Desk;
+use super::offload::offload_and_forget;
 use super::{overdue, supervisor};
 use crate::error::{Error, Result, in_full};
 
@@ -57,7 +57,7 @@ pub(super) fn wants_api(shared: &Shared, api: Option<&Server>) -> bool {
 pub(super) fn settle(
     shared: &Arc<Shared>,
     api: Option<Server>,
-    asker: Option<Option<oneshot::Sender<Result<()>>>>,
+    asker: Option<Option<SyncSender<Result<()>>>>,
 ) -> Option<Server> {
     if let Some(asker) = asker {
         supervisor::reloading();
@@ -75,7 +75,7 @@ pub(super) fn settle(
         let is_new = reloaded.is_ok();
         if let Some(asker) = asker {
             // Who asked may be gone.
-            let _ = asker.send(reloaded);
+            let _ = asker.try_send(reloaded);
         }
         if is_new {
             shared.look_at_all(Timestamp::now());
@@ -117,7 +117,7 @@ fn tell_of_snapshots(shared: &Arc<Shared>) {
         return;
     }
     let desk = Desk(Arc::clone(shared));
-    drop(spawn_blocking(move || {
+    let name_them = move || {
         loop {
             let wanted = desk.0.tellings.load(Ordering::SeqCst);
             name_jobs_with_snapshots(&desk);
@@ -126,7 +126,8 @@ fn tell_of_snapshots(shared: &Arc<Shared>) {
                 return;
             }
         }
-    }));
+    };
+    offload_and_forget(name_them);
 }
 
 fn name_jobs_with_snapshots(desk: &Desk) {

@@ -12,6 +12,7 @@ use backy_store::{JobName, Repository, Revision, RevisionId, Tag, Timestamp, Tru
 use tokio::sync::watch;
 
 use super::child::{self, End, Limits, Order, Outcome};
+use super::offload::offload;
 use super::scheduler::{Ended, Start};
 use crate::config::JobConfig;
 use crate::error::{Error, Result, in_full};
@@ -233,8 +234,7 @@ impl Round {
 
     fn order(&self, arguments: Vec<OsString>, stdout_bytes_max: usize) -> Order {
         let dir = self.dir();
-        let log = dir.join("backy.log");
-        order(&self.program, &self.task, dir, log, arguments, stdout_bytes_max)
+        order(&self.program, &self.task, dir, arguments, stdout_bytes_max)
     }
 
     /// Logs the end of a step that did not succeed. That somebody stopped it is nobody's failure.
@@ -255,20 +255,19 @@ impl Round {
 pub(super) async fn within_patience<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
-    tokio::time::timeout(DISK_PATIENCE, tokio::task::spawn_blocking(work)).await.ok()?.ok()
+    tokio::time::timeout(DISK_PATIENCE, offload(work)).await.ok()?.ok()
 }
 
-/// A child of our own program for a directory.
+/// A child of our own program for a directory. It logs to the `backy.log` there by itself: as a path that follows from a
+/// rule, which is not followed through a link.
 pub(super) fn order(
     program: &std::path::Path,
     task: &str,
     dir: PathBuf,
-    log: PathBuf,
     arguments: Vec<OsString>,
     stdout_bytes_max: usize,
 ) -> Order {
-    let mut all: Vec<OsString> =
-        vec!["-t".into(), task.into(), "-b".into(), dir.into(), "-l".into(), log.into()];
+    let mut all: Vec<OsString> = vec!["-t".into(), task.into(), "-b".into(), dir.into()];
     all.extend(arguments);
     Order { program: program.to_owned(), arguments: all, input: Vec::new(), stdout_bytes_max }
 }

@@ -2,27 +2,31 @@
 //! [`Scheduler`](super::scheduler::Scheduler) what happened and does what that says.
 //!
 //! One thread runs the loop and the rounds, which only wait for child processes. Whatever reads or writes files has a
-//! thread of its own, and so has the API: a hanging disk stops neither the answers nor the watch over the children.
+//! thread of its own ([`offload`]), the start and the API, too: a hanging disk stops neither the answers nor the watch
+//! over the children, nor the end at a signal.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use backy_store::{JobName, Repository, Timestamp};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::api::Server;
 use super::clock::Clock;
 use super::core::{Fixed, Shared, Wanted};
+use super::heartbeat::Heartbeat;
+use super::offload::{offload, offload_and_forget, offload_within};
 use super::purge::Purge;
-use super::reload;
 use super::round::{self, Round, VERIFY_EVERY, new_task};
 use super::scheduler::{Action, Ended, Neighbours, Start};
 use super::{ServiceGuard, limits, overdue, peers, supervisor};
+use super::{reaper, reload};
 use crate::error::{Error, Result};
 use crate::histories::Histories;
 use crate::policy::next_run::NextRun;
@@ -30,6 +34,8 @@ use crate::policy::pool::Pool;
 
 /// The longest time between two looks at the clock, so that a clock that was moved is noticed.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// How often the start asks for a thread.
+const START_TRIES: u32 = 4;
 /// How many jobs talk to their neighbours at once.
 const ASKS_MAX: usize = 16;
 /// How long the end waits for children beyond the time that they have.
@@ -42,6 +48,8 @@ pub struct Options {
     pub config_path: PathBuf,
     /// The program that the children run: this one.
     pub program: PathBuf,
+    /// After how long without a turn of the main loop the service counts as hung.
+    pub silence_max: Duration,
 }
 
 /// Runs the service until a signal ends it.
@@ -56,23 +64,21 @@ pub fn run(options: Options) -> Result<()> {
 
 async fn serve(options: Options) -> Result<()> {
     let mut signals = Signals::new()?;
-    let (config, written_at) = reload::load(&options.config_path)?;
-    for note in &config.notes {
-        tracing::warn!(note = note.in_file(&options.config_path), "configuration");
-    }
-    let store = Repository::open(&config.base_dir)?;
-    let _guard = ServiceGuard::take(&config.base_dir)?;
-    limits::raise(config.worker_limit);
-    let base_dir = config.base_dir.clone();
-    let fixed = Fixed { config_path: options.config_path, program: options.program, base_dir };
-    let now = Timestamp::now();
-    let (shared, orders) = Shared::new(fixed, config, written_at, Histories::load(&store), now);
-    let api = reload::start_api(&shared)?;
+    let started = tokio::select! {
+        started = offload_within(START_TRIES, move || start(options)) => started,
+        () = Signals::end(&mut signals.ends) => {
+            tracing::info!("service ended while it started");
+            return Ok(());
+        }
+    };
+    let Started { shared, orders, api, purge, _guard } =
+        started.unwrap_or_else(|source| Err(Error::ServiceNotStarted { source }))?;
     let jobs = shared.core().config.jobs.len();
     tracing::info!(jobs, base_dir = %shared.fixed.base_dir.display(), "service started");
-    supervisor::ready(&overdue::summary(&shared.core(), now));
+    let summary = overdue::summary(&shared.core(), Timestamp::now());
+    supervisor::ready(&summary);
     let mut service = Service {
-        purge: Purge::new(store.id(), now),
+        purge,
         shared,
         api: Api::Here(api),
         orders,
@@ -88,9 +94,38 @@ async fn serve(options: Options) -> Result<()> {
     Ok(())
 }
 
+/// What the start of a service makes.
+struct Started {
+    shared: Arc<Shared>,
+    orders: mpsc::Receiver<Wanted>,
+    api: Option<Server>,
+    purge: Purge,
+    _guard: ServiceGuard,
+}
+
+/// Reads the configuration, opens the store and the API. Blocks.
+fn start(options: Options) -> Result<Started> {
+    let (config, written_at) = reload::load(&options.config_path)?;
+    for note in &config.notes {
+        tracing::warn!(note = note.in_file(&options.config_path), "configuration");
+    }
+    let store = Repository::open(&config.base_dir)?;
+    let guard = ServiceGuard::take(&config.base_dir)?;
+    let heartbeat = Heartbeat::start(&guard, options.silence_max)?;
+    limits::raise(config.worker_limit);
+    let base_dir = config.base_dir.clone();
+    let fixed = Fixed { config_path: options.config_path, program: options.program, base_dir };
+    let now = Timestamp::now();
+    let histories = Histories::load(&store);
+    let (shared, orders) = Shared::new(fixed, config, written_at, histories, heartbeat, now);
+    let api = reload::start_api(&shared)?;
+    Ok(Started { shared, orders, api, purge: Purge::new(store.id(), now), _guard: guard })
+}
+
 /// The signals that the service listens to.
 struct Signals {
     reload: Signal,
+    child: Signal,
     ends: [Signal; 3],
 }
 
@@ -99,7 +134,8 @@ impl Signals {
         let listen = |kind| signal(kind).map_err(|source| Error::ServiceNotStarted { source });
         let ends = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit()];
         let [terminate, interrupt, quit] = ends.map(listen);
-        Ok(Self { reload: listen(SignalKind::hangup())?, ends: [terminate?, interrupt?, quit?] })
+        let (reload, child) = (listen(SignalKind::hangup())?, listen(SignalKind::child())?);
+        Ok(Self { reload, child, ends: [terminate?, interrupt?, quit?] })
     }
 
     /// Waits for a signal that ends the service.
@@ -113,9 +149,9 @@ impl Signals {
 struct Service {
     shared: Arc<Shared>,
     api: Api,
-    orders: mpsc::UnboundedReceiver<Wanted>,
+    orders: mpsc::Receiver<Wanted>,
     /// Who waits for the configuration to be read again; nobody, for a signal.
-    waiting: VecDeque<Option<oneshot::Sender<Result<()>>>>,
+    waiting: VecDeque<Option<SyncSender<Result<()>>>>,
     /// Whether it is time to see whether the API listens where it should.
     api_doubtful: bool,
     /// Bounds how many jobs ask their neighbours, or follow them, at once.
@@ -141,9 +177,14 @@ impl Service {
         let mut look_over_at = Instant::now() + LOOK_EVERY;
         let mut clock = Clock::start();
         let watchdog = supervisor::watchdog();
+        let is_first_process = reaper::is_needed();
         loop {
             let now = Timestamp::now();
+            self.shared.heartbeat.beat();
             self.shared.core().vitals.seen_at = Some(now);
+            if is_first_process {
+                reaper::reap();
+            }
             if clock.jumped(now) {
                 self.purge.put_off();
             }
@@ -160,7 +201,8 @@ impl Service {
             self.act(actions);
             self.purge_if_due(now);
             self.settle();
-            let wake_at = self.wake_at(now).min(look_over_at);
+            let beat_at = Instant::now() + self.shared.heartbeat.every();
+            let wake_at = self.wake_at(now).min(look_over_at).min(beat_at);
             let wake_at = watchdog.map_or(wake_at, |_| wake_at.min(alive_at));
             tokio::select! {
                 () = sleep_until(wake_at) => {}
@@ -172,7 +214,12 @@ impl Service {
                 }
                 Some(Wanted::Reload(answer)) = self.orders.recv() => self.waiting.push_back(Some(answer)),
                 api = self.api.back() => self.api = Api::Here(api),
-                _ = signals.reload.recv() => self.waiting.push_back(None),
+                // One reload serves all signals before it.
+                _ = signals.reload.recv() => match self.waiting.iter().any(Option::is_none) {
+                    true => {}
+                    false => self.waiting.push_back(None),
+                },
+                _ = signals.child.recv(), if is_first_process => {}
                 () = Signals::end(&mut signals.ends) => return,
             }
         }
@@ -197,7 +244,15 @@ impl Service {
             return;
         }
         let (shared, api) = (Arc::clone(&self.shared), api.take());
-        self.api = Api::Away(spawn_blocking(move || reload::settle(&shared, api, asker)));
+        let settled = async move {
+            // Without a thread the API stays as it is until there is one.
+            let settle = move || reload::settle(&shared, api, asker);
+            offload_within(u32::MAX, settle).await.unwrap_or_else(|error| {
+                tracing::error!(%error, "the API is off");
+                None
+            })
+        };
+        self.api = Api::Away(tokio::spawn(settled));
     }
 
     /// When the loop has to come round again.
@@ -222,18 +277,18 @@ impl Service {
         }
         if !looks.is_empty() {
             let shared = Arc::clone(&self.shared);
-            drop(spawn_blocking(move || shared.look(&looks, Timestamp::now())));
+            offload_and_forget(move || shared.look(&looks, Timestamp::now()));
         }
     }
 
     /// Looks at all jobs, in the background.
     fn look_over(&self) {
         let shared = Arc::clone(&self.shared);
-        drop(spawn_blocking(move || {
+        offload_and_forget(move || {
             shared.look_at_all(Timestamp::now());
             tracing::info!("jobs known");
             shared.prepare_all(Timestamp::now());
-        }));
+        });
     }
 
     /// Asks the neighbours whether one of them backs a job up. If one did, its revisions are pulled before the answer
@@ -300,7 +355,8 @@ impl Service {
 
     fn purge_if_due(&mut self, now: Timestamp) {
         let shared = Arc::clone(&self.shared);
-        if let Some(purge) = self.purge.begin(&mut shared.core(), now, &shared.fixed, self.stop.subscribe()) {
+        let purge = self.purge.begin(&mut shared.core(), now, &shared.fixed, self.stop.subscribe());
+        if let Some(purge) = purge {
             let done = Arc::clone(&shared);
             self.tasks.spawn(async move {
                 let leaves_garbage = purge.await;
@@ -325,12 +381,14 @@ impl Service {
         self.stop.send_replace(true);
         let patience = self.shared.limits().grace + END_SLACK;
         let all = async { while self.tasks.join_next().await.is_some() {} };
-        if timeout(patience, all).await.is_err() {
+        // Answers under way get their time, meanwhile.
+        let api = async {
+            if let Api::Here(Some(api)) = self.api {
+                let _ = timeout(END_SLACK, offload(move || api.stop())).await;
+            }
+        };
+        if tokio::join!(timeout(patience, all), api).0.is_err() {
             tracing::error!("children that do not end are left behind");
-        }
-        if let Api::Here(Some(api)) = self.api {
-            // Answers under way get their time.
-            let _ = timeout(END_SLACK, spawn_blocking(move || api.stop())).await;
         }
         tracing::info!("service ended");
     }
@@ -363,9 +421,8 @@ async fn ask_neighbours(shared: &Arc<Shared>, job: &JobName, next: NextRun, task
         (Arc::clone(&core.config), entry.history().local, entry.follows().map(str::to_owned))
     };
     let (job, task) = (job.clone(), task.to_owned());
-    let asked = spawn_blocking(move || {
-        peers::ask(&config.peers, &job, local, &next, follows.as_deref(), Some(&task))
-    });
+    let asked =
+        offload(move || peers::ask(&config.peers, &job, local, &next, follows.as_deref(), Some(&task)));
     asked.await.unwrap_or(Neighbours::OursToDo)
 }
 

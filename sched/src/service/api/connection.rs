@@ -6,7 +6,6 @@ use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use backy_store::Timestamp;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
@@ -25,6 +24,7 @@ use super::patient::Patient;
 use super::route::Route;
 use super::{Limits, auth, handler};
 use crate::service::control::Control;
+use crate::service::offload::offload;
 use crate::service::rights::{ApiToken, Rights};
 
 /// How long to wait when the system has no more descriptors.
@@ -220,9 +220,9 @@ fn health(shared: &Shared, method: &Method) -> Answer {
     if method != Method::GET && method != Method::HEAD {
         return Answer::not_allowed("GET, HEAD");
     }
-    match handler::is_alive(&shared.control.vitals(), Timestamp::now()) {
-        true => Answer::text(StatusCode::OK, "ok\n"),
-        false => Answer::text(StatusCode::SERVICE_UNAVAILABLE, "not ok\n"),
+    match shared.control.silence().is_too_long() {
+        false => Answer::text(StatusCode::OK, "ok\n"),
+        true => Answer::text(StatusCode::SERVICE_UNAVAILABLE, "not ok\n"),
     }
 }
 
@@ -246,7 +246,7 @@ async fn handle(shared: &Arc<Shared>, rights: Rights, route: Route, body: Bytes)
         let handlers = if route.needs_disk() { &shared.handlers } else { &shared.quick_handlers };
         let permit = Arc::clone(handlers).acquire_owned().await;
         let control = Arc::clone(&shared.control);
-        tokio::task::spawn_blocking(move || {
+        offload(move || {
             let answer = handler::handle(&*control, &rights, route, &body);
             drop(permit);
             answer

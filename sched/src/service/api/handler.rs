@@ -9,11 +9,9 @@ use super::answer::{Answer, in_full};
 use super::route::Route;
 use super::{backups, metrics};
 use crate::error::Error;
-use crate::service::control::{Control, JobEntry, Vitals};
+use crate::service::control::{Control, JobEntry};
 use crate::service::rights::Rights;
 
-/// How long the main loop may be away, which comes round every minute.
-const SILENCE_SECS_MAX: f64 = 180.0;
 /// Longest regular expression.
 const FILTER_BYTES_MAX: usize = 1024;
 /// Memory of a compiled one, and of its cache.
@@ -47,13 +45,6 @@ pub(super) fn handle(control: &dyn Control, rights: &Rights, route: Route, body:
         Route::Revisions { job, only_clean } => backups::revisions(control, &job, only_clean),
         Route::Tags { job, spec, autoremove } => backups::set_tags(control, &job, &spec, autoremove, body),
     }
-}
-
-/// Whether the main loop came round lately. One that was seen in the future is as doubtful: until the next round
-/// nobody knows whether the clock went back or the loop hangs.
-pub(super) fn is_alive(vitals: &Vitals, now: Timestamp) -> bool {
-    let seen = vitals.seen_at.or(vitals.started_at);
-    seen.is_some_and(|seen| now.secs_since(seen).abs() <= SILENCE_SECS_MAX)
 }
 
 fn status(control: &dyn Control, rights: &Rights, filter: &str) -> Answer {
@@ -167,16 +158,5 @@ mod tests {
             "vm": "web01", "consul_acl_token": "***", "s3": [{"Secret-Key": "***"}], "token": null,
         });
         assert_eq!(value, hidden);
-    }
-
-    #[test]
-    fn a_service_is_alive_while_its_loop_comes_round() {
-        let now = Timestamp::from_secs(1_709_294_400).unwrap();
-        let seen = |secs| Vitals { seen_at: Some(now.plus_secs(secs)), ..Vitals::default() };
-        assert!(is_alive(&seen(0), now) && is_alive(&seen(-180), now) && is_alive(&seen(60), now));
-        assert!(!is_alive(&seen(-181), now) && !is_alive(&seen(181), now));
-        assert!(!is_alive(&Vitals::default(), now));
-        assert!(is_alive(&Vitals { started_at: Some(now), ..Vitals::default() }, now));
-        assert!(!is_alive(&Vitals { started_at: Some(now), ..seen(-600) }, now));
     }
 }

@@ -16,7 +16,7 @@ use crate::config::Problem;
 use crate::error::{Error, Result};
 use crate::policy::Schedule;
 use crate::policy::health::JobFacts;
-use crate::service::control::{Control, JobEntry, StatusEntry, Vitals};
+use crate::service::control::{Control, JobEntry, Silence, StatusEntry, Vitals};
 use crate::service::rights::ApiToken;
 use crate::source::Secret;
 
@@ -35,6 +35,8 @@ pub(crate) struct Fake {
     pub(crate) active: BTreeSet<JobName>,
     pub(crate) entries: Vec<StatusEntry>,
     pub(crate) vitals: Vitals,
+    /// How long the main loop has been away.
+    pub(crate) silence: Duration,
     pub(crate) refuses_reload: bool,
     pub(crate) started: Mutex<Vec<String>>,
     pub(crate) purges: AtomicUsize,
@@ -66,6 +68,7 @@ impl Fake {
             active: BTreeSet::from([name("web01")]),
             entries: vec![entry("web01", Some("OK"), "running (slow)"), entry("old", None, "Dead")],
             vitals: Vitals { seen_at: Some(Timestamp::now()), workers: 3, ..Vitals::default() },
+            silence: Duration::ZERO,
             refuses_reload: false,
             started: Mutex::default(),
             purges: AtomicUsize::new(0),
@@ -113,6 +116,10 @@ impl Control for Fake {
             schedule: json!({ "daily": { "interval": "1d", "keep": 7 } }),
         };
         self.active.iter().map(job).collect()
+    }
+
+    fn silence(&self) -> Silence {
+        Silence { lasted: self.silence, max: Duration::from_secs(120) }
     }
 
     fn facts(&self, now: Timestamp) -> Vec<JobFacts> {

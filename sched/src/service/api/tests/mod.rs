@@ -6,7 +6,6 @@ mod routes;
 
 use super::testing::{ACL_TOKEN, Fake, TOKEN, ask, ask_as, connect, exchange, name, now, rest, split};
 use super::*;
-use crate::service::control::Vitals;
 
 /// The address of a server.
 fn addr(server: &Server) -> SocketAddr {
@@ -43,7 +42,7 @@ fn health_needs_no_token_and_tells_nothing_else() {
     assert_eq!(ask(Fake::new(), "GET"), (200, "ok\n".to_owned()));
     assert_eq!(ask(Fake::new(), "HEAD"), (200, String::new()));
     assert_eq!(ask(Fake::new(), "POST").0, 405);
-    let stuck = Fake { vitals: Vitals { seen_at: Some(now()), ..Vitals::default() }, ..Fake::new() };
+    let stuck = Fake { silence: Duration::from_secs(121), ..Fake::new() };
     assert_eq!(ask(stuck, "GET"), (503, "not ok\n".to_owned()));
 }
 
