@@ -191,7 +191,10 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM);
+            let pid = Pid::from_raw(child.id().cast_signed());
+            for signal in [Signal::SIGTERM, Signal::SIGCONT] {
+                let _ = kill(pid, signal);
+            }
             let _ = child.wait();
         }
     }

@@ -105,6 +105,8 @@ fn a_default_log_that_cannot_be_opened_is_reported_and_stops_nothing() {
 #[test]
 fn a_service_that_stands_is_critical() {
     let mut server = server();
+    // No backup is due that it could miss meanwhile.
+    server.configure(&[("vm1", "image1", "default")]);
     server.world.set("BACKY_TEST_SILENCE_MAX_SECS", "1");
     server.start();
     until("it is green", || server.check().code() == 0);
