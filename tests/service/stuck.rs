@@ -172,7 +172,6 @@ fn a_signal_ends_a_start_and_a_reload_that_hang() {
     drop((idle, mount));
 }
 
-/// A terminal whose other side does not read, under a bar that wants to be drawn.
 #[test]
 fn a_command_is_not_stopped_by_who_does_not_read_its_messages() {
     let server = server();
@@ -183,7 +182,7 @@ fn a_command_is_not_stopped_by_who_does_not_read_its_messages() {
     let child = command.stderr(writer).stdin(Stdio::null()).process_group(0).spawn();
     let mut child = child.expect("the binary can be started");
     until("the revision is there", || server.revisions(backy_testkit::JOB).len() == 1);
-    // It waits for its reader at the end, but not for ever.
-    until("it ends", || child.try_wait().expect("a child can be waited for").is_some());
+    // At its end it waits for its reader for some seconds, unless that goes.
     drop(reader);
+    until("it ends", || child.try_wait().expect("a child can be waited for").is_some());
 }
