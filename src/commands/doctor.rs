@@ -30,6 +30,7 @@ type Fact = (&'static str, std::result::Result<String, String>);
 
 /// Prints the facts.
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
+    context.log_call();
     let mut facts: Vec<Fact> = vec![("store", store(context)), ("owners", owners(context)), ("fuse", fuse())];
     let ceph = rbd::examine(&ceph_environment());
     #[cfg(feature = "rados")]

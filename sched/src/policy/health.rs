@@ -172,7 +172,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, the worst first.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Overdue,
         Self::NeverRan,
         Self::NewestDistrusted,

@@ -17,6 +17,7 @@ use std::time::Duration;
 use backy_store::Error as StoreError;
 use nix::fcntl::OFlag;
 
+use super::heartbeat;
 use crate::error::{Error, Result};
 
 const TRIES_MAX: u32 = 20;
@@ -35,7 +36,7 @@ impl ServiceGuard {
         self.file.try_clone()
     }
 
-    /// Takes the right; `Locked` while another service has it. May sleep for a fifth of a second.
+    /// Takes the right, and records a first heartbeat; `Locked` while another service has it. May sleep for a fifth of a second.
     pub fn take(base_dir: &Path) -> Result<Self> {
         let path = lock_path(base_dir);
         // It is written to ([`super::heartbeat`]): a link must not lead that elsewhere.
@@ -45,7 +46,11 @@ impl ServiceGuard {
         let file = options.open(&path).map_err(|error| unusable("open", &path, error))?;
         for _ in 0..TRIES_MAX {
             match file.try_lock() {
-                Ok(()) => return Ok(Self { file, _original: keep_original_out(base_dir)? }),
+                Ok(()) => {
+                    let _original = keep_original_out(base_dir)?;
+                    heartbeat::record(&file);
+                    return Ok(Self { file, _original });
+                }
                 Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
                 Err(TryLockError::Error(error)) => return Err(unusable("lock", &path, error)),
             }

@@ -10,7 +10,7 @@ use super::heartbeat::recorded_silence;
 use super::lock::is_running;
 use crate::error::Result;
 
-/// A service that has just started takes its lock before it writes its first record.
+/// How long a service that has just started may take from its lock to its first record.
 const FIRST_RECORD: Duration = Duration::from_millis(300);
 /// How long the API may take to say that it is well.
 const API_PATIENCE: Duration = Duration::from_secs(3);
@@ -76,6 +76,13 @@ mod tests {
     use crate::service::ServiceGuard;
     use crate::service::heartbeat::Heartbeat;
 
+    /// The lock of a service that could not write its record.
+    fn without_record(base_dir: &Path) -> ServiceGuard {
+        let guard = ServiceGuard::take(base_dir).unwrap();
+        guard.file().unwrap().set_len(0).unwrap();
+        guard
+    }
+
     #[test]
     fn a_lock_alone_is_no_sign_of_life() {
         let dir = tempfile::tempdir().unwrap();
@@ -83,8 +90,10 @@ mod tests {
         let seen = |silence_max| pulse(dir.path(), &api, silence_max).unwrap();
         let long = Duration::from_secs(60);
         assert_eq!(seen(long), Pulse::Absent);
-        let guard = ServiceGuard::take(dir.path()).unwrap();
+        let guard = without_record(dir.path());
         assert_eq!(seen(long), Pulse::Silent(None));
+        drop(guard);
+        let guard = ServiceGuard::take(dir.path()).unwrap();
         let heart = Heartbeat::start(&guard, long).unwrap();
         assert_eq!(seen(long), Pulse::Beating);
         std::thread::sleep(Duration::from_millis(20));
@@ -95,7 +104,7 @@ mod tests {
     #[test]
     fn the_api_can_answer_for_a_service_that_cannot_write() {
         let dir = tempfile::tempdir().unwrap();
-        let _guard = ServiceGuard::take(dir.path()).unwrap();
+        let _guard = without_record(dir.path());
         for (answer, expected) in [
             ("HTTP/1.1 200 OK\r\n\r\nok\n", Pulse::Beating),
             ("HTTP/1.1 503 Service Unavailable\r\n\r\n", Pulse::Silent(None)),
@@ -104,7 +113,8 @@ mod tests {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let mut api = ApiConfig { addrs: vec!["0.0.0.0".parse().unwrap()], ..ApiConfig::default() };
             api.port = listener.local_addr().unwrap().port();
-            api.tokens = vec![(crate::source::Secret::new("x".to_owned()), "x".to_owned())];
+            let token = crate::source::Secret::new("x".to_owned());
+            api.tokens = vec![crate::service::rights::ApiToken::of_admin(token, "x")];
             let answers = std::thread::spawn(move || {
                 let (mut stream, _) = listener.accept().unwrap();
                 let mut request = [0; 64];

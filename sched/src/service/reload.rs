@@ -89,11 +89,11 @@ pub(super) fn settle(
 fn prepare_soon(shared: &Arc<Shared>) {
     let (done, ended) = std::sync::mpsc::channel();
     let shared = Arc::clone(shared);
-    drop(spawn_blocking(move || {
+    offload_and_forget(move || {
         shared.prepare_all(Timestamp::now());
         // Nobody may be waiting any more.
         let _ = done.send(());
-    }));
+    });
     let _ = ended.recv_timeout(PREPARE_PATIENCE);
 }
 
