@@ -27,11 +27,8 @@ pub(crate) fn run(context: &Context, _arguments: &Arguments) -> Result {
     // Whatever becomes of log and standard error, the service goes on.
     drain::never_wait();
     context.log_to(LOG_DEFAULT.as_ref());
-    let options = Options {
-        config_path: context.config_path()?,
-        program: program()?,
-        silence_max: silence_max(),
-    };
+    let options =
+        Options { config_path: context.config_path()?, program: program()?, silence_max: silence_max() };
     match run::run(options) {
         Err(backy_sched::Error::Store(error @ StoreError::Locked { .. })) => {
             crate::failure::tell(anyhow::Error::from(error).context("another service runs already"));
