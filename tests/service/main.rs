@@ -148,6 +148,8 @@ fn a_distrusted_revision_is_verified_after_the_next_backup() {
     server.start();
     server.client(&["run", "vm1"]).expect(0);
     until("a revision", || server.revisions("vm1").len() == 1);
+    // A job that runs does not begin once more.
+    until("the round is over", || server.entry("vm1")["status"] == "waiting for deadline");
     server.client(&["run", "vm1"]).expect(0);
     until("another", || server.revisions("vm1").len() == 2);
     backy_testkit::Run::of(&mut server.world.command_for("vm1", &["distrust", "-r", "all"])).expect(0);
