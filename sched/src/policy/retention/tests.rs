@@ -100,7 +100,7 @@ fn suspicious_revisions_push_no_good_ones_out_and_do_not_pile_up() {
     assert_eq!(left.iter().filter(|revision| !revision.is_suspicious()).count(), 3, "as many as are kept");
     // Accepted, they are like all others.
     let mut accepted = left;
-    accepted.iter_mut().for_each(|revision| drop(revision.source.clear()));
+    accepted.iter_mut().for_each(|revision| revision.source.clear());
     let plan = plan(&accepted, &daily(3), at(61 * DAY), true);
     assert_eq!(gone(&plan), [0, 1, 2]);
 }
