@@ -132,7 +132,7 @@ fn print_problems(store: &Repository, report: &SweepReport) -> anyhow::Result<()
     }
     if report.chunks_missing > 0 {
         terminal::warn(format_args!(
-            "{} that revisions need missing from the store",
+            "{} needed by revisions and missing from the store",
             count(usize::try_from(report.chunks_missing).unwrap_or(usize::MAX), "chunk is", "chunks are")
         ));
         for (job, id) in &report.distrusted {

@@ -418,7 +418,7 @@ impl Job {
     /// Refuses to begin a job again while revisions of it are away: its directory is on a disk that is not there,
     /// perhaps, and a backup would go below the mount point.
     pub(crate) fn check_not_away(&self) -> Result<()> {
-        let is_revision = |file: &JobFile| matches!(file, JobFile::Manifest(_) | JobFile::Forgotten(..));
+        let is_revision = |file: &JobFile| *file != JobFile::Unfinished;
         if job_files(&self.dir)?.iter().any(|(file, _)| is_revision(file)) {
             return Ok(());
         }

@@ -178,7 +178,7 @@ impl Disk {
         });
         let contents: Vec<Vec<u8>> = self.files.iter().map(|file| content(file, loss, &mut lot)).collect();
         let all: BTreeSet<&PathBuf> = self.names.keys().chain(self.durable_names.keys()).collect();
-        let names = all.into_iter().filter_map(|path| {
+        let survivors = all.into_iter().filter_map(|path| {
             let (now, durable) = (self.names.get(path), self.durable_names.get(path));
             let number = match loss {
                 Loss::Unsynced => durable,
@@ -191,9 +191,26 @@ impl Disk {
                     }
                 }
             };
-            number.map(|&number| (path.clone(), contents[number].clone()))
+            number.map(|&number| (path.clone(), number))
         });
-        Outcome { dirs: self.dirs.clone(), files: names.collect() }
+        let mut names: BTreeMap<PathBuf, usize> = survivors.collect();
+        self.keep_renamed(&mut names);
+        let content = |(path, number): (PathBuf, usize)| (path, contents[number].clone());
+        Outcome { dirs: self.dirs.clone(), files: names.into_iter().map(content).collect() }
+    }
+
+    /// A rename within a directory is made whole or not at all by every file system that a store may lie on: a file that
+    /// was not removed keeps one of both names.
+    fn keep_renamed(&self, names: &mut BTreeMap<PathBuf, usize>) {
+        let has = |names: &BTreeMap<PathBuf, usize>, dir: Option<&Path>, number: usize| {
+            names.iter().any(|(path, &other)| other == number && path.parent() == dir)
+        };
+        for (path, &number) in &self.durable_names {
+            let is_renamed = !self.names.contains_key(path) && has(&self.names, path.parent(), number);
+            if is_renamed && !has(names, path.parent(), number) {
+                names.insert(path.clone(), number);
+            }
+        }
     }
 }
 

@@ -15,64 +15,81 @@ impl Sweep<'_> {
     /// Removes the manifests and maps past the hold time and what dead runs left in the jobs. Returns the revisions
     /// that a dry run has to take as removed.
     pub(super) fn remove_forgotten(&mut self, _guard: &SweepGuard) -> Result<HashSet<RevisionId>> {
-        let mut records: HashMap<RevisionId, Record> = HashMap::new();
+        let mut records: HashMap<RevisionId, Vec<Record>> = HashMap::new();
         for record in self.register.list()? {
-            records.insert(record.id.clone(), record);
+            records.entry(record.id.clone()).or_default().push(record);
         }
         let mut gone = HashSet::new();
         for job in self.repository.sharing_jobs()? {
             let manifests = job.lock_manifests()?;
             if !self.options.dry_run {
                 self.report.old.add(purge::remove_leftovers(&job)?);
-                self.report.temporary_deleted += job.remove_orphan_maps(&manifests)?;
+                let orphans = job.remove_orphan_maps(&manifests)?;
+                self.report.temporary_deleted += orphans;
+                if orphans > 0 {
+                    disk::sync_dir(job.dir())?;
+                }
             }
-            let files = job_files(job.dir())?;
-            for (file, path) in &files {
-                let JobFile::Forgotten(id, at) = file else { continue };
-                if self.is_held(*at) {
-                    self.report.revisions_held += 1;
-                    continue;
-                }
-                self.report.revisions_deleted.push((job.name().clone(), id.clone()));
-                let lives =
-                    files.iter().any(|(other, _)| matches!(other, JobFile::Manifest(other) if other == id));
-                if !lives && purge::has_image(&job, id) && !scan::exists(&job.map_path(id))? {
-                    if !self.options.dry_run {
-                        self.report.old.add(purge::remove_revision(&job, id, path)?);
-                    }
-                    continue;
-                }
-                if !lives {
-                    gone.insert(id.clone());
-                }
-                if self.options.dry_run {
-                    continue;
-                }
-                if !lives {
-                    self.mark_purged(&job, id, records.get(id))?;
-                }
-                // The manifest first, durably; only then the map.
-                disk::remove(path)?;
+            let removed = self.remove_forgotten_of(&job, &records)?;
+            if !self.options.dry_run && !removed.is_empty() {
+                // The manifests first, durably; only then the maps. Those are gone for good before their records are:
+                // a map that came back after a power loss would name chunks that are not there any more.
                 disk::sync_dir(job.dir())?;
-                if !lives {
-                    disk::remove(&job.map_path(id))?;
-                }
+                removed.iter().try_for_each(|id| disk::remove(&job.map_path(id)))?;
+                disk::sync_dir(job.dir())?;
             }
+            gone.extend(removed);
         }
         Ok(gone)
     }
 
-    /// Records, durably and before the manifest goes, that a purge removes this revision.
-    fn mark_purged(&self, job: &Job, id: &RevisionId, record: Option<&Record>) -> Result<()> {
-        let map = job.map_path(id);
-        match record {
-            Some(record) if record.state == State::Purged => Ok(()),
-            Some(record) => self.register.change(record, State::Purged).map(drop),
-            None if scan::exists(&map)? => {
-                let record = Record { job: job.name().clone(), id: id.clone(), state: State::Purged };
-                self.repository.with_reserve(|| self.register.add(record.clone(), &map)).map(drop)
+    /// Removes the manifests of one job that are past the hold time. Returns the revisions whose maps go as well.
+    fn remove_forgotten_of(
+        &mut self,
+        job: &Job,
+        records: &HashMap<RevisionId, Vec<Record>>,
+    ) -> Result<Vec<RevisionId>> {
+        let files = job_files(job.dir())?;
+        let mut removed = Vec::new();
+        for (file, path) in &files {
+            let JobFile::Forgotten(id, at) = file else { continue };
+            if self.is_held(*at) {
+                self.report.revisions_held += 1;
+                continue;
             }
-            None => Ok(()),
+            self.report.revisions_deleted.push((job.name().clone(), id.clone()));
+            let lives =
+                files.iter().any(|(other, _)| matches!(other, JobFile::Manifest(other) if other == id));
+            if !lives && purge::has_image(job, id) && !scan::exists(&job.map_path(id))? {
+                if !self.options.dry_run {
+                    self.report.old.add(purge::remove_revision(job, id, path)?);
+                }
+                continue;
+            }
+            if !lives {
+                removed.push(id.clone());
+            }
+            if self.options.dry_run {
+                continue;
+            }
+            if !lives {
+                self.mark_purged(job, id, records.get(id).map_or(&[], Vec::as_slice))?;
+            }
+            disk::remove(path)?;
         }
+        Ok(removed)
+    }
+
+    /// Records, durably and before the manifest goes, that a purge removes this revision.
+    fn mark_purged(&self, job: &Job, id: &RevisionId, records: &[Record]) -> Result<()> {
+        for record in records.iter().filter(|record| record.state != State::Purged) {
+            self.register.change(record, State::Purged)?;
+        }
+        let map = job.map_path(id);
+        if records.is_empty() && scan::exists(&map)? {
+            let record = Record { job: job.name().clone(), id: id.clone(), state: State::Purged };
+            self.repository.with_reserve(|| self.register.add(record.clone(), &map))?;
+        }
+        Ok(())
     }
 }
