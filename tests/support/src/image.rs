@@ -103,7 +103,7 @@ impl Image {
 
 /// Whether exactly `expected` comes. Reads to the end in any case, through a small buffer: memory for a whole image would
 /// be new to the process each time, which is slow.
-pub(crate) fn is_all_of(from: &mut dyn Read, mut expected: &[u8]) -> bool {
+pub fn is_all_of(from: &mut dyn Read, mut expected: &[u8]) -> bool {
     let mut buffer = vec![0; 256 << 10];
     let mut is_same = true;
     loop {

@@ -12,7 +12,7 @@ mod tree;
 mod trials;
 mod world;
 
-pub use image::{CHUNK, Image};
+pub use image::{CHUNK, Image, is_all_of};
 pub use original::{Expected, Original};
 pub use peer::Peer;
 pub use random::Random;
