@@ -289,6 +289,31 @@ fn store_hint(error: &StoreError) -> Option<String> {
         StoreError::StoreMissing { path } => {
             format!("create one with `backy init {}`, or mount the disk it is on", text(path))
         }
+        StoreError::StoreUnmarked { path } | StoreError::StoreDamaged { path, .. } => format!(
+            "if it is a store, `backy init --repair {}` writes the file again; mount what is missing there before",
+            text(path)
+        ),
+        StoreError::StoreNotRepairable { .. } => "`backy init` makes a store in an empty or a new directory".to_owned(),
+        StoreError::StoreSplit { path, .. } => format!(
+            "chunks are renamed from `tmp` to `chunks`: put both on one file system, in {} or both as links to \
+             directories of one other disk",
+            text(path)
+        ),
+        StoreError::ChunksAway { path } => format!(
+            "mount the disk that they are on; if they are lost for good, `mkdir -p {}` and back up again",
+            text(&path.join("chunks").join("00"))
+        ),
+        StoreError::LocksUnusable { .. } => {
+            "keep the store on a file system with `flock`, such as a local disk, or mount this one with locks".to_owned()
+        }
+        StoreError::StoreShared { path, host, .. } => format!(
+            "wait for it to end, or end it there; if that machine is gone for good: `backy -b {} purge --host-gone {}`",
+            text(path),
+            quote(host)
+        ),
+        StoreError::RevisionPurged { .. } => {
+            "read it as a user who may write in the store's directory `writers`: then a purge waits for the reader".to_owned()
+        }
         StoreError::StoreOriginal { path } => format!(
             "run `backy init {}` first: it makes a store beside the jobs and changes nothing of theirs",
             text(path)

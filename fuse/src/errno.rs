@@ -50,6 +50,7 @@ impl From<&Error> for Code {
                 libc::ENOENT
             }
             Error::RevisionUnreadable { .. } | Error::FormatNewer { .. } => libc::EOPNOTSUPP,
+            Error::RevisionPurged { .. } => libc::ESTALE,
             Error::Locked { .. } => libc::EBUSY,
             Error::Unsafe { .. } => libc::EACCES,
             // What the system lacks at the moment is told as it is, so that people need not suspect the data.

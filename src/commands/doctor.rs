@@ -67,6 +67,7 @@ fn entry((name, fact): &Fact) -> serde_json::Value {
 fn store(context: &Context) -> std::result::Result<String, String> {
     let found = || -> anyhow::Result<String> {
         let location = Repository::discover(&context.dir()?)?;
+        location.repository.check_site()?;
         let jobs = location.repository.jobs()?.len();
         Ok(format!("{}, {}", location.repository.root().display(), count(jobs, "job", "jobs")))
     };

@@ -1,5 +1,5 @@
 //! `backy init BASE-DIR` makes a store; `backy -b BASE-DIR/JOB init TYPE KEY=VALUE...` makes a job below
-//! one. Only the second makes a store by itself, and only where there is nothing at all: a directory with
+//! one; `backy init --repair BASE-DIR` gives a store that lost its file `backy.store` a new one. Only the second makes a store by itself, and only where there is nothing at all: a directory with
 //! other files in it may be the wrong place.
 
 use std::fs;
@@ -20,7 +20,7 @@ const PATH_SETTING: &str = "filename";
 
 /// Makes a store (`backy init /srv/backy`), or a job (`backy -b /srv/backy/web01 init file filename=/web01.img`).
 #[derive(Args, Debug)]
-#[command(override_usage = "backy init BASE-DIR
+#[command(override_usage = "backy init [--repair] BASE-DIR
        backy -b BASE-DIR/JOB init [--own-store] TYPE KEY=VALUE...")]
 pub(crate) struct Arguments {
     /// The new store's directory; or a source type and its settings, for a job at -b
@@ -29,6 +29,9 @@ pub(crate) struct Arguments {
     /// Give the job chunks of its own, so that its directory can be moved alone
     #[arg(long)]
     own_store: bool,
+    /// Write the file backy.store of a store again that has lost it
+    #[arg(long, conflicts_with = "own_store")]
+    repair: bool,
 }
 
 /// What the words ask for.
@@ -43,6 +46,15 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     match wish(&arguments.words, JobConfig::source_types(), context.has_given_dir())? {
         Wish::Store(_) if arguments.own_store => {
             Err(usage("--own-store is for jobs", "give a source type and its settings, and the job with -b"))
+        }
+        Wish::Job { .. } if arguments.repair => {
+            Err(usage("--repair is for stores", "give the directory of the store and nothing else"))
+        }
+        Wish::Store(dir) if arguments.repair => {
+            let root = absolute(&dir)?;
+            Repository::repair(&root, Timestamp::now())?;
+            terminal::print_line(format_args!("repaired store {}", root.display()))?;
+            Ok(Outcome::Done)
         }
         Wish::Store(dir) => {
             let root = absolute(&dir)?;
@@ -142,13 +154,18 @@ fn absolute_source(value: &str) -> anyhow::Result<String> {
 
 /// Makes the store at `parent`, where there must be nothing.
 fn create_store(parent: &Path) -> anyhow::Result<Repository> {
+    if let Err(error @ Error::StoreUnmarked { .. }) = Repository::open_any(parent)
+        && !is_vacant(parent)?
+    {
+        return Err(error.into());
+    }
     if !is_vacant(parent)? {
         return Err(refused(
             format!("{} holds other files and is not a store", parent.display()),
             "give an empty or a new directory as the store",
         ));
     }
-    // A store inside a store would keep its chunks apart, which is hardly ever what was meant.
+    // A store inside a store is refused in any case; this says what was meant.
     if let Some(outer) = parent.ancestors().skip(1).find(|dir| Repository::open(dir).is_ok()) {
         return Err(refused(
             format!("{} lies inside the store at {}", parent.display(), outer.display()),
@@ -166,9 +183,10 @@ fn is_vacant(dir: &Path) -> anyhow::Result<bool> {
     const NOTHING: [&str; 5] = ["chunks", "tmp", "writers", "damaged", "maps"];
     let is_nothing = |entry: &fs::DirEntry| {
         let name = entry.file_name();
+        let begins = |start: &str| name.as_encoded_bytes().starts_with(start.as_bytes());
         NOTHING.iter().any(|&nothing| name == nothing)
             || backy_store::is_furniture(&name)
-            || name.as_encoded_bytes().starts_with(b".unfinished-")
+            || [".unfinished-", ".sweep", ".reserve"].into_iter().any(begins)
     };
     match fs::read_dir(dir) {
         Ok(mut entries) => Ok(entries.all(|entry| entry.is_ok_and(|entry| is_nothing(&entry)))),

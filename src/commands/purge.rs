@@ -37,6 +37,9 @@ pub(crate) struct Arguments {
     /// How long forgotten revisions can still be undeleted
     #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = parse_duration)]
     hold: i64,
+    /// Take what programs on this machine were doing in the store as ended; it is gone for good
+    #[arg(long, value_name = "HOST")]
+    host_gone: Vec<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -56,6 +59,10 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     let mut entries = Vec::new();
     let mut is_bad = false;
     for store in &stores {
+        for host in &arguments.host_gone {
+            let ended = backy_store::remove_sessions_of_host(store, host)?;
+            terminal::note(format_args!("{} of {host} ended", count(ended, "session", "sessions")));
+        }
         let report = sweep(store, &options, &progress)
             .with_context(|| format!("cannot purge the store at {}", store.root().display()))?;
         // The jobs are those of the store that was named, not of the stores below it.

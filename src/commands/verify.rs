@@ -5,7 +5,7 @@ use backy_store::revision::select;
 use clap::Args;
 
 use super::{Context, listing, note_nothing_selected, thread_count, threads_parser};
-use crate::failure::{Outcome, Result};
+use crate::failure::{Outcome, Result, in_short};
 use crate::output::progress::Progress;
 use crate::output::size::human_bytes;
 use crate::output::terminal;
@@ -56,6 +56,10 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     drop(progress);
     let mut all_good = !hidden;
     for revision in &selected {
+        if report.gone.contains(&revision.id) {
+            terminal::note(format_args!("revision {} was forgotten and purged meanwhile", revision.id));
+            continue;
+        }
         let good = report.good.contains(&revision.id) && !report.bad.contains(&revision.id);
         all_good &= good;
         terminal::print_line(format_args!("{} {}", revision.id, if good { "good" } else { "bad" }))?;
@@ -67,6 +71,12 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     }
     if findings > 0 {
         terminal::note(format_args!("{} of damage", count(findings, "finding", "findings")));
+    }
+    if let Some(error) = report.not_recorded {
+        let (text, _) = in_short(error.into());
+        terminal::warn(format_args!(
+            "the store cannot be written, so damaged chunks are not marked and trust is not changed: {text}"
+        ));
     }
     if job.repository().is_original() {
         terminal::note("nothing was recorded: there is no store here yet");

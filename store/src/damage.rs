@@ -50,15 +50,17 @@ pub fn record(job: &Job, chunks: &[ChunkId], monitor: &dyn Monitor) -> Result<Ve
 }
 
 /// Marks chunks as damaged and distrusts every revision of the store that uses one of them; returns those that
-/// were not distrusted before. Reads the maps of the store, pages that revisions share once.
+/// were not distrusted before. Reads the maps of the store, pages that revisions share once. What cannot be recorded
+/// keeps nothing else from being recorded; the first error is returned at the end.
 pub fn record_chunks(
     repository: &Repository,
     chunks: &[ChunkId],
     monitor: &dyn Monitor,
 ) -> Result<Vec<(JobName, RevisionId)>> {
     let wanted: HashSet<ChunkId> = chunks.iter().copied().collect();
+    let mut result = Ok(());
     for id in &wanted {
-        mark(repository, id)?;
+        result = result.and(mark(repository, id));
     }
     let mut distrusted = Vec::new();
     if wanted.is_empty() {
@@ -66,25 +68,38 @@ pub fn record_chunks(
     }
     let mut clean_pages = HashSet::new();
     for job in repository.sharing_jobs()? {
-        let mut users = BTreeSet::new();
-        for revision in job.revisions()?.revisions {
-            if !revision.has_chunks() || revision.trust == Trust::Distrusted {
-                continue;
-            }
-            match uses(&job, &revision, &wanted, &mut clean_pages) {
-                Ok(false) => {}
-                Ok(true) => drop(users.insert(revision.id)),
-                Err(error) if error.is_damage() => {
-                    monitor.finding(&Finding::of_revision(job.name(), &revision.id, error));
-                    users.insert(revision.id);
-                }
-                Err(crate::Error::RevisionUnknown { .. }) => {}
-                Err(error) => return Err(error),
-            }
+        match distrust_users(&job, &wanted, &mut clean_pages, monitor) {
+            Ok(ids) => distrusted.extend(ids.into_iter().map(|id| (job.name().clone(), id))),
+            Err(error) => result = result.and(Err(error)),
         }
-        distrusted.extend(job.distrust(&users)?.into_iter().map(|id| (job.name().clone(), id)));
     }
-    Ok(distrusted)
+    result.map(|()| distrusted)
+}
+
+/// Distrusts the revisions of one job that use a wanted chunk.
+fn distrust_users(
+    job: &Job,
+    wanted: &HashSet<ChunkId>,
+    clean_pages: &mut HashSet<[u8; 32]>,
+    monitor: &dyn Monitor,
+) -> Result<Vec<RevisionId>> {
+    let mut users = BTreeSet::new();
+    for revision in job.revisions()?.revisions {
+        if !revision.has_chunks() || revision.trust == Trust::Distrusted {
+            continue;
+        }
+        match uses(job, &revision, wanted, clean_pages) {
+            Ok(false) => {}
+            Ok(true) => drop(users.insert(revision.id)),
+            Err(error) if error.is_damage() => {
+                monitor.finding(&Finding::of_revision(job.name(), &revision.id, error));
+                users.insert(revision.id);
+            }
+            Err(crate::Error::RevisionUnknown { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    job.distrust(&users)
 }
 
 fn uses(
@@ -116,7 +131,13 @@ fn uses(
 fn mark(repository: &Repository, id: &ChunkId) -> Result<()> {
     ownership::refuse_link(&repository.root().join("damaged"))?;
     let path = repository.damage_mark(id);
-    if path.exists() { Ok(()) } else { repository.with_reserve(|| disk::create_new(&path).map(drop)) }
+    if path.exists() {
+        return Ok(());
+    }
+    repository.with_reserve(|| {
+        disk::ensure_dir_for_writing(&repository.root().join("damaged"))?;
+        disk::create_new(&path).map(drop)
+    })
 }
 
 /// Removes the marks of chunks that are not in the store any more, and that `is_named` does not know: one that is missing
@@ -126,12 +147,10 @@ pub(crate) fn remove_stale_marks(
     backend: &dyn Backend,
     is_named: &dyn Fn(&ChunkId) -> bool,
 ) -> Result<u64> {
-    use crate::error::Context;
     let dir = repository.root().join("damaged");
     ownership::refuse_link(&dir)?;
     let mut marks = HashMap::new();
-    for entry in std::fs::read_dir(&dir).context("list", &dir)? {
-        let entry = entry.context("list", &dir)?;
+    for entry in disk::list(&dir)? {
         if let Some(id) = entry.file_name().to_str().and_then(ChunkId::parse)
             && !is_named(&id)
             && backend.open(&ChunkName::full(id))?.is_none()
@@ -171,9 +190,7 @@ pub fn quarantine(job: &Job, difference: &Difference<'_>, now: Timestamp) -> Res
     let dir = job.dir().join("quarantine");
     for dir in [&dir, &dir.join("chunks")] {
         ownership::refuse_link(dir)?;
-        if !dir.is_dir() {
-            disk::create_dir(dir)?;
-        }
+        disk::ensure_dir_for_writing(dir)?;
     }
     let keep = |data: Option<&[u8]>| -> Result<String> {
         let Some(data) = data else { return Ok("''".to_owned()) };

@@ -6,7 +6,7 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AT_FDCWD, AtFlags, RenameFlags, renameat2};
@@ -100,6 +100,34 @@ pub(crate) fn create_dir(path: &Path) -> Result<()> {
     })
 }
 
+/// Makes a directory with mode 0700 unless something of that name is there; returns whether it was made.
+pub(crate) fn ensure_dir(path: &Path) -> Result<bool> {
+    match create_dir(path) {
+        Err(error) if error.io_kind() == Some(io::ErrorKind::AlreadyExists) => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
+/// Makes a directory that is missing, for who writes in it. One that is there is not touched, so that a file system that
+/// cannot be written is met where it matters.
+pub(crate) fn ensure_dir_for_writing(path: &Path) -> Result<()> {
+    if path.is_dir() { Ok(()) } else { ensure_dir(path).map(drop) }
+}
+
+/// Lists a directory; one that is missing is empty. Copies made by programs that skip empty directories lack them.
+pub(crate) fn list(dir: &Path) -> Result<Vec<std::fs::DirEntry>> {
+    match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && is_missing(dir) => Ok(Vec::new()),
+        other => other.and_then(Iterator::collect).context("list", dir),
+    }
+}
+
+/// Whether there is nothing of this name in a directory that is there. A link whose disk is away is not missing.
+pub(crate) fn is_missing(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        && path.parent().is_some_and(Path::is_dir)
+}
+
 /// Writes everything at the file's position.
 pub(crate) fn append(mut file: &File, data: &[u8], path: &Path) -> Result<()> {
     step_write(path, None, data, |part| file.write_all(part).context("write", path))
@@ -115,6 +143,20 @@ pub(crate) fn set_len(file: &File, length: u64, path: &Path) -> Result<()> {
     step(Step::SetLen(path, length), || file.set_len(length).context("set the length of", path))
 }
 
+/// Gives a file space for `length` bytes: where that cannot be asked for, by writing them.
+pub(crate) fn allocate(file: &File, length: u64, path: &Path) -> Result<()> {
+    let flags = nix::fcntl::FallocateFlags::empty();
+    let whole = i64::try_from(length).unwrap_or(i64::MAX);
+    match nix::fcntl::fallocate(file, flags, 0, whole).context("allocate", path) {
+        Err(error) if error.is_unsupported() => {
+            // Bytes that a file system which compresses cannot do without.
+            let block = random_bytes::<{ 64 << 10 }>()?;
+            (0..length.div_ceil(block.len() as u64)).try_for_each(|_| append(file, &block, path))
+        }
+        other => other,
+    }
+}
+
 /// Renames, replacing what is there.
 #[expect(clippy::disallowed_methods, reason = "the one place that renames")]
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
@@ -122,41 +164,32 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Renames unless the new name exists; returns whether it did not.
+///
+/// Where the file system cannot do that in one step, a link fails when the name exists, which is the same promise in
+/// two. Where it has no links either, the name is looked for first. That is enough for names that are made under the
+/// exclusive lock of a job's manifests, and for chunks, whose files under one name are equal. Elsewhere a file that appears
+/// in the moment between both is replaced.
 pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<bool> {
-    let rename = || renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE);
+    let rename = || match fault::has_links() {
+        true => renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE),
+        false => Err(nix::errno::Errno::EINVAL),
+    };
     match step(Step::Rename(from, to), || rename().context("rename to", to)) {
-        Ok(()) => Ok(true),
-        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        // File systems without the flag: a link fails when the name exists, which is the same promise in two steps.
-        Err(Error::Io { source, .. })
-            if [Some(libc::EINVAL), Some(libc::ENOSYS)].contains(&source.raw_os_error()) =>
-        {
-            match link(from, to) {
-                Ok(()) => remove(from).map(|()| true),
-                Err(error) if error.io_kind() == Some(io::ErrorKind::AlreadyExists) => Ok(false),
-                Err(error) => Err(error),
-            }
-        }
-        Err(error) => Err(error),
+        Ok(()) => return Ok(true),
+        Err(error) if error.io_kind() == Some(io::ErrorKind::AlreadyExists) => return Ok(false),
+        Err(error) if error.is_unsupported() => {}
+        Err(error) => return Err(error),
     }
-}
-
-/// As [`rename_new`], also on file systems that know neither the flag nor links, such as exFAT: there a file that appears
-/// in the moment between looking and renaming is replaced.
-pub(crate) fn rename_new_anywhere(from: &Path, to: &Path) -> Result<bool> {
-    match rename_new(from, to) {
-        Err(Error::Io { source, .. })
-            if [libc::EPERM, libc::EOPNOTSUPP, libc::ENOSYS, libc::EMLINK]
-                .map(Some)
-                .contains(&source.raw_os_error()) =>
-        {
-            match to.symlink_metadata() {
-                Ok(_) => Ok(false),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => rename(from, to).map(|()| true),
-                Err(error) => Err(Error::io("examine", to, error)),
-            }
-        }
-        other => other,
+    match link(from, to) {
+        Ok(()) => return remove(from).map(|()| true),
+        Err(error) if error.io_kind() == Some(io::ErrorKind::AlreadyExists) => return Ok(false),
+        Err(error) if error.is_unsupported() || error.io_kind() == Some(io::ErrorKind::PermissionDenied) => {}
+        Err(error) => return Err(error),
+    }
+    match std::fs::symlink_metadata(to) {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => self::rename(from, to).map(|()| true),
+        Err(error) => Err(Error::io("examine", to, error)),
     }
 }
 
@@ -206,7 +239,49 @@ pub(crate) fn check_removable(file: &Path, told: &Path) -> Result<()> {
 
 /// Gives a file a second name.
 pub(crate) fn link(from: &Path, to: &Path) -> Result<()> {
-    step(Step::Link(from, to), || std::fs::hard_link(from, to).context("link", to))
+    step(Step::Link(from, to), || match fault::has_links() {
+        true => std::fs::hard_link(from, to).context("link", to),
+        false => Err(Error::io("link", to, nix::errno::Errno::EPERM.into())),
+    })
+}
+
+/// What a reserve of names is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Names {
+    count: usize,
+    target_len: usize,
+}
+
+/// btrfs wants some 3 MiB of free metadata before it renames anything, and a file that is removed gives data space back,
+/// not metadata: there each name is a link with a long target, which lies in the metadata. Elsewhere inodes are kept.
+const NAMES_BTRFS: Names = Names { count: 1024, target_len: 3800 };
+const NAMES: Names = Names { count: 8, target_len: 1 };
+
+/// Makes a directory of names that [`remove_names`] gives back: what a full file system needs besides data blocks.
+pub(crate) fn create_names(dir: &Path) -> Result<()> {
+    step(Step::MakeDir(dir), || {
+        DirBuilder::new().mode(DIR_MODE).create(dir).context("create directory", dir)?;
+        let is_btrfs =
+            statfs::statfs(dir).is_ok_and(|facts| facts.filesystem_type() == statfs::BTRFS_SUPER_MAGIC);
+        let names = if is_btrfs { NAMES_BTRFS } else { NAMES };
+        let target = "x".repeat(names.target_len);
+        (0..names.count).try_for_each(|number| {
+            let path = dir.join(number.to_string());
+            let made = match names.target_len {
+                1 => OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path).map(drop),
+                _ => std::os::unix::fs::symlink(&target, &path),
+            };
+            made.context("create", &path)
+        })
+    })
+}
+
+/// Removes what [`create_names`] made; it is no error if it is gone already.
+pub(crate) fn remove_names(dir: &Path) -> Result<()> {
+    step(Step::Unlink(dir), || match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", dir, error)),
+        _ => Ok(()),
+    })
 }
 
 /// Removes a file; it is no error if it is gone already.
@@ -272,9 +347,60 @@ pub(crate) fn has_reliable_syncfs(dir: &File) -> bool {
     })
 }
 
-/// Returns a text that stays the same as long as `path` lies on the same file system: type and id in hex.
-pub(crate) fn file_system_id(path: &Path) -> Result<String> {
+/// What tells a file system from others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FileSystem {
+    /// Its type and the id that it gives itself, in hex.
+    pub(crate) id: String,
+    /// Whether it has an id of its own: FUSE and some others say 0.
+    pub(crate) has_id: bool,
+    /// Whether it cannot be in use by two kernels at once, so that a lock on it is seen by everybody who has it.
+    pub(crate) is_local: bool,
+}
+
+/// Examines the file system of `path`.
+pub(crate) fn file_system(path: &Path) -> Result<FileSystem> {
     let kind = statfs::statfs(path).context("examine the file system of", path)?.filesystem_type();
     let id = nix::sys::statvfs::statvfs(path).context("examine the file system of", path)?.filesystem_id();
-    Ok(format!("{:x}-{id:x}", kind.0))
+    Ok(FileSystem { id: format!("{:x}-{id:x}", kind.0), has_id: id != 0, is_local: is_local(kind.0 as i64) })
+}
+
+fn is_local(kind: i64) -> bool {
+    // ext2 to ext4, xfs, btrfs, zfs, f2fs, bcachefs, jfs, nilfs2, tmpfs, ramfs, exfat, vfat, ntfs3.
+    const KINDS: [i64; 13] = [
+        0xef53,
+        0x5846_5342,
+        0x9123_683e,
+        0x2fc1_2fc1,
+        0xf2f5_2010,
+        0xca45_1a4e,
+        0x3153_464a,
+        0x3434,
+        0x0102_1994,
+        0x8584_58f6,
+        0x2011_bab0,
+        0x4d44,
+        0x7366_746e,
+    ];
+    KINDS.contains(&(kind & 0xffff_ffff))
+}
+
+/// Returns a text that names the making of a file: a copy has another one, whatever else is copied with it.
+pub(crate) fn birth(path: &Path) -> Option<String> {
+    let facts = std::fs::symlink_metadata(path).ok()?;
+    let since_epoch = |at: std::time::SystemTime| at.duration_since(std::time::UNIX_EPOCH).ok();
+    Some(match facts.created().ok().and_then(since_epoch) {
+        Some(born) => format!("b{}", born.as_nanos()),
+        None => format!("c{}.{:09}", facts.ctime(), facts.ctime_nsec()),
+    })
+}
+
+/// The number of the device on which `path` lies, links followed.
+pub(crate) fn device(path: &Path) -> Result<u64> {
+    Ok(std::fs::metadata(path).context("examine", path)?.dev())
+}
+
+/// In tests, another machine that this process shall pretend to run on.
+pub(crate) fn pretended_host() -> Option<String> {
+    fault::host()
 }

@@ -22,6 +22,44 @@ pub enum Error {
         /// The path that was given.
         path: PathBuf,
     },
+    /// The directory looks like a store whose mark is gone.
+    #[error("{} looks like a backy store, but its file backy.store is missing", path.display())]
+    StoreUnmarked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The parts of a store lie where they cannot be used together.
+    #[error("the store at {} cannot be written: {reason}", path.display())]
+    StoreSplit {
+        /// The store's root.
+        path: PathBuf,
+        /// What lies where.
+        reason: String,
+    },
+    /// The chunk directory is empty although revisions have data.
+    #[error("the chunks of the store at {} are away: its directory `chunks` is empty, but revisions have data", path.display())]
+    ChunksAway {
+        /// The store's root.
+        path: PathBuf,
+    },
+    /// File locks do not work where the store lies.
+    #[error("file locks do not work at {}: {reason}", path.display())]
+    LocksUnusable {
+        /// The file that was locked.
+        path: PathBuf,
+        /// How that shows.
+        reason: String,
+    },
+    /// A program on another machine may be using the store, and its locks are not seen here.
+    #[error("the store at {} may be in use by process {process} on {host}, whose locks cannot be seen from here", path.display())]
+    StoreShared {
+        /// The store's root.
+        path: PathBuf,
+        /// The machine.
+        host: String,
+        /// The process there.
+        process: u32,
+    },
     /// The directory holds jobs of the original, and no store was made beside them.
     #[error("{} is a base directory of the original backy and no store yet", path.display())]
     StoreOriginal {
@@ -32,6 +70,14 @@ pub enum Error {
     #[error("cannot create a store at {}: {reason}", path.display())]
     StoreNotCreatable {
         /// Where.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// The directory cannot be given the mark of a store again.
+    #[error("cannot repair the store at {}: {reason}", path.display())]
+    StoreNotRepairable {
+        /// The directory.
         path: PathBuf,
         /// Why not.
         reason: String,
@@ -117,6 +163,14 @@ pub enum Error {
         job: JobName,
         /// The revision as it was asked for.
         revision: String,
+    },
+    /// The revision was removed while it was read by a program that could not register as its reader.
+    #[error("revision {revision} of job {job} was forgotten and purged while it was being read")]
+    RevisionPurged {
+        /// The job.
+        job: JobName,
+        /// The revision.
+        revision: RevisionId,
     },
     /// A revision specification cannot be understood or evaluated.
     #[error("cannot use revision specification {spec:?}: {reason}")]
@@ -337,6 +391,28 @@ impl Error {
             Self::ImageDamaged { cause, .. } => cause.damaged_chunk(),
             _ => None,
         }
+    }
+
+    /// Whether nothing can be written, or not by this process: the file system is full or read-only, or rights are
+    /// missing. Whoever only reads goes on.
+    pub fn is_unwritable(&self) -> bool {
+        matches!(
+            self.io_kind(),
+            Some(
+                io::ErrorKind::ReadOnlyFilesystem
+                    | io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::StorageFull
+                    | io::ErrorKind::QuotaExceeded
+            )
+        )
+    }
+
+    /// Whether the file system cannot do it at all. EINVAL is what it answers to a flag that it does not know, EMLINK
+    /// where a file may have one name only.
+    pub(crate) fn is_unsupported(&self) -> bool {
+        use nix::libc::{EINVAL, EMLINK, ENOSYS, EOPNOTSUPP};
+        let Self::Io { source, .. } = self else { return false };
+        source.raw_os_error().is_some_and(|errno| [EINVAL, EMLINK, ENOSYS, EOPNOTSUPP].contains(&errno))
     }
 
     /// Returns the operating system's error where there is one.

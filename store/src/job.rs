@@ -110,6 +110,13 @@ impl JobFile {
     }
 }
 
+impl JobFile {
+    /// Whether it is a chunk map.
+    pub(crate) fn is_map(&self) -> bool {
+        matches!(self, Self::Map(_))
+    }
+}
+
 /// Lists the revision files of a directory with their paths. Symbolic links are skipped, as the original does.
 pub(crate) fn job_files(dir: &Path) -> Result<Vec<(JobFile, PathBuf)>> {
     let mut files = Vec::new();
@@ -281,7 +288,12 @@ impl Job {
     /// Takes the right to change manifests; waits for the moments that another holds it.
     pub fn lock_manifests(&self) -> Result<ManifestGuard> {
         self.check_owner()?;
-        lock::for_manifests(&self.dir)
+        self.repository.with_reserve(|| lock::for_manifests(&self.dir))
+    }
+
+    /// As [`Job::lock_manifests`], for who changes nothing and may be unable to.
+    pub(crate) fn lock_manifests_to_look(&self) -> Result<ManifestGuard> {
+        lock::for_looking_at_manifests(&self.dir)
     }
 
     /// As [`Job::lock_manifests`], but fails at once with `Locked` when another holds it.
@@ -298,6 +310,12 @@ impl Job {
     /// Replaces the tags of a revision. Durable when it returns.
     pub fn set_tags(&self, _guard: &ManifestGuard, id: &RevisionId, tags: BTreeSet<Tag>) -> Result<()> {
         self.rewrite(id, |revision| revision.tags = tags.clone())
+    }
+
+    /// Says that a revision was read back and is good, where there is room to say so: the reserve is for what is needed.
+    pub(crate) fn set_verified(&self, _guard: &ManifestGuard, id: &RevisionId) -> Result<()> {
+        let text = manifest::to_text(&Revision { trust: Trust::Verified, ..self.revision(id)? });
+        disk::write_atomically(&self.manifest_path(id), text.as_bytes())
     }
 
     /// Sets the trust state of a revision. Durable when it returns.
@@ -321,7 +339,8 @@ impl Job {
     /// it returns. The manifest need not be readable.
     pub fn forget(&self, _guard: &ManifestGuard, id: &RevisionId, now: Timestamp) -> Result<()> {
         let forgotten = self.dir.join(format!("{id}.forgotten-{}", now.as_secs()));
-        match disk::rename(&self.manifest_path(id), &forgotten) {
+        // btrfs wants space for it when it is full.
+        match self.repository.with_reserve(|| disk::rename(&self.manifest_path(id), &forgotten)) {
             Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => Err(self.unknown(id)),
             other => other.and_then(|()| disk::sync_dir(&self.dir)),
         }
@@ -344,7 +363,7 @@ impl Job {
         } else {
             self.open_any_map(&revision)?;
         }
-        if !disk::rename_new(&path, &self.manifest_path(id))? {
+        if !self.repository.with_reserve(|| disk::rename_new(&path, &self.manifest_path(id)))? {
             let reason = "it exists already".to_owned();
             return Err(Error::ChangeRefused { job: self.name.clone(), revision: id.clone(), reason });
         }

@@ -54,4 +54,5 @@ pub use restoring::{FoundRestore, RestoreNote};
 pub use revision::reader::{Extent, Piece, RevisionReader};
 pub use revision::writer::{ChunkWriter, NewRevision, Put, Reuse, RevisionWriter, WriteStats};
 pub use revision::{BackendType, Revision, RevisionId, Stats, Trust};
+pub use session::remove_sessions_of_host;
 pub use timestamp::{Timestamp, Zone};

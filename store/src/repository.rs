@@ -2,6 +2,7 @@
 //! store, so nothing is ever made below a mount point that is not mounted.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::disk;
 use crate::error::{Context, Error, Result};
 use crate::job::Job;
 use crate::legacy::job::is_original_job;
+use crate::lock;
 use crate::name::{JobName, RESERVED};
 use crate::ownership::{self, Secrecy};
 use crate::register::{Register, State};
@@ -21,13 +23,15 @@ use crate::revision::RevisionId;
 use crate::sweep::scan;
 use crate::timestamp::Timestamp;
 
+mod site;
+
 const MARKER: &str = "backy.store";
 const FORMAT: u64 = 1;
 /// The marker is never larger.
 const MARKER_BYTES_MAX: usize = 4096;
 
 /// Space that a full file system gives back, so that tags can still be changed and revisions forgotten on it.
-const RESERVE_LEN: i64 = 8 << 20;
+const RESERVE_LEN: u64 = 8 << 20;
 
 /// The content of `backy.store`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,6 +41,9 @@ struct Marker {
     id: String,
     created: Timestamp,
     file_system: String,
+    /// When the lock file of purges was made, as the file system says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    birth: Option<String>,
 }
 
 /// One store: a base directory. Cheap to clone.
@@ -76,26 +83,40 @@ impl Location {
 }
 
 impl Repository {
-    /// Makes a store at `root`, which must be missing or empty. An interrupted creation can be repeated.
+    /// Makes a store at `root`, which must be missing or empty and not inside a store. An interrupted creation can be
+    /// repeated.
     pub fn create(root: &Path, now: Timestamp) -> Result<Self> {
-        let refuse =
-            |reason: &str| Err(Error::StoreNotCreatable { path: root.to_owned(), reason: reason.to_owned() });
+        if let Some(outer) = site::outer_store(root) {
+            return Err(not_creatable(root, format!("it lies inside the store at {}", outer.display())));
+        }
+        Self::create_anywhere(root, now)
+    }
+
+    /// As [`Repository::create`], also inside a store: for a job with chunks of its own.
+    fn create_anywhere(root: &Path, now: Timestamp) -> Result<Self> {
         match std::fs::read_dir(root) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => disk::create_dir(root)?,
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-                return refuse("it is not a directory");
+                return Err(not_creatable(root, "it is not a directory".to_owned()));
             }
             Err(error) => return Err(Error::io("list", root, error)),
             Ok(entries) => {
                 ownership::check(root, Secrecy::Public)?;
+                match Self::open(root) {
+                    Ok(_) => return Err(not_creatable(root, "there is a store already".to_owned())),
+                    Err(Error::StoreMissing { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+                if site::was_used(root)? {
+                    return Err(Error::StoreUnmarked { path: root.to_owned() });
+                }
                 let (mut strange, mut is_original) = (None, false);
                 for entry in entries {
                     let name = entry.context("list", root)?.file_name();
-                    if name == MARKER {
-                        return refuse("there is a store already");
-                    }
                     let ours = RESERVED.iter().any(|&own| name == own)
-                        || name.as_encoded_bytes().starts_with(b".unfinished-");
+                        || [".unfinished-", ".sweep", ".reserve"]
+                            .iter()
+                            .any(|start| name.as_encoded_bytes().starts_with(start.as_bytes()));
                     // The base directory of an older backy becomes a store beside its jobs.
                     let job = || is_job_dir(&root.join(&name)).unwrap_or(false);
                     // So does what its service left there.
@@ -107,8 +128,12 @@ impl Repository {
                 }
                 // Beside the original's jobs lies whatever its users put there; the original never minded.
                 if let Some(name) = strange.filter(|_| !is_original) {
-                    let name = name.display();
-                    return refuse(&format!("the directory is not empty: {name} is not a job"));
+                    let reason = format!("the directory is not empty: {} is not a job", name.display());
+                    return Err(not_creatable(root, reason));
+                }
+                if let Some(map) = site::find_map(root) {
+                    let reason = format!("{} is a revision of another store", map.display());
+                    return Err(not_creatable(root, reason));
                 }
             }
         }
@@ -117,16 +142,42 @@ impl Repository {
             remove_empty_tree(&root.join(dir))?;
         }
         LocalBackend::create(root)?;
-        for dir in ["writers", "damaged"] {
-            if !root.join(dir).exists() {
-                disk::create_dir(&root.join(dir))?;
-            }
+        site::prove(root)?;
+        Self::mark(root, now)
+    }
+
+    /// Gives a store that lost its mark a new one, with a new id. Refuses what does not look like a store.
+    pub fn repair(root: &Path, now: Timestamp) -> Result<Self> {
+        let refuse =
+            |reason: String| Err(Error::StoreNotRepairable { path: root.to_owned(), reason });
+        match Self::open(root) {
+            Ok(_) => return refuse(format!("nothing is wrong with its {MARKER}")),
+            Err(Error::StoreMissing { .. } | Error::StoreDamaged { .. }) => {}
+            Err(error) => return Err(error),
         }
+        if !root.is_dir() || !(site::is_like_store(root) || site::was_used(root)?) {
+            return refuse("it does not look like a store: it has neither chunks nor chunk maps".to_owned());
+        }
+        if let Some(outer) = site::outer_store(root).filter(|_| !root.join("chunks").is_dir()) {
+            return refuse(format!("its chunks lie in the store at {}", outer.display()));
+        }
+        ownership::check(root, Secrecy::Public)?;
+        LocalBackend::prepare(root)?;
+        Self::mark(root, now)
+    }
+
+    /// The last steps of making a store.
+    fn mark(root: &Path, now: Timestamp) -> Result<Self> {
+        for dir in ["writers", "damaged"] {
+            disk::ensure_dir(&root.join(dir))?;
+        }
+        lock::prepare_store(root);
         let marker = Marker {
             format: FORMAT,
             id: disk::random_name()?,
             created: now,
-            file_system: disk::file_system_id(root)?,
+            file_system: disk::file_system(root)?.id,
+            birth: disk::birth(&root.join(lock::SWEEP)),
         };
         write_marker(root, &marker)?;
         if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -174,7 +225,8 @@ impl Repository {
     /// Opens a base directory of the original as it is. It is no store: revisions can be read, and manifests changed.
     pub fn open_original(root: &Path) -> Result<Self> {
         let created = Timestamp::from_secs(0).ok_or_else(|| Error::StoreMissing { path: root.to_owned() })?;
-        let marker = Marker { format: 0, id: String::new(), created, file_system: String::new() };
+        let marker =
+            Marker { format: 0, id: String::new(), created, file_system: String::new(), birth: None };
         Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), marker, is_original: true }) })
     }
 
@@ -184,6 +236,7 @@ impl Repository {
             Err(missing @ Error::StoreMissing { .. }) if root.is_dir() => {
                 match Self::discover_original(root, None)? {
                     Some(Location { repository, job: None }) => Ok(repository),
+                    _ if site::is_like_store(root) => Err(Error::StoreUnmarked { path: root.to_owned() }),
                     _ => Err(missing),
                 }
             }
@@ -210,7 +263,7 @@ impl Repository {
             return Ok(Some(Location { repository, job: Some(job) }));
         }
         // A store of ours that lost its mark is no base directory of the original.
-        if dir.join("writers").exists() {
+        if site::is_like_store(dir) {
             return Ok(None);
         }
         let entries = std::fs::read_dir(dir).context("list", dir)?;
@@ -263,7 +316,10 @@ impl Repository {
         if let Some(found) = Self::discover_original(&dir, below.as_deref())? {
             return Ok(found);
         }
-        Err(missing())
+        match dir.ancestors().find(|dir| site::is_like_store(dir)) {
+            Some(store) => Err(Error::StoreUnmarked { path: store.to_owned() }),
+            None => Err(missing()),
+        }
     }
 
     /// Finds the job behind a symbolic link in a store: it has the link's name, wherever its directory lies.
@@ -393,13 +449,14 @@ impl Repository {
         }
         if own_store {
             match Self::open(&dir) {
-                Err(Error::StoreMissing { .. }) => drop(Self::create(&dir, now)?),
+                Err(Error::StoreMissing { .. }) => drop(Self::create_anywhere(&dir, now)?),
                 other => drop(other?),
             }
         }
         // The configuration is what makes the directory a job, so it comes last.
         disk::write_atomically(&dir.join("config"), config.as_bytes())?;
         disk::sync_dir(self.root())?;
+        lock::prepare_job(&dir);
         self.job(name)
     }
 
@@ -440,43 +497,107 @@ impl Repository {
         Ok(ids.len())
     }
 
-    /// Whether the store lies on the file system on which it was made.
+    /// Whether the store lies on the file system on which it was made: that has the same id, or the store's files are the
+    /// same ones and no copies. Some file systems have no id, and those of others change with the name of the device.
     pub(crate) fn is_on_its_file_system(&self) -> Result<bool> {
-        Ok(disk::file_system_id(self.root())? == self.inner.marker.file_system)
+        let (here, marker) = (disk::file_system(self.root())?, &self.inner.marker);
+        let has_birth = marker.birth.is_some();
+        let is_same_birth = has_birth && disk::birth(&self.root().join(lock::SWEEP)) == marker.birth;
+        Ok(is_same_birth || here.id == marker.file_system && (here.has_id || !has_birth))
     }
 
     /// Records that the store lies on its present file system from now on.
     pub(crate) fn adopt_file_system(&self) -> Result<()> {
-        let marker = Marker { file_system: disk::file_system_id(self.root())?, ..self.inner.marker.clone() };
-        write_marker(self.root(), &marker)
+        let marker = Marker {
+            file_system: disk::file_system(self.root())?.id,
+            birth: disk::birth(&self.root().join(lock::SWEEP)),
+            ..self.inner.marker.clone()
+        };
+        self.with_reserve(|| write_marker(self.root(), &marker))
+    }
+
+    /// Fails when the chunks are away: their directory has nothing in it, not even directories, but revisions have data.
+    pub(crate) fn check_chunks(&self) -> Result<()> {
+        // A link that leads nowhere is met here.
+        drop(self.backend()?);
+        if LocalBackend::is_bare(self.root())? && self.has_data()? {
+            return Err(Error::ChunksAway { path: self.root().to_owned() });
+        }
+        Ok(())
+    }
+
+    fn has_data(&self) -> Result<bool> {
+        for job in self.sharing_jobs()? {
+            let revisions = job.revisions()?.revisions;
+            if revisions.iter().any(|revision| revision.has_chunks() && revision.data_bytes != Some(0)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Checks that the store's parts lie where they belong. Changes nothing.
+    pub fn check_site(&self) -> Result<()> {
+        if self.is_original() {
+            return Ok(());
+        }
+        self.check_chunks()?;
+        LocalBackend::check(self.root())
+    }
+
+    /// Checks that the store can be written where it lies, and makes directories that are missing.
+    pub fn check_layout(&self) -> Result<()> {
+        self.check_ours()?;
+        self.check_chunks()?;
+        LocalBackend::prepare(self.root())
     }
 
     /// Runs a small write; if the file system is full, gives the reserve back and runs it once more.
     pub(crate) fn with_reserve<T>(&self, write: impl Fn() -> Result<T>) -> Result<T> {
         match write() {
-            Err(error) if error.io_kind() == Some(io::ErrorKind::StorageFull) && !self.is_original() => {
-                disk::remove(&self.root().join(".reserve"))?;
+            Err(error)
+                if matches!(
+                    error.io_kind(),
+                    Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+                ) && !self.is_original() =>
+            {
+                disk::remove(&self.reserve_path())?;
+                disk::remove_names(&self.names_path())?;
                 tracing::warn!(store = %self.root().display(), "the file system is full, using the reserve");
+                // What was removed is free when that is durable. If it cannot be made so, the write says what is wrong.
+                let root = File::open(self.root()).context("open", self.root());
+                drop(root.and_then(|root| disk::sync_file_system(&root, self.root())));
                 write()
             }
             other => other,
         }
     }
 
+    fn reserve_path(&self) -> PathBuf {
+        self.root().join(".reserve")
+    }
+
+    fn names_path(&self) -> PathBuf {
+        self.root().join(".reserve.d")
+    }
+
     /// Makes the reserve if it is missing and there is room. That there is none is no error.
     pub(crate) fn refill_reserve(&self) {
-        let path = self.root().join(".reserve");
-        if path.exists() {
-            return;
+        let (path, names) = (self.reserve_path(), self.names_path());
+        if !names.exists() && disk::create_names(&names).is_err() {
+            drop(disk::remove_names(&names));
         }
-        let made = disk::create_new(&path).and_then(|file| {
-            nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, RESERVE_LEN)
-                .context("allocate", &path)
-        });
-        if made.is_err() {
-            drop(disk::remove(&path));
+        if !path.exists() {
+            let made = disk::create_new(&path).and_then(|file| disk::allocate(&file, RESERVE_LEN, &path));
+            if made.is_err() {
+                drop(disk::remove(&path));
+            }
         }
     }
+}
+
+fn not_creatable(root: &Path, reason: String) -> Error {
+    Error::StoreNotCreatable { path: root.to_owned(), reason }
 }
 
 /// Whether a file system, or the machine that shares it, puts an entry of this name into an empty directory.
@@ -556,8 +677,102 @@ mod tests {
             Err(Error::StoreNotCreatable { .. })
         ));
         disk::remove(&root.join(MARKER)).unwrap();
-        disk::remove(&root.join(".reserve")).unwrap();
+        let like_a_store = |error| matches!(error, Error::StoreUnmarked { path } if path == root);
+        assert!(like_a_store(Repository::discover(&root.join("web01")).unwrap_err()));
         Repository::create(&root, now()).expect("a creation cut off before its last step is repeated");
+    }
+
+    #[test]
+    fn no_store_is_made_above_or_below_the_revisions_of_another() {
+        let (dir, job) = crate::testing::new_job("web01");
+        crate::testing::commit_empty_revision(&job, 1);
+        let refused = |path: &Path| {
+            matches!(Repository::create(path, now()), Err(Error::StoreNotCreatable { reason, .. })
+                if reason.contains("store"))
+        };
+        let store = job.repository().root();
+        assert!(refused(&store.join("folder")) && refused(&store.join("folder/below")));
+        assert!(refused(job.dir()));
+        // A job's directory that lies elsewhere, as behind a link.
+        let outside = dir.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        disk::rename(job.dir(), &outside.join("web01")).unwrap();
+        assert!(refused(&outside));
+        disk::rename(&outside.join("web01"), job.dir()).unwrap();
+        job.repository().create_job(&JobName::parse("own").unwrap(), true, "{}\n", now()).unwrap();
+    }
+
+    #[test]
+    fn a_store_that_lost_its_mark_gets_a_new_one_and_nothing_else_does() {
+        let (dir, job) = crate::testing::new_job("web01");
+        let data = crate::testing::image(1, 1 << 22);
+        let revision = crate::testing::write_revision(&job, &data, None);
+        let root = job.repository().root();
+        let not_repaired =
+            |path: &Path| matches!(Repository::repair(path, now()), Err(Error::StoreNotRepairable { .. }));
+        assert!(not_repaired(root) && not_repaired(job.dir()) && not_repaired(&dir.path().join("none")));
+        std::fs::write(root.join(MARKER), "").unwrap();
+        assert!(matches!(Repository::create(root, now()), Err(Error::StoreDamaged { .. })));
+        let repaired = Repository::repair(root, now()).unwrap();
+        assert_ne!(repaired.id(), job.repository().id());
+        disk::remove(&root.join(MARKER)).unwrap();
+        assert!(matches!(Repository::create(root, now()), Err(Error::StoreUnmarked { .. })));
+        assert!(matches!(Repository::discover(job.dir()), Err(Error::StoreUnmarked { path }) if path == root));
+        // As a program leaves it that copies no empty directories.
+        for name in ["writers", "tmp", "damaged"] {
+            drop(std::fs::remove_dir_all(root.join(name)));
+        }
+        Repository::repair(root, now()).unwrap();
+        let job = Repository::discover(job.dir()).unwrap().into_job().unwrap();
+        let cache = Arc::new(crate::FrameCache::new(1 << 20));
+        let mut read = vec![0; data.len()];
+        job.open_revision(&revision, &cache).unwrap().read_at(0, &mut read).unwrap();
+        assert!(read == data);
+        let empty = dir.path().join("empty");
+        std::fs::create_dir(&empty).unwrap();
+        assert!(not_repaired(&empty));
+    }
+
+    #[test]
+    fn a_copy_is_noticed_and_a_remount_is_not() {
+        let (_dir, job) = crate::testing::new_job("web01");
+        let root = job.repository().root().to_owned();
+        let with = |change: &dyn Fn(&mut Marker)| {
+            let mut marker = job.repository().inner.marker.clone();
+            change(&mut marker);
+            write_marker(&root, &marker).unwrap();
+            Repository::open(&root).unwrap().is_on_its_file_system().unwrap()
+        };
+        assert!(with(&|_| ()));
+        assert!(with(&|marker| marker.file_system = "58465342-7".into()), "another name of the device");
+        assert!(with(&|marker| marker.birth = Some("b1".into())), "a copy on the same file system");
+        assert!(!with(&|marker| {
+            marker.birth = Some("b1".into());
+            marker.file_system = "58465342-7".into();
+        }));
+    }
+
+    #[test]
+    fn chunks_that_are_away_are_no_damage_and_nothing_is_written_in_their_place() {
+        let (dir, job) = crate::testing::new_job("web01");
+        let data = crate::testing::image(1, 1 << 22);
+        let revision = crate::testing::write_revision(&job, &data, None);
+        let (chunks, away) = (job.repository().root().join("chunks"), dir.path().join("away"));
+        disk::rename(&chunks, &away).unwrap();
+        let is_away = |error: Error| matches!(error, Error::ChunksAway { .. });
+        let fails = || {
+            let cache = Arc::new(crate::FrameCache::new(1 << 20));
+            let read = job.open_revision(&revision, &cache).and_then(|open| open.read_at(0, &mut [0; 9]));
+            is_away(read.unwrap_err()) && is_away(job.repository().check_layout().unwrap_err())
+        };
+        std::os::unix::fs::symlink(dir.path().join("nowhere"), &chunks).unwrap();
+        assert!(fails(), "a link that leads nowhere");
+        disk::remove(&chunks).unwrap();
+        std::fs::create_dir(&chunks).unwrap();
+        assert!(fails(), "the mount point of a disk that is away");
+        std::fs::remove_dir(&chunks).unwrap();
+        std::os::unix::fs::symlink(&away, &chunks).unwrap();
+        crate::testing::write_revision(&job, &data, Some(revision));
     }
 
     #[test]

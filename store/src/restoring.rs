@@ -121,7 +121,11 @@ fn look_at(path: PathBuf) -> Result<Option<FoundRestore>> {
         Some((_, inode)) if inode != facts.ino() => Ok(None),
         Some((place, _)) => Ok(Some(FoundRestore { place: place.to_owned(), dead })),
         // The place is made only after the whole note is durable.
-        None => dead.map_or(Ok(()), RestoreNote::remove).map(|()| None),
+        None => match dead.map_or(Ok(()), RestoreNote::remove) {
+            // It says nothing, so it can as well stay.
+            Err(error) if error.is_unwritable() => Ok(None),
+            other => other.map(|()| None),
+        },
     }
 }
 

@@ -1,6 +1,6 @@
 //! Sessions: what running programs use, so that a purge beside them deletes nothing of it.
 //!
-//! A session is a random name in `writers/` with up to four sorts of files:
+//! A session is a random name in `writers/` with up to five sorts of files:
 //!
 //! - `<name>.refs`: 32-byte chunk ids, appended before the chunk is looked for. The session lives while this
 //!   file is locked. A finished writer leaves it behind: only a purge that saw it unlocked *before* reading the
@@ -10,7 +10,12 @@
 //! - `<name>.written`: the same when they are durable, until the commit. Of a dead session it tells a purge why nothing
 //!   refers to those chunks.
 //! - `<name>.failed`: the same after a failed sync: those chunks are written again.
-//! - `<name>.<revision>.map`: a second name of a map that a reader has open.
+//! - `<name>.<revision>.map`: a second name of a map that a reader has open, or a copy of it where there are no links.
+//! - `<name>.owner`: the process, as other machines can recognise it (`owner.rs`). Gone when the session has ended as it
+//!   should.
+//!
+//! A reader that cannot write here reads without a session: it is told of a purge by the chunks that are missing
+//! together with their map.
 //!
 //! Why no live session can be taken for a dead one: it is created and locked under the shared lock of
 //! `.lock`, and whoever tells live from dead holds that lock exclusively.
@@ -19,12 +24,17 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::chunk::ChunkId;
 use crate::disk;
 use crate::error::{Context, Error, Result};
 use crate::lock;
 use crate::revision::RevisionId;
+
+mod owner;
+
+use owner::Owner;
 
 /// A running program's session. Dropping it ends it.
 #[derive(Debug)]
@@ -38,52 +48,88 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Begins the session of a writer in the store at `root`.
+    /// Begins the session of a writer in the store at `root`. Fails while a machine whose locks are not seen here may be
+    /// deleting chunks: either that purge sees this session, or this sees the purge.
     pub(crate) fn begin_writer(root: &Path) -> Result<Self> {
-        let mut session = Self::begin(root)?;
+        let mut session = Self::begin(root, false)?;
         session.new = Some(append_file(&session.path("new"))?);
-        Ok(session)
+        match purge_elsewhere(root)? {
+            Some(owner) => Err(shared(root, &owner)),
+            None => Ok(session),
+        }
     }
 
-    /// Begins the session of a reader and pins `map`. `None` on a read-only file system, where nothing is deleted either.
+    /// Begins the session of a sweep, for other machines to see. On a local file system it may do without.
+    pub(crate) fn begin_sweep(root: &Path) -> Result<Option<Self>> {
+        match Self::begin(root, true) {
+            Err(error) if error.is_unwritable() && disk::file_system(root)?.is_local => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// Begins the session of a reader and pins `map`. `None` where nothing can be written: the caller reads without one.
     pub(crate) fn begin_reader(root: &Path, map: &Path, revision: &RevisionId) -> Result<Option<Self>> {
-        let mut session = match Self::begin(root) {
-            Err(error) if error.io_kind() == Some(io::ErrorKind::ReadOnlyFilesystem) => return Ok(None),
-            other => other?,
-        };
+        match Self::begin_pinned(root, map, revision) {
+            Err(error) if can_go_without(&error, root) => {
+                warn_once(&error);
+                Ok(None)
+            }
+            other => other.map(Some),
+        }
+    }
+
+    /// Begins the session of a reader, which must be one: a writer relies on what it pins.
+    pub(crate) fn begin_pinned(root: &Path, map: &Path, revision: &RevisionId) -> Result<Self> {
+        let mut session = Self::begin(root, false)?;
         let pin = session.path(&format!("{revision}.map"));
         session.pins.push(pin.clone());
         match disk::link(map, &pin) {
-            Err(error) if error.io_kind() == Some(io::ErrorKind::CrossesDevices) => {
-                session.pin_copy(map, &pin)?
-            }
+            Err(error) if needs_copy(&error) => session.pin_copy(map, &pin)?,
             other => other?,
         }
-        Ok(Some(session))
+        Ok(session)
     }
 
-    fn begin(root: &Path) -> Result<Self> {
+    fn begin(root: &Path, is_purge: bool) -> Result<Self> {
         let dir = root.join("writers");
+        disk::ensure_dir_for_writing(&dir)?;
         let gate_path = dir.join(".lock");
         let gate = disk::open_lock_file(&gate_path)?;
-        gate.lock_shared().context("lock", &gate_path)?;
+        gate.lock_shared().map_err(|error| lock::lock_error(&gate_path, error))?;
         let name = disk::random_name()?;
         let path = dir.join(format!("{name}.refs"));
-        let refs = append_file(&path)?;
-        if !lock::try_lock(&refs, &path)? {
-            return Err(Error::Locked { what: path.display().to_string() });
-        }
+        let owner_path = dir.join(format!("{name}.owner"));
+        // The owner comes first: a session that is seen says whose it is.
+        let begun = || {
+            let owner = Owner::here(&dir, is_purge)?;
+            disk::append(&disk::create_new(&owner_path)?, owner.to_text().as_bytes(), &owner_path)?;
+            let refs = append_file(&path)?;
+            if !lock::try_lock(&refs, &path)? {
+                return Err(Error::Locked { what: path.display().to_string() });
+            }
+            lock::prove(&path)?;
+            Ok(refs)
+        };
+        let refs = begun().inspect_err(|_| {
+            for path in [&path, &owner_path] {
+                drop(disk::remove(path));
+            }
+        })?;
         Ok(Self { dir, name, refs, new: None, pins: Vec::new() })
     }
 
-    /// Where the job lies on another file system than the store, the map is copied. That the original is still
+    /// Where the job lies on another file system than the store, or where there are no links, the map is copied. That the original is still
     /// there afterwards shows that no purge can have begun to look at the pins after it was removed.
     fn pin_copy(&self, map: &Path, pin: &Path) -> Result<()> {
         let temporary = self.path("copying");
         let bytes = std::fs::read(map).context("read", map)?;
-        let file = disk::create_new(&temporary)?;
-        disk::append(&file, &bytes, &temporary)?;
-        disk::rename(&temporary, pin)?;
+        let copied = disk::create_new(&temporary)
+            .and_then(|file| disk::append(&file, &bytes, &temporary))
+            .and_then(|()| disk::rename(&temporary, pin));
+        if let Err(error) = copied {
+            drop(disk::remove(&temporary));
+            return Err(error);
+        }
         std::fs::metadata(map).map(drop).context("examine", map)
     }
 
@@ -130,16 +176,77 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if self.new.is_some() {
-            return;
+        // The lock is still held, so nobody takes it for a session of a machine that is away.
+        let mut ended = vec![self.path("owner")];
+        if self.new.is_none() {
+            // A reader has no revision of its own to protect after its end: it cleans up behind itself.
+            ended.extend(self.pins.iter().cloned());
+            ended.push(self.path("refs"));
         }
-        // A reader has no revision of its own to protect after its end: it cleans up behind itself.
-        for path in self.pins.iter().chain([&self.path("refs")]) {
+        for path in &ended {
             if let Err(error) = disk::remove(path) {
                 tracing::debug!(%error, "cannot remove a file of an ended session");
             }
         }
     }
+}
+
+/// Whether a reader that cannot begin a session may go on without: nothing can be written in `writers`, or locks do not
+/// work. That the map is gone is another matter.
+fn can_go_without(error: &Error, root: &Path) -> bool {
+    error.is_unwritable()
+        || matches!(error, Error::LocksUnusable { .. })
+        || error.is_unsupported()
+        || error.io_kind() == Some(io::ErrorKind::NotFound) && !root.join("writers").is_dir()
+}
+
+/// Whether a link failed for a reason that a copy does not have: another file system, none of links, too many of them, or
+/// somebody else's file (`protected_hardlinks`).
+fn needs_copy(error: &Error) -> bool {
+    error.is_unsupported()
+        || matches!(error.io_kind(), Some(io::ErrorKind::CrossesDevices | io::ErrorKind::PermissionDenied))
+}
+
+/// Says once that a purge is not kept from what is read. On a read-only file system it hardly can be run.
+fn warn_once(error: &Error) {
+    static WARNED: AtomicBool = AtomicBool::new(false);
+    let is_read_only = error.io_kind() == Some(io::ErrorKind::ReadOnlyFilesystem);
+    if is_read_only || WARNED.swap(true, Ordering::Relaxed) {
+        tracing::debug!(%error, "reading without a session");
+    } else {
+        let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+        tracing::warn!(
+            %error, cause,
+            "cannot register as a reader: a purge may remove a forgotten revision while it is being read"
+        );
+    }
+}
+
+/// Finds a purge whose lock is not seen here. One whose lock is seen is never tried, which could be in its way.
+fn purge_elsewhere(root: &Path) -> Result<Option<Owner>> {
+    let dir = root.join("writers");
+    let mut here = None;
+    for (name, _) in entries(&dir)?.into_iter().filter(|(_, suffix)| suffix == "owner") {
+        let Some(owner) = Owner::read(&dir.join(format!("{name}.owner")))?.filter(|owner| owner.is_purge) else {
+            continue;
+        };
+        let here = match &mut here {
+            Some(here) => here,
+            none => none.insert(Owner::here(&dir, false)?),
+        };
+        if owner.may_live(here, is_running) && !is_live(&dir.join(format!("{name}.refs")))? {
+            return Ok(Some(owner));
+        }
+    }
+    Ok(None)
+}
+
+fn is_running(process: u32, started: u64) -> bool {
+    owner::started(process) == Some(started)
+}
+
+fn shared(root: &Path, owner: &Owner) -> Error {
+    Error::StoreShared { path: root.to_owned(), host: owner.host.clone(), process: owner.process }
 }
 
 fn append_file(path: &Path) -> Result<File> {
@@ -163,33 +270,81 @@ pub(crate) struct Suspects {
 pub(crate) struct Sessions {
     /// Names of the sessions that were dead at the time of the scan.
     pub(crate) dead: HashSet<String>,
+    /// Sessions that nobody here has locked, but whose owners may live where their locks are not seen.
+    away: Vec<(String, Owner)>,
 }
 
 impl Sessions {
     /// Tells live sessions from dead ones and removes the temporary files of the dead. Returns how many those were.
     pub(crate) fn scan(root: &Path) -> Result<(Self, u64)> {
+        Self::examine(root, true)
+    }
+
+    /// As [`Sessions::scan`], for who deletes nothing: the temporary files are only counted, and nothing need be writable.
+    pub(crate) fn count(root: &Path) -> Result<(Self, u64)> {
+        Self::examine(root, false)
+    }
+
+    fn examine(root: &Path, removes: bool) -> Result<(Self, u64)> {
         let dir = root.join("writers");
         let gate_path = dir.join(".lock");
-        let gate = disk::open_lock_file(&gate_path)?;
-        gate.lock().context("lock", &gate_path)?;
-        let mut live = HashSet::new();
-        let mut names = HashSet::new();
-        for (name, suffix) in entries(&dir)? {
-            if suffix == "refs" && is_live(&dir.join(format!("{name}.refs")))? {
-                live.insert(name.clone());
-            }
-            names.insert(name);
+        let gate = match disk::ensure_dir_for_writing(&dir).and_then(|()| disk::open_lock_file(&gate_path)) {
+            Err(error) if !removes && error.is_unwritable() => None,
+            other => Some(other?),
+        };
+        if let Some(gate) = &gate {
+            gate.lock().map_err(|error| lock::lock_error(&gate_path, error))?;
         }
+        let sessions = Self::look(root)?;
         let mut removed = 0;
         let temporaries = root.join("tmp");
-        for (name, suffix) in entries(&temporaries)? {
-            if !live.contains(&name) {
-                disk::remove(&temporaries.join(format!("{name}.{suffix}")))?;
+        let unlocked = |name: &String| {
+            sessions.dead.contains(name) || !dir.join(format!("{name}.refs")).exists()
+        };
+        for (name, suffix) in entries(&temporaries)?.iter().filter(|(name, _)| unlocked(name)) {
+            if sessions.away.iter().all(|(away, _)| away != name) {
+                if removes {
+                    disk::remove(&temporaries.join(format!("{name}.{suffix}")))?;
+                }
                 removed += 1;
             }
         }
         drop(gate);
-        Ok((Self { dead: names.difference(&live).cloned().collect() }, removed))
+        Ok((sessions, removed))
+    }
+
+    /// Tells the sessions apart. With the gate closed: nobody may be between making a log and locking it.
+    fn look(root: &Path) -> Result<Self> {
+        let dir = root.join("writers");
+        let (mut live, mut names, mut owned) = (HashSet::new(), HashSet::new(), Vec::new());
+        for (name, suffix) in entries(&dir)? {
+            if suffix == "refs" && is_live(&dir.join(format!("{name}.refs")))? {
+                live.insert(name.clone());
+            }
+            if suffix == "owner" {
+                owned.push(name.clone());
+            }
+            names.insert(name);
+        }
+        owned.retain(|name| !live.contains(name));
+        let mut away = Vec::new();
+        if !owned.is_empty() {
+            let here = Owner::here(&dir, false)?;
+            for name in owned {
+                let owner = Owner::read(&dir.join(format!("{name}.owner")))?;
+                away.extend(owner.filter(|owner| owner.may_live(&here, is_running)).map(|owner| (name, owner)));
+            }
+        }
+        let mut dead: HashSet<String> = names.difference(&live).cloned().collect();
+        for (name, _) in &away {
+            dead.remove(name);
+        }
+        Ok(Self { dead, away })
+    }
+
+    /// Fails while a program may be using the store whose locks are not seen here.
+    pub(crate) fn must_be_seen(&self, root: &Path) -> Result<()> {
+        self.away.first().map_or(Ok(()), |(_, owner)| Err(shared(root, owner)))
     }
 
     /// Reads the chunks that dead sessions may have left behind.
@@ -198,7 +353,7 @@ impl Sessions {
         let mut suspects = Suspects::default();
         for (name, suffix) in entries(&dir)? {
             let into = match suffix.as_str() {
-                "new" if self.dead.contains(&name) => &mut suspects.unproven,
+                "new" if self.is_unlocked(&name) => &mut suspects.unproven,
                 "failed" => &mut suspects.failed,
                 _ => continue,
             };
@@ -218,6 +373,10 @@ impl Sessions {
             }
         }
         Ok(())
+    }
+
+    fn is_unlocked(&self, name: &String) -> bool {
+        self.dead.contains(name) || self.away.iter().any(|(away, _)| away == name)
     }
 
     /// Removes the files of the dead sessions. Only for the end of a purge.
@@ -248,8 +407,8 @@ fn is_live(path: &Path) -> Result<bool> {
 /// Lists `<name>.<suffix>` files of a directory.
 fn entries(dir: &Path) -> Result<Vec<(String, String)>> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).context("list", dir)? {
-        let name = entry.context("list", dir)?.file_name();
+    for entry in disk::list(dir)? {
+        let name = entry.file_name();
         if let Some((name, suffix)) = name.to_str().and_then(|name| name.split_once('.'))
             && name.len() == 32
         {
@@ -257,6 +416,25 @@ fn entries(dir: &Path) -> Result<Vec<(String, String)>> {
         }
     }
     Ok(found)
+}
+
+/// Forgets the sessions of a machine that is gone for good; returns how many there were. What is locked stays, and what
+/// can be seen to run is refused.
+pub fn remove_sessions_of_host(repository: &crate::Repository, host: &str) -> Result<usize> {
+    let dir = repository.root().join("writers");
+    if !dir.is_dir() {
+        return Ok(0);
+    }
+    let mut away = Sessions::count(repository.root())?.0.away;
+    away.retain(|(_, owner)| owner.host == host);
+    let here = Owner::here(&dir, false)?;
+    if let Some((_, owner)) = away.iter().find(|(_, owner)| owner.is_seen_running(&here, is_running)) {
+        return Err(shared(repository.root(), owner));
+    }
+    for (name, _) in &away {
+        disk::remove(&dir.join(format!("{name}.owner")))?;
+    }
+    Ok(away.len())
 }
 
 /// Reads the reference logs of sessions and remembers how far, so that only what was appended since is read again.
@@ -390,7 +568,7 @@ mod tests {
         let map = root.path().join("r.map");
         std::fs::write(&map, b"map").unwrap();
         let id = RevisionId::parse("r").unwrap();
-        let reader = Session::begin_reader(root.path(), &map, &id).unwrap().unwrap();
+        let reader = Session::begin_pinned(root.path(), &map, &id).unwrap();
         disk::remove(&map).unwrap();
         assert_eq!(pinned_maps(root.path(), &Sessions::default()).unwrap().len(), 1);
         drop(reader);

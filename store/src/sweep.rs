@@ -68,7 +68,7 @@ use crate::register::{Record, Register, State};
 use crate::repository::Repository;
 use crate::revision::RevisionId;
 use crate::revision::map::ChunkMap;
-use crate::session::{self, LogTails, Sessions};
+use crate::session::{self, LogTails, Session, Sessions};
 use crate::timestamp::Timestamp;
 
 use needs::Needs;
@@ -159,10 +159,21 @@ struct Sweep<'s> {
 /// Removes forgotten revisions past the hold time and every chunk that is not needed, as the head of this file says.
 pub fn sweep(repository: &Repository, options: &SweepOptions, monitor: &dyn Monitor) -> Result<SweepReport> {
     repository.check_ours()?;
-    let guard = lock::for_sweep(repository.root())?;
+    let root = repository.root();
+    let guard = match options.dry_run {
+        true => lock::for_looking(root)?,
+        false => repository.with_reserve(|| lock::for_sweep(root))?,
+    };
+    repository.check_chunks()?;
     let backend = repository.backend()?;
     check_file_system(repository, options)?;
-    let (sessions, temporary_deleted) = Sessions::scan(repository.root())?;
+    // A purge is seen by other machines before it looks who may be using the store there.
+    let _session = if options.dry_run { None } else { Session::begin_sweep(root)? };
+    let (sessions, temporary_deleted) = match options.dry_run {
+        true => Sessions::count(root)?,
+        false => repository.with_reserve(|| Sessions::scan(root))?,
+    };
+    sessions.must_be_seen(root)?;
     let mut sweep = Sweep {
         repository,
         options,
@@ -205,10 +216,14 @@ fn check_file_system(repository: &Repository, options: &SweepOptions) -> Result<
     if repository.is_on_its_file_system()? {
         return Ok(());
     }
+    if options.dry_run {
+        tracing::warn!("purge-would-refuse: the store is on another file system than when it was made");
+        return Ok(());
+    }
     if !options.moved && !options.force {
         return Err(Error::SweepRefused { refusal: Refusal::Moved { root: repository.root().to_owned() } });
     }
-    if options.dry_run { Ok(()) } else { repository.adopt_file_system() }
+    repository.adopt_file_system()
 }
 
 impl Sweep<'_> {

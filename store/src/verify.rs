@@ -25,12 +25,16 @@ use crate::revision::{Revision, RevisionId, Trust};
 use crate::timestamp::Timestamp;
 
 /// What a verification found.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct VerifyReport {
     /// Read completely and good: now `verified`.
     pub good: Vec<RevisionId>,
     /// Damaged: now `distrusted`.
     pub bad: Vec<RevisionId>,
+    /// Forgotten and purged since they were listed.
+    pub gone: Vec<RevisionId>,
+    /// Why what was found could not be recorded, or not all of it: nothing can be written in the store.
+    pub not_recorded: Option<Error>,
     /// All revisions, of other jobs as well, that were distrusted because they use a damaged chunk.
     pub distrusted: Vec<(JobName, RevisionId)>,
     /// Distinct chunks read.
@@ -90,8 +94,9 @@ pub fn verify(
         match verifier.revision(revision) {
             Ok(true) => report.good.push(revision.id.clone()),
             Ok(false) => report.bad.push(revision.id.clone()),
-            // Forgotten and purged since it was listed.
-            Err(Error::RevisionUnknown { .. }) => {}
+            Err(Error::RevisionUnknown { .. } | Error::RevisionPurged { .. }) => {
+                report.gone.push(revision.id.clone());
+            }
             Err(error) => {
                 stopped = Err(error);
                 break;
@@ -100,8 +105,11 @@ pub fn verify(
     }
     monitor.end();
     (report.chunks, report.bytes) = (verifier.chunks, verifier.bytes.load(Ordering::Relaxed));
-    // What was found is recorded even when the run was stopped.
-    verifier.record(&mut report)?;
+    // What was found is recorded even when the run was stopped. That it cannot be hides nothing of what was found.
+    match verifier.record(&mut report) {
+        Err(error) if error.is_unwritable() => report.not_recorded = Some(error),
+        other => other?,
+    }
     stopped.map(|()| report)
 }
 
@@ -211,6 +219,15 @@ impl Verifier<'_> {
         }
         let chunks: BTreeSet<ChunkId> =
             self.bad.values().flat_map(|badness| badness.damaged.iter().copied()).collect();
+        let chunks: Vec<ChunkId> = chunks.into_iter().collect();
+        // What keeps people from using damaged data comes first, what only explains it last.
+        let marked = damage::record(self.job, &chunks, self.monitor);
+        let marked = marked.map(|distrusted| report.distrusted = distrusted);
+        let trusted = self.set_trust(report);
+        marked.and(trusted).and_then(|()| self.quarantine(report))
+    }
+
+    fn quarantine(&self, report: &VerifyReport) -> Result<()> {
         for ((name, _), badness) in &self.bad {
             // A run that was stopped knows the chunk, but no revision as a whole.
             let Some(first) = report.bad.first() else { break };
@@ -228,9 +245,7 @@ impl Verifier<'_> {
             };
             damage::quarantine(self.job, &difference, self.now)?;
         }
-        let chunks: Vec<ChunkId> = chunks.into_iter().collect();
-        report.distrusted = damage::record(self.job, &chunks, self.monitor)?;
-        self.set_trust(report)
+        Ok(())
     }
 
     fn set_trust(&self, report: &mut VerifyReport) -> Result<()> {
@@ -242,7 +257,11 @@ impl Verifier<'_> {
                     Err(Error::RevisionUnknown { .. }) => continue,
                     other => other?.trust,
                 };
-                self.job.set_trust(&guard, id, trust)?;
+                match trust {
+                    Trust::Verified if before != trust => self.job.set_verified(&guard, id)?,
+                    Trust::Verified => {}
+                    _ => self.job.set_trust(&guard, id, trust)?,
+                }
                 if trust == Trust::Distrusted && before != trust {
                     report.distrusted.push((self.job.name().clone(), id.clone()));
                 }

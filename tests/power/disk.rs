@@ -103,7 +103,7 @@ impl Disk {
             let entry = entry.expect("an entry");
             let path = inside.join(entry.file_name());
             let kind = entry.file_type().expect("a type");
-            if kind.is_dir() {
+            if kind.is_dir() && !path.ends_with(".reserve.d") {
                 self.take(root, &path);
             } else if kind.is_file()
                 && !entry.file_name().to_string_lossy().starts_with("index.sqlite")

@@ -12,25 +12,29 @@ use backy_testkit::{CHUNK, Image, Random, Run, World};
 use crate::scene::{BINARY, recovers, scene};
 
 /// A small mounted file system; unmounted when it is dropped.
-struct Disk {
-    mountpoint: PathBuf,
+pub(crate) struct Disk {
+    pub(crate) mountpoint: PathBuf,
     _dir: tempfile::TempDir,
 }
 
 impl Disk {
     /// `None` where mounting is impossible.
     fn mount(mib: u64) -> Option<Self> {
+        Self::make(&["mkfs.ext4", "-q", "-F", "-m", "0", "-N", "2000"], mib)
+    }
+
+    /// The same with a file system that this command makes.
+    pub(crate) fn make(mkfs: &[&str], mib: u64) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let (image, mountpoint) = (dir.path().join("disk"), dir.path().join("mnt"));
         fs::create_dir(&mountpoint).unwrap();
         fs::File::create(&image).unwrap().set_len(mib << 20).unwrap();
         let done = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
-        let mkfs = ["-q", "-F", "-m", "0", "-N", "2000"];
-        let mounted = done(
-            Command::new("mkfs.ext4").args(mkfs).arg(&image).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin"),
-        ) && done(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mountpoint));
+        let path = "/usr/sbin:/sbin:/usr/bin:/bin";
+        let mounted = done(Command::new(mkfs[0]).args(&mkfs[1..]).arg(&image).env("PATH", path))
+            && done(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mountpoint));
         if !mounted {
-            println!("skipped: mounting a file system needs root, mkfs.ext4 and a loop device");
+            println!("skipped: mounting a file system needs root, {} and a loop device", mkfs[0]);
             return None;
         }
         Some(Self { mountpoint, _dir: dir })
@@ -62,7 +66,7 @@ fn dense(chunks: usize, seed: u64) -> Arc<Image> {
 }
 
 /// A world whose store lies on the disk and whose image does not: a backup would find room in it.
-fn world_on(disk: &Disk) -> World {
+pub(crate) fn world_on(disk: &Disk) -> World {
     let world = World::new(BINARY);
     fs::remove_dir_all(world.store()).unwrap();
     std::os::unix::fs::symlink(disk.mountpoint.join("srv"), world.store()).unwrap();

@@ -13,6 +13,7 @@ mod full_disk;
 mod harm;
 mod locks;
 mod peers;
+mod places;
 mod races;
 mod scene;
 mod source;

@@ -1,4 +1,7 @@
 //! Chunk files in a local directory: `chunks/ab/<id>` and `chunks/ab/<id>.<base>`, 256 directories made with the store.
+//! One that is missing is empty, as in a copy made by a program that skips empty directories; who writes makes it.
+//!
+//! `chunks` and `tmp` may be links to another disk, both to the same: what is synced is the file system of `chunks`.
 
 use std::fs::File;
 use std::io;
@@ -12,13 +15,15 @@ use super::{Backend, ShardLock, StoredChunk};
 use crate::chunk::name::ChunkName;
 use crate::disk;
 use crate::error::{Context, Error, Result};
+use crate::lock;
 
 /// The chunk directory of a local store.
 pub(crate) struct LocalBackend {
     chunks: PathBuf,
     temporaries: PathBuf,
-    /// Opened before the first write, so that `syncfs` on it reports every write-back error since.
-    root: File,
+    /// Where the chunks lie, opened before the first write, so that `syncfs` on it reports every write-back error since.
+    /// `None` in a store without a directory of chunks, which has none.
+    dir: Option<File>,
     reliable_syncfs: bool,
     /// Shards with new or newly used names; only consulted where `syncfs` is not relied on.
     touched: Vec<AtomicBool>,
@@ -33,12 +38,19 @@ impl std::fmt::Debug for LocalBackend {
 impl LocalBackend {
     /// Opens the chunk directory of the store at `root`.
     pub(crate) fn open(root: &Path) -> Result<Self> {
-        let dir = File::open(root).context("open", root)?;
+        let chunks = root.join("chunks");
+        let dir = match File::open(&chunks) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match disk::is_missing(&chunks) {
+                true => None,
+                false => return Err(Error::ChunksAway { path: root.to_owned() }),
+            },
+            other => Some(other.context("open", &chunks)?),
+        };
         Ok(Self {
-            chunks: root.join("chunks"),
             temporaries: root.join("tmp"),
-            reliable_syncfs: disk::has_reliable_syncfs(&dir),
-            root: dir,
+            reliable_syncfs: dir.as_ref().is_some_and(disk::has_reliable_syncfs),
+            chunks,
+            dir,
             touched: (0..256).map(|_| AtomicBool::new(false)).collect(),
         })
     }
@@ -53,6 +65,61 @@ impl LocalBackend {
         disk::sync_dir(&root.join("chunks"))
     }
 
+    /// Makes the directories that are missing, and checks that a chunk can be renamed from `tmp` to where it belongs.
+    pub(crate) fn prepare(root: &Path) -> Result<()> {
+        let (chunks, temporaries) = (root.join("chunks"), root.join("tmp"));
+        disk::ensure_dir_for_writing(&chunks)?;
+        disk::ensure_dir_for_writing(&temporaries)?;
+        let mut is_changed = false;
+        for shard in 0..=255u8 {
+            let dir = chunks.join(format!("{shard:02x}"));
+            if disk::is_missing(&dir) {
+                is_changed |= disk::ensure_dir(&dir)?;
+            }
+        }
+        if is_changed {
+            disk::sync_dir(&chunks)?;
+        }
+        Self::check(root)
+    }
+
+    /// Checks that what there is of `tmp` and `chunks` lies on one file system.
+    pub(crate) fn check(root: &Path) -> Result<()> {
+        let temporaries = root.join("tmp");
+        if disk::is_missing(&temporaries) {
+            return Ok(());
+        }
+        let expected = disk::device(&temporaries)?;
+        for shard in 0..=255u8 {
+            let dir = root.join("chunks").join(format!("{shard:02x}"));
+            match disk::device(&dir) {
+                Ok(device) if device != expected => return Err(split(root, &dir)),
+                Err(error) if error.io_kind() != Some(io::ErrorKind::NotFound) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is not even an empty directory for chunks, as below the mount point of a disk that is away.
+    pub(crate) fn is_bare(root: &Path) -> Result<bool> {
+        let is_shard = |entry: &std::fs::DirEntry| {
+            entry.file_name().to_str().is_some_and(|name| name.len() == 2 && u8::from_str_radix(name, 16).is_ok())
+        };
+        Ok(!disk::list(&root.join("chunks"))?.iter().any(is_shard))
+    }
+
+    /// Passes an error on, unless it is about a chunk that is missing because all of them are away.
+    pub(crate) fn unless_away(&self, error: Error) -> Error {
+        let root = self.chunks.parent().unwrap_or(&self.chunks);
+        match error {
+            Error::ChunkMissing { .. } if Self::is_bare(root).unwrap_or(false) => {
+                Error::ChunksAway { path: root.to_owned() }
+            }
+            other => other,
+        }
+    }
+
     fn shard_dir(&self, shard: u8) -> PathBuf {
         self.chunks.join(format!("{shard:02x}"))
     }
@@ -60,6 +127,12 @@ impl LocalBackend {
     fn path(&self, name: &ChunkName) -> PathBuf {
         self.shard_dir(name.id.shard()).join(name.to_string())
     }
+}
+
+fn split(root: &Path, shard: &Path) -> Error {
+    let shard = shard.strip_prefix(root).unwrap_or(shard).display();
+    let reason = format!("tmp and {shard} lie on different file systems");
+    Error::StoreSplit { path: root.to_owned(), reason }
 }
 
 #[derive(Debug)]
@@ -134,7 +207,14 @@ impl Backend for LocalBackend {
             Ok(false) => disk::remove(&temporary),
             Err(error) => {
                 drop(disk::remove(&temporary));
-                Err(error)
+                match error.io_kind() {
+                    // Another mount of the same file system is no better.
+                    Some(io::ErrorKind::CrossesDevices) => Err(split(
+                        self.chunks.parent().unwrap_or(&self.chunks),
+                        &self.shard_dir(name.id.shard()),
+                    )),
+                    _ => Err(error),
+                }
             }
         }
     }
@@ -147,7 +227,10 @@ impl Backend for LocalBackend {
 
     fn barrier(&self) -> Result<()> {
         if self.reliable_syncfs {
-            return disk::sync_file_system(&self.root, &self.chunks);
+            return match &self.dir {
+                Some(dir) => disk::sync_file_system(dir, &self.chunks),
+                None => Ok(()),
+            };
         }
         for shard in 0..=255u8 {
             if self.touched[usize::from(shard)].swap(false, Ordering::Relaxed) {
@@ -163,8 +246,10 @@ impl Backend for LocalBackend {
 
     fn list(&self, shard: u8, visit: &mut dyn FnMut(ChunkName)) -> Result<()> {
         let dir = self.shard_dir(shard);
-        for entry in std::fs::read_dir(&dir).context("list", &dir)? {
-            let entry = entry.context("list", &dir)?;
+        if disk::is_missing(&self.chunks) {
+            return Ok(());
+        }
+        for entry in disk::list(&dir)? {
             let Some(name) = entry.file_name().to_str().and_then(ChunkName::parse) else { continue };
             if name.id.shard() == shard {
                 visit(name);
@@ -176,7 +261,8 @@ impl Backend for LocalBackend {
     fn lock_shard(&self, shard: u8, exclusive: bool) -> Result<ShardLock> {
         let path = self.shard_dir(shard);
         let dir = File::open(&path).context("open", &path)?;
-        if exclusive { dir.lock() } else { dir.lock_shared() }.context("lock", &path)?;
+        if exclusive { dir.lock() } else { dir.lock_shared() }
+            .map_err(|error| lock::lock_error(&path, error))?;
         Ok(ShardLock { _dir: dir })
     }
 }

@@ -3,6 +3,7 @@
 //! `BACKY_FAULT=ACTION:K` acts at the K-th change of the file system, counting from 1 over all threads: `kill`
 //! (SIGKILL before it), `torn` (as kill, after writing half of the data), `stop` (SIGSTOP before it), `eio` and `enospc` (the call fails),
 //! `eio-on` and `enospc-on` (this and every later one; without space, names can still be removed and renamed and data synced).
+//! `no-links:1` is a file system without hard links and without renames that do not replace.
 //! What is done is told on standard error as `fault: ACTION at OPERATION PATH`.
 //!
 //! `BACKY_RECORD=FILE` appends every change that succeeded to FILE, a JSON object a line, in the order in which
@@ -153,4 +154,14 @@ pub(super) fn reliable_syncfs() -> Option<bool> {
 /// `BACKY_UNNAMED=no` stands for a file system without files that have no name.
 pub(super) fn has_unnamed_files() -> bool {
     std::env::var_os("BACKY_UNNAMED").is_none_or(|told| told != "no")
+}
+
+/// Whether the file system has hard links, and renames that do not replace.
+pub(super) fn has_links() -> bool {
+    plan().is_none_or(|plan| plan.action != "no-links")
+}
+
+/// `BACKY_HOST=NAME` makes the process one of another machine, whose locks are not seen here.
+pub(super) fn host() -> Option<String> {
+    std::env::var("BACKY_HOST").ok()
 }

@@ -25,3 +25,11 @@ pub(super) fn has_unnamed_files() -> bool {
 pub(super) fn reliable_syncfs() -> Option<bool> {
     None
 }
+
+pub(super) fn has_links() -> bool {
+    true
+}
+
+pub(super) fn host() -> Option<String> {
+    None
+}

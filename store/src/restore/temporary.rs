@@ -74,7 +74,7 @@ impl Temporary {
         };
         let is_done = match replaces {
             true => disk::rename(&name, to).map(|()| true)?,
-            false => disk::rename_new_anywhere(&name, to)?,
+            false => disk::rename_new(&name, to)?,
         };
         if is_done {
             self.name = None;

@@ -3,9 +3,9 @@
 
 use std::collections::HashSet;
 
-use super::Revision;
 use super::map::{self, ChunkMap, Entry, PAGE_ENTRIES};
 use super::reader::pin;
+use super::{Revision, RevisionId};
 use crate::backend::local::LocalBackend;
 use crate::chunk::layout::{chunk_count, chunk_len, frame_len};
 use crate::chunk::name::ChunkName;
@@ -14,6 +14,7 @@ use crate::chunk::{CHUNK_SIZE, ChunkId, FRAME_LEN, forms};
 use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::legacy::image::OldImage;
+use crate::name::JobName;
 use crate::session::Session;
 
 /// So many files of a damaged chunk are open at once.
@@ -33,8 +34,10 @@ pub(crate) enum Image {
 pub(crate) struct Framed {
     pub(crate) map: ChunkMap,
     pub(crate) backend: LocalBackend,
-    /// `None` on a read-only file system.
-    _session: Option<Session>,
+    job: JobName,
+    revision: RevisionId,
+    /// `None` where nothing can be written.
+    session: Option<Session>,
 }
 
 /// What lies at the places of a page of the map.
@@ -61,9 +64,37 @@ impl Framed {
         Ok((Some(map::bases_of(ids, &files)), Some(damage)))
     }
 
+    /// Opens a chunk that the map names.
+    pub(crate) fn open(&self, name: &ChunkName) -> Result<OpenChunk> {
+        store::open(&self.backend, name).map_err(|error| self.explained(error))
+    }
+
+    /// A chunk that is missing is damage, unless all of them are away, or the reader has no session and the map is gone as
+    /// well: then a purge has removed both.
+    pub(crate) fn explained(&self, error: Error) -> Error {
+        let is_gone = || {
+            let map = std::fs::symlink_metadata(self.map.path());
+            map.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+        };
+        if matches!(error, Error::ChunkMissing { .. }) && self.session.is_none() && is_gone() {
+            return Error::RevisionPurged { job: self.job.clone(), revision: self.revision.clone() };
+        }
+        self.backend.unless_away(error)
+    }
+
+    /// Passes on what was read of a chunk, unless a base that it lacks was purged with the revision.
+    fn unless_purged<'s>(&self, plain: PlainChunk<'s>) -> Result<PlainChunk<'s>> {
+        let mut missing = plain.bad.iter().filter_map(|(_, error)| match error {
+            Error::ChunkMissing { id } => Some(self.explained(Error::ChunkMissing { id: *id })),
+            _ => None,
+        });
+        let purged = missing.find(|error| !error.is_damage());
+        purged.map_or(Ok(plain), Err)
+    }
+
     /// Opens the file of a chunk that the map names, whose length is known.
     fn open_chunk(&self, name: &ChunkName, length: usize) -> Result<OpenChunk> {
-        let chunk = store::open(&self.backend, name)?;
+        let chunk = self.open(name)?;
         chunk.must_have_len(length)?;
         Ok(chunk)
     }
@@ -118,7 +149,8 @@ impl Image {
     fn open_framed(job: &Job, revision: &Revision) -> Result<Self> {
         let (session, map) = pin(job, revision)?;
         let backend = job.repository().backend()?;
-        Ok(Self::Framed(Box::new(Framed { map, backend, _session: session })))
+        let (job, revision) = (job.name().clone(), revision.id.clone());
+        Ok(Self::Framed(Box::new(Framed { map, backend, job, revision, session })))
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {
@@ -172,7 +204,7 @@ impl Image {
             Self::Old(old) => return old.read(number, &name.id, scratch),
         };
         let chunk = framed.open_chunk(name, chunk_len(self.size_bytes(), number))?;
-        Ok(scratch.salvage(&chunk))
+        framed.unless_purged(scratch.salvage(&chunk))
     }
 
     /// As [`Image::read`], and what cannot be read so is taken from any file of the chunk that there is. Returns also what
@@ -198,6 +230,6 @@ impl Image {
         };
         let mut plain = scratch.salvage(&chunk);
         framed.mend(&name.id, &mut plain, &mut avoided);
-        Ok((plain, avoided))
+        Ok((framed.unless_purged(plain)?, avoided))
     }
 }

@@ -183,6 +183,11 @@ impl ChunkMap {
         Ok(map)
     }
 
+    /// The file it was opened from.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn size_bytes(&self) -> u64 {
         self.size_bytes
     }

@@ -1,8 +1,10 @@
 //! Random access to the image of one revision. While a reader lives, its revision's chunks are not deleted,
-//! even when the revision is forgotten and a purge runs: the map is pinned in a session of its own.
+//! even when the revision is forgotten and a purge runs: the map is pinned in a session of its own. Where nothing can be
+//! written there is none; then a purge ends the reading with `RevisionPurged`.
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::avoided::Avoided;
@@ -13,7 +15,7 @@ use crate::chunk::block::Block;
 use crate::chunk::cache::{FrameCache, Key};
 use crate::chunk::layout::{chunk_len, frame_len};
 use crate::chunk::name::ChunkName;
-use crate::chunk::store::{self, OpenChunk, Scratch, SharedChunk};
+use crate::chunk::store::{OpenChunk, Scratch, SharedChunk};
 use crate::chunk::{CHUNK_LEN, CHUNK_SIZE, ChunkId, FRAME_SIZE};
 use crate::error::{Error, Result};
 use crate::job::Job;
@@ -248,6 +250,9 @@ impl RevisionReader {
         }
         let loaded = self.cache.get_or_load(&key, || self.load_frame(number, id, frame));
         loaded.map(|block| (block, false)).map_err(|cause| {
+            if matches!(cause, Error::RevisionPurged { .. } | Error::ChunksAway { .. }) {
+                return cause;
+            }
             // Where not even the chunk opens, all of it is one piece of damage.
             let inside = if self.open_chunk(number, id).is_ok() { frame as u64 * FRAME_SIZE } else { 0 };
             self.cache.forget_chunk(self.store, id);
@@ -299,7 +304,7 @@ impl RevisionReader {
         let Image::Framed(framed) = &self.image else { return Err(Error::ChunkMissing { id: *id }) };
         let open = || {
             let name = self.name(framed, number, id)?;
-            store::open(&framed.backend, &name).map(Arc::new)
+            framed.open(&name).map(Arc::new)
         };
         let chunk = self.cache.chunk(self.store, id, open)?;
         chunk.must_have_len(self.chunk_len(number))?;
@@ -308,7 +313,11 @@ impl RevisionReader {
 
     /// Loads a frame from the file that the map names.
     fn load_named_frame(&self, number: u64, id: &ChunkId, frame: usize) -> Result<Block> {
-        self.open_chunk(number, id).and_then(|chunk| self.read_frame(&chunk, frame))
+        let read = self.open_chunk(number, id).and_then(|chunk| self.read_frame(&chunk, frame));
+        match &self.image {
+            Image::Framed(framed) => read.map_err(|error| framed.explained(error)),
+            Image::Old(_) => read,
+        }
     }
 
     /// Loads a frame from the file that the map names or, where that cannot give it, from any of its chunk.
@@ -381,14 +390,28 @@ impl RevisionReader {
     }
 }
 
-/// Pins the map of a revision of our own format and opens it. From then on a purge keeps its chunks.
+/// Pins the map of a revision of our own format and opens it. From then on a purge keeps its chunks. Where nothing can
+/// be written there is no session, and a purge is noticed by what is missing.
 pub(crate) fn pin(job: &Job, revision: &Revision) -> Result<(Option<Session>, ChunkMap)> {
+    pin_by(job, revision, Session::begin_reader)
+}
+
+/// As [`pin`], for a writer, which relies on the chunks that it pins.
+pub(crate) fn pin_for_writing(job: &Job, revision: &Revision) -> Result<(Session, ChunkMap)> {
+    pin_by(job, revision, Session::begin_pinned)
+}
+
+fn pin_by<S>(
+    job: &Job,
+    revision: &Revision,
+    begin: impl FnOnce(&Path, &Path, &RevisionId) -> Result<S>,
+) -> Result<(S, ChunkMap)> {
     // Kinds that have no map are refused before anything is pinned.
     let map = job.open_map(revision)?;
     let path = job.map_path(&revision.id);
-    match Session::begin_reader(job.repository().root(), &path, &revision.id) {
+    match begin(job.repository().root(), &path, &revision.id) {
         Ok(session) => Ok((session, map)),
-        Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => {
+        Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) && !path.exists() => {
             Err(Error::RevisionUnknown { job: job.name().clone(), revision: revision.id.to_string() })
         }
         Err(error) => Err(error),
@@ -399,6 +422,28 @@ pub(crate) fn pin(job: &Job, revision: &Revision) -> Result<(Option<Session>, Ch
 mod tests {
     use super::*;
     use crate::testing::{image, new_job, write_revision};
+
+    #[test]
+    fn a_reader_without_a_session_is_told_of_a_purge_and_marks_no_damage() {
+        let (dir, job) = new_job("web01");
+        let data = image(1, 2 << 22);
+        let revision = write_revision(&job, &data, None);
+        let (root, away) = (job.repository().root(), dir.path().join("away"));
+        let writers = root.join("writers");
+        crate::disk::rename(&writers, &away).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("nowhere"), &writers).unwrap();
+        let cache = Arc::new(FrameCache::new(1 << 24));
+        let reader = job.open_revision(&revision, &cache).unwrap();
+        reader.read_at(0, &mut [0; 10]).unwrap();
+        assert!(job.new_revision(&job.lock_for_backup().unwrap(), crate::testing::new_revision(&data, Some(revision.clone()))).is_err());
+        crate::disk::remove(&writers).unwrap();
+        crate::disk::rename(&away, &writers).unwrap();
+        job.forget(&job.lock_manifests().unwrap(), &revision.id, crate::testing::now()).unwrap();
+        let options = crate::sweep::SweepOptions::new(0, crate::testing::now());
+        crate::sweep::sweep(job.repository(), &options, &crate::Silent).unwrap();
+        let error = reader.read_at(5 << 20, &mut [0; 10]).unwrap_err();
+        assert!(matches!(error, Error::RevisionPurged { .. }) && !error.is_damage(), "{error}");
+    }
 
     #[test]
     fn a_small_read_decodes_one_frame_and_not_the_chunk() {

@@ -140,8 +140,8 @@ pub struct RevisionWriter {
     healed: Mutex<Vec<ChunkId>>,
     /// The revision of the original that this one continues.
     known: Option<Known>,
-    /// The base's map, and what keeps its chunks alive (nothing on a read-only file system).
-    base: Option<(Option<Session>, ChunkMap)>,
+    /// The base's map, and what keeps its chunks alive.
+    base: Option<(Session, ChunkMap)>,
     /// Without a base: other disks that deltas may lean on.
     siblings: Option<Siblings>,
     finished: bool,
@@ -149,12 +149,13 @@ pub struct RevisionWriter {
 
 impl RevisionWriter {
     pub(crate) fn begin(job: Job, new: NewRevision) -> Result<Self> {
+        job.repository().check_layout()?;
         let root = job.repository().root().to_owned();
         let (sessions, _) = Sessions::scan(&root)?;
         let suspects = sessions.suspects(&root)?;
         let session = Session::begin_writer(&root)?;
         let backend = job.repository().backend()?;
-        let base = new.base.as_ref().map(|base| super::reader::pin(&job, base)).transpose()?;
+        let base = new.base.as_ref().map(|base| super::reader::pin_for_writing(&job, base)).transpose()?;
         let siblings = match new.with_siblings && base.is_none() && new.reuse == Reuse::Header {
             true => Some(Siblings::find(&job, new.image_size_bytes)?),
             false => None,

@@ -21,7 +21,10 @@ impl Sweep<'_> {
         }
         let mut gone = HashSet::new();
         for job in self.repository.sharing_jobs()? {
-            let manifests = job.lock_manifests()?;
+            let manifests = match self.options.dry_run {
+                true => job.lock_manifests_to_look()?,
+                false => job.lock_manifests()?,
+            };
             if !self.options.dry_run {
                 self.report.old.add(purge::remove_leftovers(&job)?);
                 let orphans = job.remove_orphan_maps(&manifests)?;
@@ -83,7 +86,8 @@ impl Sweep<'_> {
     /// Records, durably and before the manifest goes, that a purge removes this revision.
     fn mark_purged(&self, job: &Job, id: &RevisionId, records: &[Record]) -> Result<()> {
         for record in records.iter().filter(|record| record.state != State::Purged) {
-            self.register.change(record, State::Purged)?;
+            // btrfs wants space for it when it is full.
+            self.repository.with_reserve(|| self.register.change(record, State::Purged))?;
         }
         let map = job.map_path(id);
         if records.is_empty() && scan::exists(&map)? {

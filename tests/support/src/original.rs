@@ -101,6 +101,7 @@ impl Original {
         let status = Command::new("cp").arg("-a").arg(self.base()).arg(dir.path()).status();
         assert!(status.expect("cp can be started").success());
         drop(fs::remove_file(dir.path().join("srv/.reserve")));
+        drop(fs::remove_dir_all(dir.path().join("srv/.reserve.d")));
         let (binary, job, revisions) = (self.binary.clone(), self.job.clone(), self.revisions.clone());
         Self { dir, binary, job, revisions }
     }

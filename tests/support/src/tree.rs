@@ -64,10 +64,13 @@ pub fn copy_tree(from: &Path, to: &Path) {
     let mode = fs::metadata(from).expect("examine a directory").permissions();
     for entry in fs::read_dir(from).expect("list a directory") {
         let entry = entry.expect("list a directory");
+        if entry.file_name().as_encoded_bytes().starts_with(b".reserve") {
+            continue;
+        }
         let target = to.join(entry.file_name());
         if entry.file_type().expect("examine a file").is_dir() {
             copy_tree(&entry.path(), &target);
-        } else if entry.file_name() != ".reserve" {
+        } else {
             copy_file(&entry.path(), &target);
         }
     }

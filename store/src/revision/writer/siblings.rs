@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::super::Revision;
 use super::super::map::{ChunkMap, Entry, PAGE_ENTRIES};
-use super::super::reader::pin;
+use super::super::reader::pin_for_writing;
 use crate::chunk::frame::Kind;
 use crate::chunk::id::{ChunkId, Digest};
 use crate::chunk::name::ChunkName;
@@ -38,7 +38,7 @@ pub(super) struct Siblings(Vec<Sibling>);
 #[derive(Debug)]
 struct Sibling {
     /// Keeps the chunks that the map names; nothing on a read-only file system.
-    _session: Option<Session>,
+    _session: Session,
     map: ChunkMap,
     /// Chunks that were the same at the same place.
     same: AtomicU64,
@@ -70,7 +70,7 @@ impl Siblings {
         }
         found.sort_by_key(|(difference, _, newest)| (*difference, std::cmp::Reverse(newest.timestamp)));
         let opened = found.iter().take(SIBLINGS_MAX).filter_map(|(_, job, newest)| {
-            let (session, map) = pin(job, newest).ok()?;
+            let (session, map) = pin_for_writing(job, newest).ok()?;
             let page = Mutex::new((u64::MAX, Vec::new()));
             Some(Sibling { _session: session, map, same: AtomicU64::new(0), page })
         });
