@@ -234,14 +234,14 @@ fn purge_elsewhere(root: &Path) -> Result<Option<Owner>> {
             Some(here) => here,
             none => none.insert(Owner::here(&dir, false)?),
         };
-        if owner.may_live(here, is_running) && !is_live(&dir.join(format!("{name}.refs")))? {
+        if owner.may_live(here, is_process) && !is_live(&dir.join(format!("{name}.refs")))? {
             return Ok(Some(owner));
         }
     }
     Ok(None)
 }
 
-fn is_running(process: u32, started: u64) -> bool {
+fn is_process(process: u32, started: u64) -> bool {
     owner::started(process) == Some(started)
 }
 
@@ -332,7 +332,7 @@ impl Sessions {
             let here = Owner::here(&dir, false)?;
             for name in owned {
                 let owner = Owner::read(&dir.join(format!("{name}.owner")))?;
-                away.extend(owner.filter(|owner| owner.may_live(&here, is_running)).map(|owner| (name, owner)));
+                away.extend(owner.filter(|owner| owner.may_live(&here, is_process)).map(|owner| (name, owner)));
             }
         }
         let mut dead: HashSet<String> = names.difference(&live).cloned().collect();
@@ -391,9 +391,16 @@ impl Sessions {
     }
 }
 
-/// Whether the session of this name is running.
+/// Whether the session of this name is running, or may be on a machine whose locks are not seen here.
 pub(crate) fn is_running(root: &Path, name: &str) -> Result<bool> {
-    is_live(&root.join("writers").join(format!("{name}.refs")))
+    let dir = root.join("writers");
+    if is_live(&dir.join(format!("{name}.refs")))? {
+        return Ok(true);
+    }
+    Ok(match Owner::read(&dir.join(format!("{name}.owner")))? {
+        Some(owner) => owner.may_live(&Owner::here(&dir, false)?, is_process),
+        None => false,
+    })
 }
 
 fn is_live(path: &Path) -> Result<bool> {
@@ -428,7 +435,7 @@ pub fn remove_sessions_of_host(repository: &crate::Repository, host: &str) -> Re
     let mut away = Sessions::count(repository.root())?.0.away;
     away.retain(|(_, owner)| owner.host == host);
     let here = Owner::here(&dir, false)?;
-    if let Some((_, owner)) = away.iter().find(|(_, owner)| owner.is_seen_running(&here, is_running)) {
+    if let Some((_, owner)) = away.iter().find(|(_, owner)| owner.is_seen_running(&here, is_process)) {
         return Err(shared(repository.root(), owner));
     }
     for (name, _) in &away {
