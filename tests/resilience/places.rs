@@ -60,7 +60,7 @@ fn emergency(disk: &Disk, when: &str) {
     world.expected.remove(&first);
     let purged = world.on_store(&["purge", "--now"]);
     assert_eq!(purged.code(), 0, "{when}: {purged}");
-    assert!(purged.text().contains("deleted 1 chunks"), "{when}: {purged}");
+    assert!(purged.text().contains("deleted 1 chunk "), "{when}: {purged}");
     world.must_restore_all(when);
 }
 
