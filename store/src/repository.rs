@@ -148,8 +148,7 @@ impl Repository {
 
     /// Gives a store that lost its mark a new one, with a new id. Refuses what does not look like a store.
     pub fn repair(root: &Path, now: Timestamp) -> Result<Self> {
-        let refuse =
-            |reason: String| Err(Error::StoreNotRepairable { path: root.to_owned(), reason });
+        let refuse = |reason: String| Err(Error::StoreNotRepairable { path: root.to_owned(), reason });
         match Self::open(root) {
             Ok(_) => return refuse(format!("nothing is wrong with its {MARKER}")),
             Err(Error::StoreMissing { .. } | Error::StoreDamaged { .. }) => {}
@@ -717,7 +716,9 @@ mod tests {
         assert_ne!(repaired.id(), job.repository().id());
         disk::remove(&root.join(MARKER)).unwrap();
         assert!(matches!(Repository::create(root, now()), Err(Error::StoreUnmarked { .. })));
-        assert!(matches!(Repository::discover(job.dir()), Err(Error::StoreUnmarked { path }) if path == root));
+        assert!(
+            matches!(Repository::discover(job.dir()), Err(Error::StoreUnmarked { path }) if path == root)
+        );
         // As a program leaves it that copies no empty directories.
         for name in ["writers", "tmp", "damaged"] {
             drop(std::fs::remove_dir_all(root.join(name)));

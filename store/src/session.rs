@@ -227,7 +227,8 @@ fn purge_elsewhere(root: &Path) -> Result<Option<Owner>> {
     let dir = root.join("writers");
     let mut here = None;
     for (name, _) in entries(&dir)?.into_iter().filter(|(_, suffix)| suffix == "owner") {
-        let Some(owner) = Owner::read(&dir.join(format!("{name}.owner")))?.filter(|owner| owner.is_purge) else {
+        let Some(owner) = Owner::read(&dir.join(format!("{name}.owner")))?.filter(|owner| owner.is_purge)
+        else {
             continue;
         };
         let here = match &mut here {
@@ -298,9 +299,8 @@ impl Sessions {
         let sessions = Self::look(root)?;
         let mut removed = 0;
         let temporaries = root.join("tmp");
-        let unlocked = |name: &String| {
-            sessions.dead.contains(name) || !dir.join(format!("{name}.refs")).exists()
-        };
+        let unlocked =
+            |name: &String| sessions.dead.contains(name) || !dir.join(format!("{name}.refs")).exists();
         for (name, suffix) in entries(&temporaries)?.iter().filter(|(name, _)| unlocked(name)) {
             if sessions.away.iter().all(|(away, _)| away != name) {
                 if removes {
@@ -332,7 +332,9 @@ impl Sessions {
             let here = Owner::here(&dir, false)?;
             for name in owned {
                 let owner = Owner::read(&dir.join(format!("{name}.owner")))?;
-                away.extend(owner.filter(|owner| owner.may_live(&here, is_process)).map(|owner| (name, owner)));
+                away.extend(
+                    owner.filter(|owner| owner.may_live(&here, is_process)).map(|owner| (name, owner)),
+                );
             }
         }
         let mut dead: HashSet<String> = names.difference(&live).cloned().collect();

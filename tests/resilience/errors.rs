@@ -42,7 +42,10 @@ fn fail_everywhere(scene: &Scene, words: &[&str], settle: impl Fn(&mut World, &s
             let when = format!("{action}: {}", when(&run));
             // On a full disk the reserve is given back, and what needs little room goes on.
             let on_reserve = action.starts_with("enospc") && run.stderr.contains("using the reserve");
-            assert!(run.code() == 1 || is_harmless(&run, words) || on_reserve, "{when}, and it said nothing\n{run}");
+            assert!(
+                run.code() == 1 || is_harmless(&run, words) || on_reserve,
+                "{when}, and it said nothing\n{run}"
+            );
             committed(&mut world, &scene.next, &when);
             settle(&mut world, &when);
             heals(&mut world, &scene.next, &when);

@@ -38,12 +38,17 @@ fn exhaust(dir: &Path) {
 /// All that reads works.
 #[track_caller]
 fn reads(world: &World, when: &str) {
-    let run = |words: &[&str]| assert_eq!(world.run(words).code(), 0, "{when}: {words:?}: {}", world.run(words));
+    let run =
+        |words: &[&str]| assert_eq!(world.run(words).code(), 0, "{when}: {words:?}: {}", world.run(words));
     run(&["status"]);
     run(&["find", "-r", "last", "--uuid"]);
     world.must_restore_all(when);
     let verified = world.run(&["verify", "-r", "all"]);
-    assert_eq!((verified.code(), verified.text().matches(" good").count()), (0, world.expected.len()), "{when}: {verified}");
+    assert_eq!(
+        (verified.code(), verified.text().matches(" good").count()),
+        (0, world.expected.len()),
+        "{when}: {verified}"
+    );
     let purged = world.on_store(&["purge", "--dry-run"]);
     assert_eq!(purged.code(), 0, "{when}: {purged}");
 }
@@ -201,7 +206,8 @@ fn a_read_only_store_is_read_and_verify_says_what_it_cannot_record() {
 
 /// Removes every empty directory, as programs do that copy files only.
 fn drop_empty_directories(dir: &Path) {
-    let done = Command::new("find").arg(dir).args(["-mindepth", "1", "-type", "d", "-empty", "-delete"]).status();
+    let done =
+        Command::new("find").arg(dir).args(["-mindepth", "1", "-type", "d", "-empty", "-delete"]).status();
     assert!(done.unwrap().success());
 }
 

@@ -104,7 +104,10 @@ impl LocalBackend {
     /// Whether there is not even an empty directory for chunks, as below the mount point of a disk that is away.
     pub(crate) fn is_bare(root: &Path) -> Result<bool> {
         let is_shard = |entry: &std::fs::DirEntry| {
-            entry.file_name().to_str().is_some_and(|name| name.len() == 2 && u8::from_str_radix(name, 16).is_ok())
+            entry
+                .file_name()
+                .to_str()
+                .is_some_and(|name| name.len() == 2 && u8::from_str_radix(name, 16).is_ok())
         };
         Ok(!disk::list(&root.join("chunks"))?.iter().any(is_shard))
     }

@@ -32,7 +32,8 @@ pub(super) fn outer_store(path: &Path) -> Option<PathBuf> {
 /// Whether a directory looks like a store: it has the directories that nothing else has.
 pub(super) fn is_like_store(dir: &Path) -> bool {
     let has_shards = || !LocalBackend::is_bare(dir).unwrap_or(true);
-    dir.join("writers").is_dir() || dir.join("chunks").is_dir() && !dir.join("chunks/store").exists() && has_shards()
+    dir.join("writers").is_dir()
+        || dir.join("chunks").is_dir() && !dir.join("chunks/store").exists() && has_shards()
 }
 
 /// Whether revisions were made in a directory without a mark: there are chunks, logs of writers, or maps of its jobs

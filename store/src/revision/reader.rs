@@ -435,7 +435,13 @@ mod tests {
         let cache = Arc::new(FrameCache::new(1 << 24));
         let reader = job.open_revision(&revision, &cache).unwrap();
         reader.read_at(0, &mut [0; 10]).unwrap();
-        assert!(job.new_revision(&job.lock_for_backup().unwrap(), crate::testing::new_revision(&data, Some(revision.clone()))).is_err());
+        assert!(
+            job.new_revision(
+                &job.lock_for_backup().unwrap(),
+                crate::testing::new_revision(&data, Some(revision.clone()))
+            )
+            .is_err()
+        );
         crate::disk::remove(&writers).unwrap();
         crate::disk::rename(&away, &writers).unwrap();
         job.forget(&job.lock_manifests().unwrap(), &revision.id, crate::testing::now()).unwrap();

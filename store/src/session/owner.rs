@@ -57,13 +57,7 @@ impl Owner {
             is_purge,
         };
         Ok(match disk::pretended_host() {
-            Some(host) => Self {
-                machine: host.clone(),
-                boot: host.clone(),
-                host,
-                is_local: false,
-                ..here
-            },
+            Some(host) => Self { machine: host.clone(), boot: host.clone(), host, is_local: false, ..here },
             None => here,
         })
     }
@@ -143,7 +137,8 @@ mod tests {
         assert!(container.may_live(&here, ended), "its process cannot be seen");
         let before_the_boot = with(|owner| (owner.device, owner.boot) = (6, "b0".into()));
         assert!(!before_the_boot.may_live(&here, runs));
-        let other = with(|owner| (owner.host, owner.machine, owner.boot) = ("b".into(), "2".into(), "b2".into()));
+        let other =
+            with(|owner| (owner.host, owner.machine, owner.boot) = ("b".into(), "2".into(), "b2".into()));
         assert!(other.may_live(&here, ended));
         let local = |owner: &Owner| Owner { is_local: true, ..owner.clone() };
         assert!(!local(&other).may_live(&local(&here), ended), "a disk that was moved");
