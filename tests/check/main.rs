@@ -71,6 +71,27 @@ fn same(text: String) -> String {
     text
 }
 
+#[test]
+fn a_job_whose_directory_is_away_is_critical_until_it_is_back() {
+    let (mut world, _service) = world();
+    world.backup(&Arc::new(Image::zeros(CHUNK).words(0, 1)), "daily,weekly");
+    expect(&world, 0, "OK");
+    let away = world.path("away");
+    for below in [false, true] {
+        fs::rename(world.job(), &away).expect("move the job away");
+        if below {
+            // What was made below a mount point, as an earlier program did.
+            fs::create_dir(world.job()).expect("make the mount point");
+            fs::copy(away.join("config"), world.job().join("config")).expect("copy the configuration");
+        }
+        let problems = expect(&world, 2, "CRITICAL").join("\n");
+        assert!(problems.contains("its directory is away: 1 revision"), "{problems}");
+        drop(fs::remove_dir_all(world.job()));
+        fs::rename(&away, world.job()).expect("move the job back");
+        expect(&world, 0, "OK");
+    }
+}
+
 /// Makes a file look as if it was changed `days` days ago.
 fn age(path: &std::path::Path, days: u64) {
     let time = SystemTime::now() - Duration::from_secs(days * 86_400);

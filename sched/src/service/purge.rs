@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::child;
 use super::core::{Core, Fixed};
 use super::round::{new_task, order};
+use crate::policy::health::counted;
 use crate::policy::{Rule, Schedule, next_run, spread};
 
 const DAY_SECS: i64 = 86_400;
@@ -78,17 +79,41 @@ impl Purge {
         Some(async move {
             tracing::info!(task, "purge begins");
             let outcome = child::run(order, &limits, None, stop).await;
-            if outcome.code() != Some(0) {
-                tracing::error!(task, reason = outcome.reason(), "purge failed");
-                return true;
-            }
             let report = serde_json::from_slice::<serde_json::Value>(&outcome.stdout).unwrap_or_default();
+            match outcome.code() {
+                Some(0) => {}
+                // It was done, and revisions or chunks are missing.
+                Some(1) if report["stores"].is_array() => {
+                    let missing = missing(&report);
+                    tracing::error!(task, missing, "purge found something missing; see the log of the store");
+                }
+                _ => {
+                    tracing::error!(task, reason = outcome.reason(), "purge failed");
+                    return true;
+                }
+            }
             let held =
                 |store: &serde_json::Value| store["revisions_held"].as_u64().is_none_or(|held| held > 0);
             tracing::info!(task, "purge done");
             report["stores"].as_array().is_none_or(|stores| stores.iter().any(held))
         })
     }
+}
+
+/// Names the jobs of which a purge found revisions missing, and how many chunks.
+fn missing(report: &serde_json::Value) -> String {
+    let mut parts = Vec::new();
+    for store in report["stores"].as_array().into_iter().flatten() {
+        for (job, revisions) in store["missing"].as_object().into_iter().flatten() {
+            let count = revisions.as_array().map_or(0, Vec::len);
+            parts.push(format!("job {job}: {}", counted(count, "revision")));
+        }
+        match store["chunks_missing"].as_u64() {
+            None | Some(0) => {}
+            Some(chunks) => parts.push(counted(usize::try_from(chunks).unwrap_or(usize::MAX), "chunk")),
+        }
+    }
+    parts.join(", ")
 }
 
 fn next(spread_secs: i64, now: Timestamp) -> Timestamp {
