@@ -410,7 +410,7 @@ impl Repository {
     }
 
     /// The job whose directory is this store's root, if it is one.
-    fn own_job(&self) -> Result<Option<Job>> {
+    pub(crate) fn own_job(&self) -> Result<Option<Job>> {
         if self.is_original() || !is_job_dir(self.root())? {
             return Ok(None);
         }

@@ -270,7 +270,7 @@ impl Sweep<'_> {
         for id in logged {
             self.has_ghosts |= self.needs.add_logged(id);
         }
-        self.report_absence(&tree, &records);
+        self.report_absence(&tree, &records)?;
         self.monitor.end();
         Ok((tree, records))
     }

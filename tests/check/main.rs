@@ -161,12 +161,13 @@ fn a_partial_revision_never_makes_a_job_green() {
 }
 
 #[test]
-fn a_revision_of_another_server_counts() {
+fn a_revision_of_another_server_does_not_count_but_is_mentioned() {
     let (world, _service) = world();
     add_revision(&world, "web01", 1, 2 * DAY, same);
     let remote = |text: String| text.replace("server: ''", "server: backup2").replace("chunked", "''");
     add_revision(&world, "web01", 2, HOUR, remote);
-    expect(&world, 0, "OK: ");
+    let lines = expect(&world, 2, "CRITICAL: 1 of 1 jobs overdue | ");
+    assert!(lines[0].contains("a peer lists one that is 1h 0m old, which does not count"), "{lines:?}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use super::Sweep;
 use super::registered::Registered;
 use super::scan::{self, Tree};
 use crate::error::{Error, Refusal, Result};
+use crate::job::{JobFile, job_files};
 use crate::legacy::purge;
 use crate::monitor::Finding;
 use crate::name::JobName;
@@ -21,7 +22,7 @@ impl Sweep<'_> {
     pub(super) fn settle(&mut self, gone: &mut HashSet<RevisionId>) -> Result<()> {
         let tree = scan::scan(self.repository.root())?;
         for record in self.register.list()? {
-            let is_there = tree.manifests.contains_key(&record.id);
+            let is_there = tree.manifests.contains_key(&record.id) || self.has_manifest(&record)?;
             let is_given_up = || self.options.without.contains(&record.job);
             let mut state = match &record.state {
                 State::Pending(session) if session::is_running(self.repository.root(), session)? => continue,
@@ -51,11 +52,11 @@ impl Sweep<'_> {
     }
 
     /// Reports revisions, links and manifests that should be in the store and are not.
-    pub(super) fn report_absence(&mut self, tree: &Tree, records: &[Record]) {
+    pub(super) fn report_absence(&mut self, tree: &Tree, records: &[Record]) -> Result<()> {
         let known: HashSet<&RevisionId> = records.iter().map(|record| &record.id).collect();
         for record in records.iter().filter(|record| record.state == State::Current) {
             let is_dropped = self.options.dry_run && self.options.without.contains(&record.job);
-            if !tree.manifests.contains_key(&record.id) && !is_dropped {
+            if !is_dropped && !tree.manifests.contains_key(&record.id) && !self.has_manifest(record)? {
                 self.report.missing.entry(record.job.clone()).or_default().push(record.id.clone());
             }
         }
@@ -64,6 +65,25 @@ impl Sweep<'_> {
         let is_stray = |id: &RevisionId| !tree.manifests.contains_key(id) && !known.contains(id);
         self.report.stray_maps =
             tree.maps.iter().filter(|(id, _)| is_stray(id)).map(|(_, path)| path.clone()).collect();
+        Ok(())
+    }
+
+    /// Looks once more for the manifest of a record, with the manifests of the job locked: one that is renamed while a
+    /// directory is listed, by `forget` or a change of tags, can be left out of the list.
+    fn has_manifest(&self, record: &Record) -> Result<bool> {
+        let job = match self.repository.job(&record.job) {
+            Ok(job) => Some(job),
+            // The store of one job is that job's directory.
+            Err(Error::JobUnknown { .. } | Error::JobLinkBroken { .. }) => self.repository.own_job()?,
+            Err(error) => return Err(error),
+        };
+        let Some(job) = job else { return Ok(false) };
+        let _manifests = job.lock_manifests_to_look()?;
+        let is_wanted = |file: &JobFile| match file {
+            JobFile::Manifest(id) | JobFile::Forgotten(id, _) => *id == record.id,
+            _ => false,
+        };
+        Ok(job_files(job.dir())?.iter().any(|(file, _)| is_wanted(file)))
     }
 
     /// Refuses where the register has lost records since the last purge and the directories do not have them either, and
