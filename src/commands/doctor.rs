@@ -78,12 +78,11 @@ fn store(context: &Context) -> std::result::Result<String, String> {
 /// they should be.
 fn owners(context: &Context) -> std::result::Result<String, String> {
     let mut faults = Vec::new();
-    let mut look = |found: backy_store::Result<()>| match found {
-        Err(StoreError::Unsafe { path, fault }) => {
+    // What cannot be found or examined is the business of other lines.
+    let mut look = |found: backy_store::Result<()>| {
+        if let Err(StoreError::Unsafe { path, fault }) = found {
             faults.push(format!("{} {fault}: `{} {}`", path.display(), fault.remedy(), path.display()));
         }
-        // What cannot be found or examined is the business of other lines.
-        Ok(()) | Err(_) => {}
     };
     let location = context.dir().and_then(|dir| Ok(Repository::discover(&dir)?));
     match location {

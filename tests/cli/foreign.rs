@@ -31,7 +31,8 @@ fn odd_words_mean_themselves_to_other_readers_of_yaml() {
     let tags = as_python_reads(status.text())[0]["tags"].clone();
     let mut read: Vec<&str> = tags.as_array().unwrap().iter().filter_map(serde_json::Value::as_str).collect();
     let mut given = odd.to_vec();
-    (read.sort_unstable(), given.sort_unstable());
+    read.sort_unstable();
+    given.sort_unstable();
     assert_eq!(read, given, "{status}");
     let manifest = fs::read_to_string(world.job().join(format!("{first}.rev"))).unwrap();
     assert_eq!(as_python_reads(&manifest)["tags"], tags);

@@ -1,5 +1,7 @@
 //! The built binary as a user meets it: bad input, every command's effect, JSON as documented, exit statuses.
 
+#![expect(clippy::print_stdout, reason = "tests say what they skip")]
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 #![expect(clippy::disallowed_methods, reason = "tests handle files as anybody would")]
 
 mod bad_input;

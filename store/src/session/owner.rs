@@ -91,7 +91,7 @@ impl Owner {
         }
         // This machine was booted since; or the file system was taken over from a kernel that cannot have it any more.
         let is_same_machine = self.host == here.host && self.machine == here.machine;
-        !is_same_machine && !(self.is_local && here.is_local)
+        !(is_same_machine || self.is_local && here.is_local)
     }
 
     /// Whether the owner is a process that can be seen from `here`, and runs.
