@@ -331,7 +331,9 @@ fn purge(scene: &Scene) -> u64 {
     let mut count = 0;
     while scene.goes_on() {
         let run = scene.world.on_store(&["purge", "--now"]);
-        assert_eq!(run.code(), 0, "{run}");
+        // Guests whose directories were deleted are missing until somebody says that it was on purpose.
+        let is_about_guests = |line: &str| !line.starts_with("warning") || line.contains("job guest");
+        assert!(run.code() == 0 || run.code() == 1 && run.stderr.lines().all(is_about_guests), "{run}");
         count += 1;
         thread::sleep(Duration::from_millis(100));
     }
@@ -556,7 +558,14 @@ fn all_that_is_read_beside_backups_forgets_and_purges_is_right() {
             scene.run(job, &["forget", "-r", id]).expect(0);
         }
     }
-    scene.world.on_store(&["purge", "--now"]).expect(0);
+    let guests_gone: BTreeSet<String> = lock(&scene.pictures)
+        .keys()
+        .map(|(job, _)| job.clone())
+        .filter(|job| job.starts_with("guest"))
+        .collect();
+    let mut words = vec!["purge", "--now"];
+    words.extend(guests_gone.iter().flat_map(|job| ["--without", job]));
+    scene.world.on_store(&words).expect(0);
     for image in &kept {
         image.drop_pages();
         image.all(&scene, 1 << 20);
