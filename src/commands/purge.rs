@@ -135,7 +135,7 @@ fn print_problems(store: &Repository, report: &SweepReport) -> anyhow::Result<()
         terminal::warn(format_args!("{} has no manifest beside it; its chunks are kept", map.display()));
     }
     for id in &report.maps_repaired {
-        terminal::note(format_args!("restored the missing chunk map of revision {id} from the register"));
+        terminal::note(format_args!("restored the chunk map of revision {id} from its copy"));
     }
     if report.chunks_missing > 0 {
         terminal::warn(format_args!(

@@ -188,7 +188,7 @@ fn a_map_outlives_its_manifest_and_is_made_again_when_it_is_lost() {
     fs::write(&manifest, text).unwrap();
     world.must_restore_all("the manifest is back");
     fs::remove_file(&map).unwrap();
-    purge(&world, &["--now"]).expect(0).says("restored the missing chunk map");
+    purge(&world, &["--now"]).expect(0).says("restored the chunk map");
     world.must_restore_all("the map was made again");
 }
 

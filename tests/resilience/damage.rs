@@ -119,14 +119,28 @@ fn a_damaged_map_is_found_and_named_and_the_next_backup_does_without() {
             if sort == Harm::Swap {
                 return;
             }
-            // What the map refers to is not known, so nothing may go before somebody decides.
+            // The register has another copy of the map: a purge keeps what it names, and repairs the damaged one.
+            let purged = world.run(&["purge", "--now"]);
+            assert_eq!(purged.code(), 0, "{what}: {purged}");
+            world.must_restore(whole, &world.expected[whole], &what);
+            if sort == Harm::Directory {
+                fs::remove_dir(path(damaged)).unwrap();
+                world.run(&["purge", "--now"]).expect(0);
+            }
+            world.must_restore(damaged, &world.expected[damaged], &what);
+            // Where the register does not have it either, nothing may go before somebody decides.
+            let record = world.store().join("maps").join(JOB).join(format!("{damaged}.map"));
+            harm(&path(damaged), &path(whole), sort);
+            harm(&record, &path(whole), sort);
             let refused = world.run(&["purge", "--now"]);
             assert_eq!(refused.code(), 1, "{what}: {refused}");
             assert!(refused.stderr.contains(damaged.as_str()), "{what}: {refused}");
             world.must_restore(whole, &world.expected[whole], &what);
             world.ok(&["forget", "-r", damaged]);
-            if sort == Harm::Directory {
-                fs::remove_dir(path(damaged)).unwrap();
+            for path in [path(damaged), record] {
+                if sort == Harm::Directory {
+                    fs::remove_dir(path).unwrap();
+                }
             }
             let purged = world.run(&["purge", "--now"]);
             assert_eq!(purged.code(), 0, "{what}: forgotten and still in the way: {purged}");

@@ -148,6 +148,11 @@ impl Needs {
             .map(|(id, (path, reason))| (id, path, reason))
     }
 
+    /// The damaged maps of which there is another that is whole.
+    pub(super) fn recoverable(&self) -> impl Iterator<Item = (&RevisionId, &PathBuf)> {
+        self.damaged.iter().filter(|(id, _)| self.whole.contains(*id)).map(|(id, (path, _))| (id, path))
+    }
+
     /// Where the user goes on in spite of a damaged page, half of it is better than nothing. Which deltas of its chunks
     /// are meant cannot be known, so all that there are stay, with their bases.
     fn add_half(&mut self, map: &ChunkMap, page: u64, backend: &dyn Backend) -> Result<()> {

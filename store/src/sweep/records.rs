@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use super::Sweep;
 use super::registered::Registered;
 use super::scan::{self, Tree};
-use crate::error::{Error, Refusal, Result};
+use crate::disk;
+use crate::error::{Context, Error, Refusal, Result};
 use crate::job::{JobFile, job_files};
 use crate::legacy::purge;
 use crate::monitor::Finding;
@@ -66,6 +67,23 @@ impl Sweep<'_> {
         self.report.stray_maps =
             tree.maps.iter().filter(|(id, _)| is_stray(id)).map(|(_, path)| path.clone()).collect();
         Ok(())
+    }
+
+    /// Replaces damaged maps by those of the register, and damaged ones of the register by those of the jobs.
+    fn replace_damaged(&mut self, tree: &Tree, by_id: &HashMap<&RevisionId, &Record>) {
+        for (id, damaged) in self.needs.recoverable() {
+            let in_job = tree.maps.iter().find(|(map, _)| map == id).map(|(_, path)| path.clone());
+            let kept = by_id.get(id).map(|record| self.register.path(record));
+            let whole = if in_job.as_ref() == Some(damaged) { kept } else { in_job };
+            let Some(whole) = whole else { continue };
+            let replaced = std::fs::read(&whole)
+                .context("read", &whole)
+                .and_then(|bytes| disk::write_atomically(damaged, &bytes));
+            match replaced {
+                Ok(()) => self.report.maps_repaired.push(id.clone()),
+                Err(error) => tracing::warn!(revision = %id, %error, "map-not-repaired"),
+            }
+        }
     }
 
     /// Looks once more for the manifest of a record, with the manifests of the job locked: one that is renamed while a
@@ -135,11 +153,16 @@ impl Sweep<'_> {
         for (id, manifest) in &tree.mapless {
             let Some(record) = by_id.get(id).filter(|record| record.state != State::Purged) else { continue };
             let map = manifest.with_file_name(format!("{id}.map"));
+            if scan::exists(&map)? {
+                // Committed since the directory was listed, or something that is not a file is in the way.
+                continue;
+            }
             match self.register.copy_out(record, &map) {
                 Ok(()) => self.report.maps_repaired.push(id.clone()),
                 Err(error) => tracing::warn!(revision = %id, %error, "map-not-repaired"),
             }
         }
+        self.replace_damaged(tree, &by_id);
         for (record, map) in unregistered(tree, records) {
             self.repository.with_reserve(|| self.register.add(record.clone(), map))?;
             let manifest = map.with_extension("rev");
