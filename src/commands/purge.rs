@@ -67,7 +67,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
             .with_context(|| format!("cannot purge the store at {}", store.root().display()))?;
         // The jobs are those of the store that was named, not of the stores below it.
         options.without.clear();
-        is_bad |= !report.missing.is_empty() || report.chunks_missing > 0;
+        is_bad |= !report.missing.is_empty() || report.chunks_missing > 0 || !report.dangling.is_empty();
         if arguments.json {
             entries.push(as_json(store, &report));
         } else {

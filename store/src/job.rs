@@ -367,12 +367,14 @@ impl Job {
             let reason = "it exists already".to_owned();
             return Err(Error::ChangeRefused { job: self.name.clone(), revision: id.clone(), reason });
         }
-        disk::sync_dir(&self.dir)
+        disk::sync_dir(&self.dir)?;
+        if self.repository.is_original() { Ok(()) } else { self.reclaim() }
     }
 
     /// Removes what dead runs left in the job's directory. Returns how many unfinished revisions there were.
     pub fn remove_unfinished(&self, _guard: &BackupGuard) -> Result<u64> {
         let manifests = self.lock_manifests()?;
+        self.reclaim()?;
         let mut removed = self.remove_orphan_maps(&manifests)?;
         for (file, path) in job_files(&self.dir)? {
             if file == JobFile::Unfinished {
@@ -414,6 +416,35 @@ impl Job {
             }
         }
         Ok(removed)
+    }
+
+    /// Makes records current again whose revisions are here: of a commit that died after the manifest, of a job that was
+    /// given up and is back, of a purge that was cut off. Durable when it returns.
+    fn reclaim(&self) -> Result<()> {
+        let register = Register::of(&self.repository);
+        let files = job_files(&self.dir)?;
+        let is_here = |id: &RevisionId| {
+            files.iter().any(|(file, _)| match file {
+                JobFile::Manifest(other) | JobFile::Forgotten(other, _) => other == id,
+                _ => false,
+            })
+        };
+        for record in register.of_job(&self.name)? {
+            let is_settled = match &record.state {
+                State::Current => true,
+                State::Pending(session) => session::is_running(self.repository.root(), session)?,
+                State::Dropped(_) | State::Purged => false,
+            };
+            if is_settled || !is_here(&record.id) {
+                continue;
+            }
+            match register.change(&record, State::Current) {
+                // A purge was quicker.
+                Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => {}
+                other => drop(other?),
+            }
+        }
+        Ok(())
     }
 
     /// The revisions of the store whose commit died, or that were given up, as the register says.

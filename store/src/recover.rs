@@ -7,10 +7,10 @@ use crate::disk;
 use crate::error::{Context, Result};
 use crate::job::Job;
 use crate::name::JobName;
-use crate::register::{Record, Register, State};
+use crate::register::{Register, State};
 use crate::repository::Repository;
 use crate::revision::{RevisionId, manifest};
-use crate::sweep::scan;
+use crate::sweep::{scan, seen_in};
 
 /// What was made again.
 #[derive(Clone, Debug, Default)]
@@ -30,11 +30,12 @@ impl Repository {
         self.check_ours()?;
         let register = Register::of(self);
         let tree = scan::scan(self.root())?;
-        let is_lost = |record: &Record| {
-            matches!(record.state, State::Current | State::Dropped(_))
-                && !tree.manifests.contains_key(&record.id)
-        };
-        let lost: Vec<Record> = register.of_job(name)?.into_iter().filter(is_lost).collect();
+        let mut lost = Vec::new();
+        for record in register.of_job(name)? {
+            if record.state != State::Purged && seen_in(&register, &tree, &record)?.is_none() {
+                lost.push(record);
+            }
+        }
         let mut recovered = Recovered::default();
         if lost.is_empty() {
             return Ok(recovered);
@@ -58,6 +59,9 @@ impl Repository {
             }
             register.copy_out(&record, &job.map_path(&record.id))?;
             disk::write_atomically(&job.manifest_path(&record.id), &text)?;
+            if let State::Dropped(_) = record.state {
+                register.change(&record, State::Current)?;
+            }
             recovered.revisions.push(record.id);
         }
         recovered.revisions.sort();

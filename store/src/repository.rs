@@ -1,7 +1,6 @@
 //! A store and its jobs: create, open, find. `backy.store` marks the root; where it is missing there is no
 //! store, so nothing is ever made below a mount point that is not mounted.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,7 +18,6 @@ use crate::lock;
 use crate::name::{JobName, RESERVED};
 use crate::ownership::{self, Secrecy};
 use crate::register::{Register, State};
-use crate::revision::RevisionId;
 use crate::sweep::scan;
 use crate::timestamp::Timestamp;
 
@@ -424,7 +422,12 @@ impl Repository {
             return Ok(None);
         }
         let repository = match Self::open(dir) {
-            Err(Error::StoreMissing { .. }) => self.clone(),
+            // A store of its own that lost its mark must not go on in this one.
+            Err(Error::StoreMissing { .. })
+                if !(dir.join("writers").is_dir() && dir.join("chunks").is_dir()) =>
+            {
+                self.clone()
+            }
             other => other?,
         };
         Ok(Some(Job::new(name.clone(), dir.to_owned(), repository)))
@@ -486,14 +489,18 @@ impl Repository {
     /// Number of revisions that were committed under this job's name and whose manifests are nowhere in the store now.
     /// A renamed or moved job's are found where they are. Costs one listing where nothing was committed.
     pub fn revisions_away(&self, job: &JobName) -> Result<usize> {
-        let records = Register::of(self).of_job(job)?.into_iter();
-        let mut ids: BTreeSet<RevisionId> =
-            records.filter(|record| record.state == State::Current).map(|record| record.id).collect();
-        if !ids.is_empty() {
-            let tree = scan::scan(self.root())?;
-            ids.retain(|id| !tree.manifests.contains_key(id));
+        let register = Register::of(self);
+        let mut records = register.of_job(job)?;
+        records.retain(|record| record.state == State::Current);
+        if records.is_empty() {
+            return Ok(0);
         }
-        Ok(ids.len())
+        let tree = scan::scan(self.root())?;
+        let mut away = 0;
+        for record in &records {
+            away += usize::from(crate::sweep::seen_in(&register, &tree, record)?.is_none());
+        }
+        Ok(away)
     }
 
     /// Whether the store lies on the file system on which it was made: that has the same id, or the store's files are the
@@ -641,8 +648,13 @@ fn remove_empty_tree(dir: &Path) -> Result<()> {
         other => other.context("list", dir)?,
     };
     for entry in entries {
-        let path = entry.context("list", dir)?.path();
-        std::fs::remove_dir(&path).context("remove directory", &path)?;
+        let entry = entry.context("list", dir)?;
+        let path = entry.path();
+        if site::is_trial(&entry.file_name()) {
+            disk::remove(&path)?;
+        } else {
+            remove_empty_tree(&path)?;
+        }
     }
     std::fs::remove_dir(dir).context("remove directory", dir)
 }

@@ -33,8 +33,10 @@
 //!   manifest is never removed for that. A map that is missing in the job's directory is made again from the register.
 //! - A job directory that was copied into the store and that the register does not know: its maps count as they are
 //!   seen, and are entered.
-//! - The register itself: each purge leaves the number of records of each job in `.registered`. Fewer than that, and
-//!   the directories do not have them either: the sweep refuses.
+//! - A copy of a job's directory under another name is a job of its own, with records of its own: what is forgotten in the
+//!   copy takes nothing from the other. A directory that was renamed is known by its map, which is the same file.
+//! - The register itself: each purge leaves the names of all records in `.registered`. One that is gone, and the directories
+//!   do not have it either: the sweep refuses, also with `force`. Where there is no register yet, nothing is explained.
 //! - Any error but "not found", a directory nested too deep, a map that cannot be read and has no second copy, a
 //!   manifest whose map is lost, another file system than before: the sweep refuses.
 //! - Where all that is lost at once, what was not explained still waits.
@@ -64,7 +66,7 @@ use crate::legacy::purge::{self, Freed};
 use crate::lock::{self, SweepGuard};
 use crate::monitor::Monitor;
 use crate::name::JobName;
-use crate::register::{Record, Register, State};
+use crate::register::{self, Record, Register, State};
 use crate::repository::Repository;
 use crate::revision::RevisionId;
 use crate::revision::map::ChunkMap;
@@ -72,6 +74,7 @@ use crate::session::{self, LogTails, Session, Sessions};
 use crate::timestamp::Timestamp;
 
 use needs::Needs;
+pub(crate) use records::seen_in;
 use registered::Registered;
 use scan::Tree;
 use unexplained::Unexplained;
@@ -189,12 +192,19 @@ pub fn sweep(repository: &Repository, options: &SweepOptions, monitor: &dyn Moni
         report: SweepReport { temporary_deleted, ..SweepReport::default() },
     };
     let registered = Registered::load(repository)?;
+    let has_register = scan::exists(&repository.root().join(register::DIR))?;
     let mut gone = sweep.remove_forgotten(&guard)?;
     sweep.settle(&mut gone)?;
     let (tree, records) = sweep.collect_needs(&sessions, &gone)?;
     sweep.check_register(&registered, &tree, &records)?;
     sweep.check_needs_are_known(&tree, &records)?;
-    sweep.explain(&sessions, &records, &gone)?;
+    // Before there was a register, jobs may have gone away that nothing knows of: then nothing is explained.
+    if has_register {
+        sweep.explain(&sessions, &records, &gone)?;
+    }
+    if !tree.dangling.is_empty() {
+        sweep.unexplained.suspend();
+    }
     sweep.find_missing_chunks()?;
     if options.dry_run {
         sweep.count()?;

@@ -280,9 +280,11 @@ fn a_register_that_shrank_stops_the_purge_of_a_job_that_is_away() {
     );
     hide(&world, "gone");
     let before = world.chunks();
-    let run = purge(&world, &["--now"]).expect(1).says("2 records of job web01").says("--without web01");
-    assert!(!run.stderr.contains("--force"), "{run}");
-    assert_eq!(world.chunks(), before);
+    for words in [&["--now"][..], &["--now", "--force"]] {
+        let run = purge(&world, words).expect(1).says("2 records of job web01").says("--without web01");
+        assert!(!run.stderr.contains("--force"), "{run}");
+        assert_eq!(world.chunks(), before);
+    }
     show(&world, "gone");
     purge(&world, &["--now"]).expect(0);
     world.must_restore_all("the register was made again");
@@ -299,4 +301,105 @@ fn a_chunk_that_nothing_explains_waits() {
     }
     fs::create_dir_all(world.store().join((0..40).map(|_| "d").collect::<Vec<_>>().join("/"))).unwrap();
     purge(&world, &["--now"]).expect(1).says("too deep");
+}
+
+#[test]
+fn what_is_forgotten_in_a_copy_of_a_job_takes_nothing_from_the_other() {
+    let (world, _) = two_jobs();
+    for is_purged_before in [false, true] {
+        let world = world.copy();
+        let copied =
+            Command::new("cp").arg("-a").args([world.job(), world.store().join("copy")]).status().unwrap();
+        assert!(copied.success());
+        if is_purged_before {
+            purge(&world, &["--now"]).expect(0);
+        }
+        Run::of(&mut world.command_for("copy", &["forget", "-r", "all"])).expect(0);
+        hide(&world, "a dangling link");
+        for _ in 0..2 {
+            purge(&world, &["--now"]).expect(1).says("job web01: 2 revisions");
+        }
+        show(&world, "a dangling link");
+        world.must_restore_all("what was forgotten in the copy");
+        purge(&world, &["--now"]).expect(0);
+        world.must_restore_all("purged again");
+    }
+}
+
+#[test]
+fn a_word_that_a_job_was_deleted_on_purpose_ends_when_the_job_is_back() {
+    let (world, _) = two_jobs();
+    for way in ["undelete --lost", "backup", "undelete"] {
+        let mut world = world.copy();
+        if way == "undelete" {
+            // A purge that was cut off in the middle of removing a revision.
+            world.ok(&["forget", "-r", "first"]);
+            let run = world.run_with_fault(&["purge", "--now"], "kill:4");
+            assert!(run.was_killed(), "{run}");
+            if world.run(&["undelete", "-r", "last"]).code() != 0 {
+                continue;
+            }
+        } else {
+            hide(&world, "gone");
+            purge(&world, &["--without", JOB]).expect(0);
+        }
+        match way {
+            "undelete --lost" => {
+                world.on_store(&["undelete", "--lost", JOB]).expect(0);
+                fs::remove_dir_all(elsewhere(&world)).unwrap();
+            }
+            "backup" => {
+                show(&world, "gone");
+                let image = Arc::clone(world.expected.values().next().unwrap());
+                world.backup(&image, "daily");
+            }
+            _ => {}
+        }
+        hide(&world, "gone");
+        purge(&world, &["--now"]).expect(1).says("job web01");
+        show(&world, "gone");
+        world.must_restore_all(way);
+    }
+}
+
+#[test]
+fn a_revision_whose_record_was_not_completed_is_missing_and_not_given_up() {
+    let (world, _) = two_jobs();
+    let image = Arc::new(Image::zeros(3 * CHUNK).words(1, 77).noise(2, 78));
+    world.write_image(&image);
+    // The rename that completes the record is the last one of a backup.
+    let killed =
+        (1..).map(|number| world.copy().run_with_fault(&["backup", "daily"], &format!("kill:{number}")));
+    let last = killed.take_while(Run::was_killed).count();
+    let mut kills = 0;
+    for number in last.saturating_sub(4)..=last {
+        let mut world = world.copy();
+        world.run_with_fault(&["backup", "daily"], &format!("kill:{number}"));
+        let ids = world.ids();
+        let Some(id) = ids.iter().find(|id| !world.expected.contains_key(*id)) else { continue };
+        kills += 1;
+        world.expected.insert(id.clone(), Arc::clone(&image));
+        hide(&world, "gone");
+        purge(&world, &["--now"]).expect(1).says("job web01: 3 revisions");
+        show(&world, "gone");
+        world.must_restore_all(&format!("killed at {number}"));
+        purge(&world, &["--now"]).expect(0);
+    }
+    assert!(kills > 0, "the backup was killed after its commit");
+}
+
+#[test]
+fn before_there_is_a_register_nothing_is_explained() {
+    let (world, other) = two_jobs();
+    hide(&world, "a dangling link");
+    fs::remove_dir_all(world.store().join("maps")).unwrap();
+    Run::of(&mut world.command_for("db01", &["forget", "-r", &other])).expect(0);
+    let before = world.chunks();
+    for _ in 0..2 {
+        purge(&world, &["--now"]).expect(1).says("web01 is a link to a directory that is not there");
+        assert_eq!(world.chunks(), before);
+    }
+    show(&world, "a dangling link");
+    purge(&world, &["--now"]).expect(0);
+    world.must_restore_all("back");
 }

@@ -129,7 +129,8 @@ fn a_damaged_map_is_found_and_named_and_the_next_backup_does_without() {
             }
             world.must_restore(damaged, &world.expected[damaged], &what);
             // Where the register does not have it either, nothing may go before somebody decides.
-            let record = world.store().join("maps").join(JOB).join(format!("{damaged}.map"));
+            let record =
+                world.store().join("maps").join(job.file_name().unwrap()).join(format!("{damaged}.map"));
             harm(&path(damaged), &path(whole), sort);
             harm(&record, &path(whole), sort);
             let refused = world.run(&["purge", "--now"]);

@@ -83,10 +83,18 @@ pub(super) fn find_map(root: &Path) -> Option<PathBuf> {
     None
 }
 
+/// The beginning of the names of the files that [`prove`] makes.
+const TRIAL: &str = "trial-";
+
+/// Whether a file is one that a creation which was cut off has left.
+pub(super) fn is_trial(name: &std::ffi::OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(TRIAL.as_bytes())
+}
+
 /// Does in `tmp` and `chunks` of a new store what backups and purges will do there, so that a file system that cannot is
 /// refused at once.
 pub(super) fn prove(root: &Path) -> Result<()> {
-    let name = disk::random_name()?;
+    let name = format!("{TRIAL}{}", disk::random_name()?);
     let (from, to) = (root.join("tmp").join(&name), root.join("chunks/00").join(&name));
     let proven = (|| {
         let file = disk::create_new(&from)?;

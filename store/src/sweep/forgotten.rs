@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::records::is_same_file;
 use super::{Sweep, scan};
 use crate::disk;
 use crate::error::Result;
@@ -85,12 +86,20 @@ impl Sweep<'_> {
 
     /// Records, durably and before the manifest goes, that a purge removes this revision.
     fn mark_purged(&self, job: &Job, id: &RevisionId, records: &[Record]) -> Result<()> {
-        for record in records.iter().filter(|record| record.state != State::Purged) {
-            // btrfs wants space for it when it is full.
-            self.repository.with_reserve(|| self.register.change(record, State::Purged))?;
-        }
         let map = job.map_path(id);
-        if records.is_empty() && scan::exists(&map)? {
+        let mut is_marked = false;
+        for record in records {
+            // A record of another name is of this directory if it is a name of the same file: of a job that was renamed.
+            // That of a job of which this one is a copy stays.
+            if record.job != *job.name() && !is_same_file(&self.register.path(record), &map)? {
+                continue;
+            }
+            is_marked = true;
+            if record.state != State::Purged {
+                self.register.change(record, State::Purged)?;
+            }
+        }
+        if !is_marked && scan::exists(&map)? {
             let record = Record { job: job.name().clone(), id: id.clone(), state: State::Purged };
             self.repository.with_reserve(|| self.register.add(record.clone(), &map))?;
         }

@@ -13,7 +13,7 @@ use crate::job::{JobFile, job_files};
 use crate::legacy::purge;
 use crate::monitor::Finding;
 use crate::name::JobName;
-use crate::register::{Record, State};
+use crate::register::{Record, Register, State};
 use crate::revision::{BackendType, RevisionId, manifest};
 use crate::session;
 
@@ -22,13 +22,32 @@ impl Sweep<'_> {
     /// given up and are back, and those whose hold time is over. What a dry run would remove is added to `gone`.
     pub(super) fn settle(&mut self, gone: &mut HashSet<RevisionId>) -> Result<()> {
         let tree = scan::scan(self.repository.root())?;
-        for record in self.register.list()? {
-            let is_there = tree.manifests.contains_key(&record.id) || self.has_manifest(&record)?;
+        let records = self.register.list()?;
+        let mut visible: HashSet<JobName> = HashSet::new();
+        for record in &records {
+            if record.state == State::Current && seen_in(&self.register, &tree, record)?.is_some() {
+                visible.insert(record.job.clone());
+            }
+        }
+        let has_current =
+            |job: &JobName| records.iter().any(|record| record.state == State::Current && record.job == *job);
+        for record in &records {
+            let is_there = seen_in(&self.register, &tree, record)?.is_some() || self.has_manifest(record)?;
             let is_given_up = || self.options.without.contains(&record.job);
             let mut state = match &record.state {
                 State::Pending(session) if session::is_running(self.repository.root(), session)? => continue,
                 State::Pending(_) | State::Dropped(_) | State::Purged if is_there => State::Current,
-                State::Pending(_) => State::Dropped(self.options.now),
+                // Whether the manifest exists can only be told where the job can be seen.
+                State::Pending(_) => {
+                    let can_be_seen = match has_current(&record.job) {
+                        true => visible.contains(&record.job),
+                        false => self.repository.job(&record.job).is_ok(),
+                    };
+                    match can_be_seen || is_given_up() {
+                        true => State::Dropped(self.options.now),
+                        false => record.state.clone(),
+                    }
+                }
                 State::Current if !is_there && is_given_up() => State::Dropped(self.options.now),
                 kept => kept.clone(),
             };
@@ -44,9 +63,9 @@ impl Sweep<'_> {
                 continue;
             }
             if !self.options.dry_run {
-                self.register.change(&record, state)?;
+                self.register.change(record, state)?;
             } else if state == State::Purged {
-                gone.insert(record.id);
+                gone.insert(record.id.clone());
             }
         }
         Ok(())
@@ -55,9 +74,18 @@ impl Sweep<'_> {
     /// Reports revisions, links and manifests that should be in the store and are not.
     pub(super) fn report_absence(&mut self, tree: &Tree, records: &[Record]) -> Result<()> {
         let known: HashSet<&RevisionId> = records.iter().map(|record| &record.id).collect();
-        for record in records.iter().filter(|record| record.state == State::Current) {
+        for record in records {
+            let is_missing = match &record.state {
+                State::Current => true,
+                State::Pending(session) => !session::is_running(self.repository.root(), session)?,
+                State::Dropped(_) | State::Purged => false,
+            };
             let is_dropped = self.options.dry_run && self.options.without.contains(&record.job);
-            if !is_dropped && !tree.manifests.contains_key(&record.id) && !self.has_manifest(record)? {
+            if is_missing
+                && !is_dropped
+                && seen_in(&self.register, tree, record)?.is_none()
+                && !self.has_manifest(record)?
+            {
                 self.report.missing.entry(record.job.clone()).or_default().push(record.id.clone());
             }
         }
@@ -112,7 +140,7 @@ impl Sweep<'_> {
         tree: &Tree,
         records: &[Record],
     ) -> Result<()> {
-        let unknown = unregistered(tree, records).map(|(record, _)| record);
+        let unknown = unregistered(&self.register, tree, records)?.into_iter().map(|(record, _)| record);
         let lost = registered.lost(records.iter().cloned().chain(unknown));
         for job in self.options.without.iter().filter(|job| !lost.contains_key(job)) {
             if !self.incomplete.contains(job) {
@@ -120,8 +148,9 @@ impl Sweep<'_> {
             }
         }
         for (job, lost) in lost {
+            // Only an operator's word that it was on purpose helps: it is known that they are needed.
             if !self.options.without.contains(&job) {
-                self.refuse(Refusal::RegisterShrunk { job, lost })?;
+                return Err(Error::SweepRefused { refusal: Refusal::RegisterShrunk { job, lost } });
             }
         }
         Ok(())
@@ -163,7 +192,7 @@ impl Sweep<'_> {
             }
         }
         self.replace_damaged(tree, &by_id);
-        for (record, map) in unregistered(tree, records) {
+        for (record, map) in unregistered(&self.register, tree, records)? {
             self.repository.with_reserve(|| self.register.add(record.clone(), map))?;
             let manifest = map.with_extension("rev");
             if scan::exists(&manifest)? {
@@ -178,7 +207,7 @@ impl Sweep<'_> {
     pub(super) fn close_register(&self, before: &Registered, tree: &Tree) -> Result<()> {
         let (mut purged, mut moved, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         for record in self.register.list()? {
-            let job = tree.manifests.get(&record.id).and_then(|dir| job_of(dir));
+            let job = seen_in(&self.register, tree, &record)?.and_then(|dir| job_of(dir));
             match (job, &record.state) {
                 (_, State::Purged) if !self.has_ghosts => purged.push(record),
                 (Some(job), State::Current) if job != record.job => moved.push((record, job)),
@@ -194,22 +223,72 @@ impl Sweep<'_> {
 }
 
 /// The job whose directory this is.
-fn job_of(dir: &Path) -> Option<JobName> {
+pub(super) fn job_of(dir: &Path) -> Option<JobName> {
     let name = |dir: &Path| JobName::parse(dir.file_name()?.to_str()?).ok();
     // The root can be a job itself, and be given as `.`.
     name(dir).or_else(|| name(&dir.canonicalize().ok()?))
 }
 
-/// The maps with manifests that the register does not know, with the records that they should have.
+/// The maps with manifests that the register does not know, with the records that they should have. A copy of a job's
+/// directory is a job of its own, and has records of its own.
 fn unregistered<'t>(
+    register: &Register,
     tree: &'t Tree,
     records: &[Record],
-) -> impl Iterator<Item = (Record, &'t PathBuf)> + use<'t> {
-    let known: HashSet<RevisionId> = records.iter().map(|record| record.id.clone()).collect();
-    tree.maps.iter().filter(move |(id, _)| !known.contains(id)).filter_map(|(id, map)| {
-        let job = job_of(tree.manifests.get(id)?)?;
-        Some((Record { job, id: id.clone(), state: State::Current }, map))
-    })
+) -> Result<Vec<(Record, &'t PathBuf)>> {
+    let mut known: HashMap<&RevisionId, Vec<&Record>> = HashMap::new();
+    for record in records {
+        known.entry(&record.id).or_default().push(record);
+    }
+    let mut found = Vec::new();
+    for (id, map) in &tree.maps {
+        let Some(dir) = map.parent().filter(|dir| has_manifest_in(tree, id, dir)) else { continue };
+        let Some(job) = job_of(dir) else { continue };
+        let mut is_known = false;
+        for record in known.get(id).into_iter().flatten() {
+            is_known |= record.job == job || is_same_file(&register.path(record), map)?;
+        }
+        if !is_known {
+            found.push((Record { job, id: id.clone(), state: State::Current }, map));
+        }
+    }
+    Ok(found)
+}
+
+fn has_manifest_in(tree: &Tree, id: &RevisionId, dir: &Path) -> bool {
+    tree.manifests.get(id).is_some_and(|dirs| dirs.iter().any(|other| other == dir))
+}
+
+/// The directory in which the manifest of a record is: that of its job, wherever it was moved, or one of another name with
+/// the very file that the record is a name of, which is a job that was renamed. A copy under another name is another job.
+pub(crate) fn seen_in<'t>(
+    register: &Register,
+    tree: &'t Tree,
+    record: &Record,
+) -> Result<Option<&'t PathBuf>> {
+    let dirs = tree.manifests.get(&record.id).map_or(&[][..], Vec::as_slice);
+    if let Some(dir) = dirs.iter().find(|dir| job_of(dir).as_ref() == Some(&record.job)) {
+        return Ok(Some(dir));
+    }
+    let path = register.path(record);
+    for dir in dirs {
+        if is_same_file(&path, &dir.join(format!("{}.map", record.id)))? {
+            return Ok(Some(dir));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether both names lead to one file.
+pub(super) fn is_same_file(one: &Path, other: &Path) -> Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let file = |path: &Path| match std::fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some((metadata.dev(), metadata.ino()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("examine", path, error)),
+    };
+    let one = file(one)?;
+    Ok(one.is_some() && one == file(other)?)
 }
 
 /// What is wrong with a manifest without a map; `None` where it needs none: of backy 2, whose chunks are not ours, or

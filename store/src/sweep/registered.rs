@@ -1,37 +1,38 @@
-//! How many records of each job a purge has left in the register: `.registered` in the store, a JSON object of job names
-//! and numbers. Between purges the register only grows, so that fewer records show a loss.
+//! Which records of each job a purge has left in the register: `.registered` in the store, a JSON object of job names and
+//! arrays of revision ids. Between purges the register only grows, so that a missing one shows a loss.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use crate::disk;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::name::JobName;
 use crate::register::Record;
 use crate::repository::Repository;
+use crate::revision::RevisionId;
 
 /// Longest file that is read: a million jobs.
 const LEN_MAX: u64 = 256 << 20;
 
-/// Numbers of records by job.
+/// Records by job.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Registered(BTreeMap<JobName, u64>);
+pub(super) struct Registered(BTreeMap<JobName, BTreeSet<RevisionId>>);
 
 fn path(repository: &Repository) -> PathBuf {
     repository.root().join(".registered")
 }
 
 impl Registered {
-    /// Counts records.
+    /// Takes these records.
     pub(super) fn of(records: impl IntoIterator<Item = Record>) -> Self {
-        let mut counts = BTreeMap::new();
+        let mut jobs: BTreeMap<JobName, BTreeSet<RevisionId>> = BTreeMap::new();
         for record in records {
-            *counts.entry(record.job).or_default() += 1;
+            jobs.entry(record.job).or_default().insert(record.id);
         }
-        Self(counts)
+        Self(jobs)
     }
 
-    /// Reads what the last purge left. A missing or damaged file knows of nothing that could be lost.
+    /// Reads what the last purge left. A missing file knows of nothing that could be lost.
     pub(super) fn load(repository: &Repository) -> Result<Self> {
         let path = path(repository);
         let file = match disk::open(&path) {
@@ -39,10 +40,13 @@ impl Registered {
             other => other.context("open", &path)?,
         };
         let text = disk::read_text(&file, &path, LEN_MAX)?.unwrap_or_default();
-        Ok(Self(serde_json::from_str(&text).unwrap_or_else(|error| {
-            tracing::warn!(path = %path.display(), %error, "registered-counts-damaged");
-            BTreeMap::new()
-        })))
+        // What was there before this file was damaged is not known, so nothing may be deleted.
+        serde_json::from_str(&text).map(Self).map_err(|error| Error::StoreDamaged {
+            path: repository.root().to_owned(),
+            reason: format!(
+                "`.registered` cannot be understood: {error}; when all jobs are there, remove it"
+            ),
+        })
     }
 
     /// Replaces the file, unless nothing changed since `before`.
@@ -54,11 +58,12 @@ impl Registered {
         repository.with_reserve(|| disk::write_atomically(&path(repository), text.as_bytes()))
     }
 
-    /// The jobs that have fewer records now, and how many fewer.
+    /// The jobs whose records are not all there any more, and how many are missing.
     pub(super) fn lost(&self, records: impl IntoIterator<Item = Record>) -> BTreeMap<JobName, u64> {
         let present = Self::of(records);
-        let lost = |(job, before): (&JobName, &u64)| {
-            let lost = before.saturating_sub(present.0.get(job).copied().unwrap_or(0));
+        let lost = |(job, before): (&JobName, &BTreeSet<RevisionId>)| {
+            let is_lost = |id: &&RevisionId| !present.0.get(job).is_some_and(|ids| ids.contains(*id));
+            let lost = before.iter().filter(is_lost).count() as u64;
             (lost > 0).then(|| (job.clone(), lost))
         };
         self.0.iter().filter_map(lost).collect()

@@ -20,8 +20,8 @@ const DEPTH_MAX: usize = 32;
 /// The files of revisions in a store.
 #[derive(Debug, Default)]
 pub(crate) struct Tree {
-    /// The directory of each revision's manifest, forgotten ones included.
-    pub(crate) manifests: HashMap<RevisionId, PathBuf>,
+    /// The directories that have a manifest of the revision, forgotten ones included: more than one of a copied job.
+    pub(crate) manifests: HashMap<RevisionId, Vec<PathBuf>>,
     /// All chunk maps.
     pub(crate) maps: Vec<(RevisionId, PathBuf)>,
     /// Manifests without a map beside them.
@@ -67,7 +67,7 @@ impl Tree {
             if !maps.iter().any(|(map, _)| *map == id) {
                 self.mapless.push((id.clone(), path));
             }
-            self.manifests.insert(id, dir.to_owned());
+            self.manifests.entry(id).or_default().push(dir.to_owned());
         }
         self.maps.extend(maps);
     }
@@ -100,7 +100,10 @@ impl Tree {
         }
         // The chunks of backy 2 in a job's directory: very many files, and no manifest among them.
         let is_legacy = name == "chunks" && exists(&path.join("store"))?;
-        Ok((!is_legacy && !exists(&path.join("backy.store"))?).then_some(path))
+        // A store of its own, also one that has lost its mark: what lies in it is not this store's.
+        let is_store = exists(&path.join("backy.store"))?
+            || exists(&path.join("writers"))? && exists(&path.join("chunks"))?;
+        Ok((!is_legacy && !is_store).then_some(path))
     }
 }
 

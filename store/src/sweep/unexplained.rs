@@ -29,6 +29,7 @@ pub(super) struct Unexplained {
     before: HashMap<ChunkId, i64>,
     now: i64,
     wait_secs: i64,
+    is_suspended: bool,
     /// Chunks that wait, and since when.
     waiting: HashMap<ChunkId, i64>,
 }
@@ -50,14 +51,19 @@ impl Unexplained {
             }
         };
         let wait_secs = hold_secs.max(WAIT_SECS_MIN);
-        Self { path, before, now: now.as_secs(), wait_secs, waiting: HashMap::new() }
+        Self { path, before, now: now.as_secs(), wait_secs, is_suspended: false, waiting: HashMap::new() }
+    }
+
+    /// Lets nothing become due in this purge: something is away, and it is not known what it needs.
+    pub(super) fn suspend(&mut self) {
+        self.is_suspended = true;
     }
 
     /// Notes that nothing refers to a chunk. Returns whether it has waited long enough.
     pub(super) fn is_due(&mut self, id: ChunkId) -> bool {
-        // A time in the future, from a clock that was wrong, starts again now.
-        let since = self.before.get(&id).copied().filter(|since| *since <= self.now).unwrap_or(self.now);
-        let is_due = self.now.saturating_sub(since) >= self.wait_secs;
+        // A time never moves back: one in the future, from a clock that was wrong then or is now, makes it wait longer.
+        let since = self.before.get(&id).copied().unwrap_or(self.now);
+        let is_due = !self.is_suspended && self.now.saturating_sub(since) >= self.wait_secs;
         if !is_due {
             self.waiting.insert(id, since);
         }
