@@ -332,14 +332,12 @@ pub enum Refusal {
         reason: String,
     },
     /// The register lost records since the last purge, so the chunks that they named are not known.
-    #[error(
-        "{lost} records of job {job} have disappeared from the register in `maps`, and so have its revisions"
-    )]
+    #[error("{} of job {job} disappeared from the register in `maps`, and so did its revisions", records(*lost))]
     RegisterShrunk {
         /// The job.
         job: JobName,
         /// Number of records that the last purge left and that are gone.
-        lost: u64,
+        lost: usize,
     },
     /// Directories in the store are nested too deep to be looked at.
     #[error("{} is nested too deep in the store", path.display())]
@@ -356,6 +354,11 @@ pub enum Refusal {
     /// The chunks that the revisions of backy 2 in a job need are not known.
     #[error("{0}")]
     Legacy(String),
+}
+
+/// A number of records, for messages.
+fn records(number: usize) -> String {
+    format!("{number} record{}", if number == 1 { "" } else { "s" })
 }
 
 impl Error {

@@ -141,6 +141,9 @@ pub struct SweepReport {
     pub old_left: Vec<(JobName, String)>,
 }
 
+/// What a dry run takes as removed. In a real run the files and the states of the records tell.
+type Gone = HashSet<(JobName, RevisionId)>;
+
 struct Sweep<'s> {
     repository: &'s Repository,
     options: &'s SweepOptions,
@@ -250,11 +253,7 @@ impl Sweep<'_> {
     }
 
     /// Collects every chunk that is needed. The order is part of the proof: logs, pins, then maps.
-    fn collect_needs(
-        &mut self,
-        sessions: &Sessions,
-        gone: &HashSet<RevisionId>,
-    ) -> Result<(Tree, Vec<Record>)> {
+    fn collect_needs(&mut self, sessions: &Sessions, gone: &Gone) -> Result<(Tree, Vec<Record>)> {
         self.monitor.begin("collecting references", None);
         let root = self.repository.root();
         let mut logged = HashSet::new();
@@ -264,11 +263,15 @@ impl Sweep<'_> {
         let pins = open_pins(root, sessions)?;
         let records = self.register.list()?;
         let tree = scan::scan(root)?;
-        for (id, path) in tree.maps.iter().filter(|(id, _)| !gone.contains(id)) {
+        for (id, path) in &tree.maps {
+            let job = path.parent().and_then(records::job_of);
+            if job.is_some_and(|job| gone.contains(&(job, id.clone()))) {
+                continue;
+            }
             self.needs.add_map(id, path, &self.backend, self.monitor)?;
         }
         for record in records.iter().filter(|record| record.state != State::Purged) {
-            if !gone.contains(&record.id) {
+            if !gone.contains(&(record.job.clone(), record.id.clone())) {
                 let path = self.register.path(record);
                 self.needs.add_map(&record.id, &path, &self.backend, self.monitor)?;
             }
@@ -286,10 +289,12 @@ impl Sweep<'_> {
     }
 
     /// Collects the reasons for deletions: what revisions named that a purge has removed, and what dead sessions wrote.
-    fn explain(&mut self, sessions: &Sessions, records: &[Record], gone: &HashSet<RevisionId>) -> Result<()> {
+    fn explain(&mut self, sessions: &Sessions, records: &[Record], gone: &Gone) -> Result<()> {
         let Self { needs, explained, register, .. } = self;
         let mut add = |id: ChunkId| explained.push(id);
-        let is_going = |record: &&Record| record.state == State::Purged || gone.contains(&record.id);
+        let is_going = |record: &&Record| {
+            record.state == State::Purged || gone.contains(&(record.job.clone(), record.id.clone()))
+        };
         for record in records.iter().filter(is_going) {
             match ChunkMap::open(&register.path(record)) {
                 Ok(map) => needs.visit_unneeded(&map, &mut add)?,

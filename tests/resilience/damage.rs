@@ -105,6 +105,11 @@ fn a_damaged_map_is_found_and_named_and_the_next_backup_does_without() {
             let job = world.job();
             let path = |id: &str| job.join(format!("{id}.map"));
             let before = fs::read(path(damaged)).unwrap();
+            // A file of its own, as where no hard link can be made.
+            let record =
+                world.store().join("maps").join(job.file_name().unwrap()).join(format!("{damaged}.map"));
+            fs::remove_file(&record).unwrap();
+            fs::write(&record, &before).unwrap();
             harm(&path(damaged), &path(whole), sort);
             // Of a page of bases the names of the files tell as much.
             let is_of_bases = spoils_only_bases(&before, &path(damaged));

@@ -1,9 +1,9 @@
 //! The first step of a sweep that deletes: forgotten revisions past the hold time, and what dead runs left in the jobs.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::records::is_same_file;
-use super::{Sweep, scan};
+use super::{Gone, Sweep, scan};
 use crate::disk;
 use crate::error::Result;
 use crate::job::{Job, JobFile, job_files};
@@ -15,12 +15,12 @@ use crate::revision::RevisionId;
 impl Sweep<'_> {
     /// Removes the manifests and maps past the hold time and what dead runs left in the jobs. Returns the revisions
     /// that a dry run has to take as removed.
-    pub(super) fn remove_forgotten(&mut self, _guard: &SweepGuard) -> Result<HashSet<RevisionId>> {
+    pub(super) fn remove_forgotten(&mut self, _guard: &SweepGuard) -> Result<Gone> {
         let mut records: HashMap<RevisionId, Vec<Record>> = HashMap::new();
         for record in self.register.list()? {
             records.entry(record.id.clone()).or_default().push(record);
         }
-        let mut gone = HashSet::new();
+        let mut gone = Gone::new();
         for job in self.repository.sharing_jobs()? {
             let manifests = match self.options.dry_run {
                 true => job.lock_manifests_to_look()?,
@@ -42,7 +42,9 @@ impl Sweep<'_> {
                 removed.iter().try_for_each(|id| disk::remove(&job.map_path(id)))?;
                 disk::sync_dir(job.dir())?;
             }
-            gone.extend(removed);
+            if self.options.dry_run {
+                gone.extend(removed.into_iter().map(|id| (job.name().clone(), id)));
+            }
         }
         Ok(gone)
     }

@@ -4,9 +4,9 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use super::Sweep;
 use super::registered::Registered;
 use super::scan::{self, Tree};
+use super::{Gone, Sweep};
 use crate::disk;
 use crate::error::{Context, Error, Refusal, Result};
 use crate::job::{JobFile, job_files};
@@ -20,7 +20,7 @@ use crate::session;
 impl Sweep<'_> {
     /// Brings the states of the records up to date with what is in the store: commits that died, revisions that were
     /// given up and are back, and those whose hold time is over. What a dry run would remove is added to `gone`.
-    pub(super) fn settle(&mut self, gone: &mut HashSet<RevisionId>) -> Result<()> {
+    pub(super) fn settle(&mut self, gone: &mut Gone) -> Result<()> {
         let tree = scan::scan(self.repository.root())?;
         let records = self.register.list()?;
         let mut visible: HashSet<JobName> = HashSet::new();
@@ -65,7 +65,7 @@ impl Sweep<'_> {
             if !self.options.dry_run {
                 self.register.change(record, state)?;
             } else if state == State::Purged {
-                gone.insert(record.id.clone());
+                gone.insert((record.job.clone(), record.id.clone()));
             }
         }
         Ok(())
@@ -141,7 +141,16 @@ impl Sweep<'_> {
         records: &[Record],
     ) -> Result<()> {
         let unknown = unregistered(&self.register, tree, records)?.into_iter().map(|(record, _)| record);
-        let lost = registered.lost(records.iter().cloned().chain(unknown));
+        let mut lost = registered.lost(records.iter().cloned().chain(unknown));
+        for (job, ids) in &mut lost {
+            // Those that this purge removed, and those whose manifests are there without a map, are told by others.
+            let is_explained = |id: &RevisionId| {
+                tree.mapless.iter().any(|(other, _)| other == id)
+                    || self.report.revisions_deleted.iter().any(|(of, other)| of == job && other == id)
+            };
+            ids.retain(|id| !is_explained(id));
+        }
+        lost.retain(|_, ids| !ids.is_empty());
         for job in self.options.without.iter().filter(|job| !lost.contains_key(job)) {
             if !self.incomplete.contains(job) {
                 return Err(Error::SweepRefused { refusal: Refusal::NotMissing { job: job.clone() } });
@@ -150,7 +159,9 @@ impl Sweep<'_> {
         for (job, lost) in lost {
             // Only an operator's word that it was on purpose helps: it is known that they are needed.
             if !self.options.without.contains(&job) {
-                return Err(Error::SweepRefused { refusal: Refusal::RegisterShrunk { job, lost } });
+                return Err(Error::SweepRefused {
+                    refusal: Refusal::RegisterShrunk { job, lost: lost.len() },
+                });
             }
         }
         Ok(())

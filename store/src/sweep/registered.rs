@@ -58,13 +58,16 @@ impl Registered {
         repository.with_reserve(|| disk::write_atomically(&path(repository), text.as_bytes()))
     }
 
-    /// The jobs whose records are not all there any more, and how many are missing.
-    pub(super) fn lost(&self, records: impl IntoIterator<Item = Record>) -> BTreeMap<JobName, u64> {
+    /// The jobs whose records are not all there any more, and the revisions of those that are missing.
+    pub(super) fn lost(
+        &self,
+        records: impl IntoIterator<Item = Record>,
+    ) -> BTreeMap<JobName, BTreeSet<RevisionId>> {
         let present = Self::of(records);
         let lost = |(job, before): (&JobName, &BTreeSet<RevisionId>)| {
             let is_lost = |id: &&RevisionId| !present.0.get(job).is_some_and(|ids| ids.contains(*id));
-            let lost = before.iter().filter(is_lost).count() as u64;
-            (lost > 0).then(|| (job.clone(), lost))
+            let lost: BTreeSet<RevisionId> = before.iter().filter(is_lost).cloned().collect();
+            (!lost.is_empty()).then(|| (job.clone(), lost))
         };
         self.0.iter().filter_map(lost).collect()
     }

@@ -1,9 +1,10 @@
 //! Directories: copied for a trial, and compared before and after a command that must change nothing.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Files that a command may make or change although it changes nothing: log, index, locks.
@@ -60,6 +61,11 @@ fn read(dir: &Path, found: &mut BTreeMap<PathBuf, Option<Vec<u8>>>) {
 
 /// Copies a directory, holes as holes and without the reserve of a store, which only costs room.
 pub fn copy_tree(from: &Path, to: &Path) {
+    copy_tree_with(from, to, &mut HashMap::new());
+}
+
+/// `links` has the copies of files with several names, by device and inode: they are one file in the copy as well.
+fn copy_tree_with(from: &Path, to: &Path, links: &mut HashMap<(u64, u64), PathBuf>) {
     fs::create_dir(to).expect("make a directory");
     let mode = fs::metadata(from).expect("examine a directory").permissions();
     for entry in fs::read_dir(from).expect("list a directory") {
@@ -69,9 +75,18 @@ pub fn copy_tree(from: &Path, to: &Path) {
         }
         let target = to.join(entry.file_name());
         if entry.file_type().expect("examine a file").is_dir() {
-            copy_tree(&entry.path(), &target);
-        } else {
-            copy_file(&entry.path(), &target);
+            copy_tree_with(&entry.path(), &target, links);
+            continue;
+        }
+        let metadata = entry.metadata().expect("examine a file");
+        match links.entry((metadata.dev(), metadata.ino())) {
+            Entry::Occupied(copy) => fs::hard_link(copy.get(), &target).expect("link a file"),
+            Entry::Vacant(place) => {
+                copy_file(&entry.path(), &target);
+                if metadata.is_file() && metadata.nlink() > 1 {
+                    place.insert(target);
+                }
+            }
         }
     }
     fs::set_permissions(to, mode).expect("set a mode");
