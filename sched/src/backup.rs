@@ -223,15 +223,19 @@ impl Backup<'_> {
         };
         facts.insert("identity".to_owned(), shape.to_value());
         let reference = choose_reference(self.history);
-        let Some((reference, before)) = reference.and_then(|one| Some((one, Shape::of(one)?))) else {
-            return Ok(Vec::new());
+        let (name, suspicions) = match reference.and_then(|one| Some((one, Shape::of(one)?))) {
+            Some((reference, before)) => (reference.id.to_string(), shape::assess(&before, &shape)),
+            // The good revisions are forgotten: that makes the others no better.
+            None if self.history.iter().any(Revision::is_suspicious) => {
+                ("none".to_owned(), vec![Suspicion::Unconfirmed])
+            }
+            None => return Ok(Vec::new()),
         };
-        let suspicions = shape::assess(&before, &shape);
         let grave: Vec<String> =
             suspicions.iter().filter(|one| one.is_grave()).map(Suspicion::to_string).collect();
         for found in &suspicions {
             let (revision, accepted) = (recorded.id(), self.request.accept_change);
-            tracing::warn!(%job, %revision, reason = %found, reference = %reference.id, accepted, "source-changed");
+            tracing::warn!(%job, %revision, reason = %found, reference = %name, accepted, "source-changed");
         }
         let accepted_at = self.request.accept_change.then(|| (self.request.clock)());
         suspicion::record(facts, &grave, accepted_at);

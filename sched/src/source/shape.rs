@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::content::Content;
 
-/// Below this part of its former size a source has been cut off: three quarters, in percent.
+/// Below this part of its former size a source that is no disk has been cut off: three quarters, in percent.
 const SHRUNK_PERCENT: u64 = 75;
 /// Below this part of its former data a source has lost them, in percent.
 const VANISHED_PERCENT: u64 = 10;
@@ -95,7 +95,11 @@ pub enum Suspicion {
         from_bytes: u64,
         /// What it has.
         to_bytes: u64,
+        /// Whether it was a disk: one with a partition table or file system.
+        is_disk: bool,
     },
+    /// No revision is left from before it changed, and those that are left were not accepted.
+    Unconfirmed,
     /// Its partition table or file system is gone.
     ContentLost {
         /// What it was.
@@ -127,10 +131,13 @@ pub enum Suspicion {
 }
 
 impl Suspicion {
-    /// Whether the revision is suspicious for it. A source that is only a little smaller is worth a word and no more.
+    /// Whether the revision is suspicious for it. A disk never shrinks by itself. Of another file that is only a little
+    /// smaller a warning is enough.
     pub fn is_grave(&self) -> bool {
         match self {
-            Self::Shrank { from_bytes, to_bytes } => is_below(*to_bytes, SHRUNK_PERCENT, *from_bytes),
+            Self::Shrank { from_bytes, to_bytes, is_disk } => {
+                *is_disk || is_below(*to_bytes, SHRUNK_PERCENT, *from_bytes)
+            }
             _ => true,
         }
     }
@@ -140,7 +147,9 @@ impl fmt::Display for Suspicion {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Emptied { from_bytes } => write!(out, "it is empty and had {from_bytes} bytes"),
-            Self::Shrank { from_bytes, to_bytes } => {
+            Self::Unconfirmed => out
+                .write_str("earlier revisions of it are suspicious, and none is left from before it changed"),
+            Self::Shrank { from_bytes, to_bytes, .. } => {
                 write!(out, "it shrank from {from_bytes} to {to_bytes} bytes")
             }
             Self::ContentLost { was } => write!(out, "it has lost its {was}"),
@@ -169,7 +178,8 @@ pub fn assess(before: &Shape, now: &Shape) -> Vec<Suspicion> {
     }
     let mut found = Vec::new();
     if to_bytes < from_bytes {
-        found.push(Suspicion::Shrank { from_bytes, to_bytes });
+        let is_disk = before.content.as_ref().is_some_and(|content| !content.is_nothing());
+        found.push(Suspicion::Shrank { from_bytes, to_bytes, is_disk });
     }
     found.extend(assess_content(before.content.as_ref(), now.content.as_ref()));
     found.extend(assess_device(before, now));

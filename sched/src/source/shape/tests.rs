@@ -29,6 +29,7 @@ fn codes(before: &Shape, now: &Shape) -> Vec<String> {
             Suspicion::ContentReplaced { .. } => "replaced",
             Suspicion::DeviceReplaced { mark, .. } => mark.as_str(),
             Suspicion::DataVanished { .. } => "vanished",
+            Suspicion::Unconfirmed => "unconfirmed",
         };
         if found.is_grave() { word.to_owned() } else { format!("({word})") }
     };
@@ -54,6 +55,9 @@ fn sizes_and_data() {
         let now = Shape { size_bytes: size, data_bytes: Some(data), ..raw() };
         assert_eq!(codes(&raw(), &now), expected, "{what}");
     }
+    let partitioned = || disk("file", &[], content("gpt", "1"));
+    let cut_off = Shape { size_bytes: 100 * M - 512, ..partitioned() };
+    assert_eq!(codes(&partitioned(), &cut_off), ["shrank"], "a disk does not shrink by itself");
     let empty = Shape { size_bytes: 0, data_bytes: Some(0), ..raw() };
     assert!(codes(&empty, &empty).is_empty() && codes(&empty, &raw()).is_empty(), "it was empty before");
     let unknown = Shape { data_bytes: None, identity: None, content: None, ..raw() };
