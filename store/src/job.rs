@@ -40,7 +40,7 @@ pub struct Job {
     repository: Repository,
 }
 
-/// A job's revisions, oldest first (see [`order`](crate::revision::order)), and the manifests that could not be read.
+/// A job's revisions, oldest first (see [`crate::revision::order`]), and the manifests that could not be read.
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
     /// The revisions, oldest first.

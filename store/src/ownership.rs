@@ -8,7 +8,7 @@
 //!   lies in it can be replaced by its owner only.
 //!
 //! Symbolic links are followed: the file that is used counts. Only links inside a store, in the place of files and
-//! directories that the program makes itself, are refused: see [`refuse_link`].
+//! directories that the program makes itself, are refused: see `refuse_link`.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;

@@ -2,7 +2,7 @@
 //! [`Scheduler`](super::scheduler::Scheduler) what happened and does what that says.
 //!
 //! One thread runs the loop and the rounds, which only wait for child processes. Whatever reads or writes files has a
-//! thread of its own ([`offload`]), the start and the API, too: a hanging disk stops neither the answers nor the watch
+//! thread of its own (`offload.rs`), the start and the API, too: a hanging disk stops neither the answers nor the watch
 //! over the children, nor the end at a signal.
 
 use std::collections::VecDeque;
