@@ -438,7 +438,7 @@ impl Job {
             if is_settled || !is_here(&record.id) {
                 continue;
             }
-            match register.change(&record, State::Current) {
+            match self.repository.with_reserve(|| register.change(&record, State::Current)) {
                 // A purge was quicker.
                 Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => {}
                 other => drop(other?),

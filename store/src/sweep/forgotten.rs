@@ -98,7 +98,7 @@ impl Sweep<'_> {
             }
             is_marked = true;
             if record.state != State::Purged {
-                self.register.change(record, State::Purged)?;
+                self.repository.with_reserve(|| self.register.change(record, State::Purged))?;
             }
         }
         if !is_marked && scan::exists(&map)? {

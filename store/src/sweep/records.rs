@@ -63,7 +63,7 @@ impl Sweep<'_> {
                 continue;
             }
             if !self.options.dry_run {
-                self.register.change(record, state)?;
+                self.repository.with_reserve(|| self.register.change(record, state.clone()))?;
             } else if state == State::Purged {
                 gone.insert((record.job.clone(), record.id.clone()));
             }
@@ -227,7 +227,7 @@ impl Sweep<'_> {
         }
         Registered::of(kept).save(self.repository, before)?;
         for (record, job) in &moved {
-            self.register.assign(record, job)?;
+            self.repository.with_reserve(|| self.register.assign(record, job))?;
         }
         purged.iter().try_for_each(|record| self.register.remove(record))
     }
