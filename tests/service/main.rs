@@ -111,7 +111,7 @@ fn a_source_that_changed_is_told_by_log_list_and_check() {
     fs::write(server.world.path("image1"), "").expect("empty the image");
     server.client(&["run", "vm1"]).expect(0);
     until("another", || server.revisions("vm1").len() == 2);
-    until("the log tells", || server.log().contains("source changed"));
+    until("the log tells", || server.log().contains("source-changed"));
     let said = "it is empty and had 10485760 bytes";
     assert!(server.log().contains(said), "{}", server.log());
     until("the list tells", || server.entry("vm1")["source_changed"] == said);
