@@ -584,6 +584,7 @@ mod tests {
     #[test]
     fn what_a_run_that_failed_wrote_is_removed_without_force() {
         let (_dir, job) = new_job("web01");
+        std::fs::create_dir(job.repository().root().join(register::DIR)).unwrap();
         let data = image(1, 2 << 22);
         let guard = job.lock_for_backup().unwrap();
         let writer = job.new_revision(&guard, new_revision(&data, None)).unwrap();

@@ -164,5 +164,5 @@ fn a_liar_can_write_nothing_but_notes_and_not_too_many() {
     let names = std::fs::read_dir(here.job.dir()).unwrap();
     let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
-    assert_eq!(names, [".manifests", "config", "good.rev"]);
+    assert_eq!(names, [".backup", ".manifests", "config", "good.rev"]);
 }
