@@ -98,7 +98,7 @@ impl Histories {
             Err(error) => Err(error),
         };
         let looked = looked.and_then(|look| match look.history.local {
-            0 => repository.revisions_away(name).map(|away| look.unless_away(away, now)),
+            0 => repository.registered_revisions(name).map(|away| look.unless_away(away, now)),
             _ => Ok(look),
         });
         looked.unwrap_or_else(|error| Look::failed(in_full(&error), now))

@@ -122,6 +122,14 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<std::fs::DirEntry>> {
     }
 }
 
+/// Whether there is something at `path`. Only "not found" means no; what cannot be examined is an error.
+pub(crate) fn exists(path: &Path) -> Result<bool> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        other => other.context("examine", path).map(|_| true),
+    }
+}
+
 /// Whether there is nothing of this name in a directory that is there. A link whose disk is away is not missing.
 pub(crate) fn is_missing(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)

@@ -418,6 +418,13 @@ impl Error {
         source.raw_os_error().is_some_and(|errno| [EINVAL, EMLINK, ENOSYS, EOPNOTSUPP].contains(&errno))
     }
 
+    /// Whether a hard link failed for a reason that a copy does not have: another file system, one without links, too many of
+    /// them, or somebody else's file (`protected_hardlinks`).
+    pub(crate) fn is_link_impossible(&self) -> bool {
+        self.is_unsupported()
+            || matches!(self.io_kind(), Some(io::ErrorKind::CrossesDevices | io::ErrorKind::PermissionDenied))
+    }
+
     /// Returns the operating system's error where there is one.
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
         match self {

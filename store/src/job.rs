@@ -92,6 +92,19 @@ pub(crate) enum JobFile {
 }
 
 impl JobFile {
+    /// Whether it is a chunk map.
+    pub(crate) fn is_map(&self) -> bool {
+        matches!(self, Self::Map(_))
+    }
+
+    /// The revision whose manifest it is, forgotten or not.
+    pub(crate) fn of_manifest(&self) -> Option<&RevisionId> {
+        match self {
+            Self::Manifest(id) | Self::Forgotten(id, _) => Some(id),
+            Self::Map(_) | Self::Unfinished => None,
+        }
+    }
+
     /// Reads a file name; `None` for all others.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         if name.starts_with(disk::TEMPORARY_PREFIX) {
@@ -107,13 +120,6 @@ impl JobFile {
                 Some(Self::Forgotten(id, Timestamp::from_secs(secs)?))
             }
         }
-    }
-}
-
-impl JobFile {
-    /// Whether it is a chunk map.
-    pub(crate) fn is_map(&self) -> bool {
-        matches!(self, Self::Map(_))
     }
 }
 
@@ -390,13 +396,7 @@ impl Job {
     /// can be away, or not be copied yet.
     pub(crate) fn remove_orphan_maps(&self, _guard: &ManifestGuard) -> Result<u64> {
         let files = job_files(&self.dir)?;
-        let known: BTreeSet<&RevisionId> = files
-            .iter()
-            .filter_map(|(file, _)| match file {
-                JobFile::Manifest(id) | JobFile::Forgotten(id, _) => Some(id),
-                _ => None,
-            })
-            .collect();
+        let known: BTreeSet<&RevisionId> = files.iter().filter_map(|(file, _)| file.of_manifest()).collect();
         let orphans: Vec<(&RevisionId, &PathBuf)> = files
             .iter()
             .filter_map(|(file, path)| match file {
@@ -423,12 +423,7 @@ impl Job {
     fn reclaim(&self) -> Result<()> {
         let register = Register::of(&self.repository);
         let files = job_files(&self.dir)?;
-        let is_here = |id: &RevisionId| {
-            files.iter().any(|(file, _)| match file {
-                JobFile::Manifest(other) | JobFile::Forgotten(other, _) => other == id,
-                _ => false,
-            })
-        };
+        let is_here = |id: &RevisionId| files.iter().any(|(file, _)| file.of_manifest() == Some(id));
         for record in register.of_job(&self.name)? {
             let is_settled = match &record.state {
                 State::Current => true,
@@ -554,9 +549,8 @@ impl Job {
 
     /// Removes what a commit has made whose manifest could not be written. What cannot be removed, a purge settles.
     fn take_back(&self, manifest: &Path, map: &Path, register: &Register, pending: &Record) {
-        let is_absent = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
         // The rename may have been done, and only its sync have failed: then the revision exists.
-        if std::fs::symlink_metadata(manifest).is_err_and(is_absent)
+        if disk::is_missing(manifest)
             && let Err(error) = disk::remove(map).and_then(|()| register.remove(pending))
         {
             tracing::debug!(%error, "cannot remove the map of a failed commit");

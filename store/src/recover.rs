@@ -41,7 +41,7 @@ impl Repository {
             return Ok(recovered);
         }
         let dir = self.root().join(name.as_str());
-        if !scan::exists(&dir)? {
+        if !disk::exists(&dir)? {
             disk::create_dir(&dir)?;
             disk::sync_dir(self.root())?;
         }
@@ -73,7 +73,7 @@ impl Repository {
 /// Makes the configuration again unless there is one. Returns whether it did.
 fn recover_config(job: &Job, register: &Register) -> Result<bool> {
     let kept = register.config_path(job.name());
-    if scan::exists(&job.config_path())? || !scan::exists(&kept)? {
+    if disk::exists(&job.config_path())? || !disk::exists(&kept)? {
         return Ok(false);
     }
     let text = std::fs::read(&kept).context("read", &kept)?;

@@ -24,7 +24,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::disk;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::name::JobName;
 use crate::repository::Repository;
 use crate::revision::RevisionId;
@@ -113,6 +113,9 @@ impl Register {
 
     /// Lists the records of one job.
     pub(crate) fn of_job(&self, job: &JobName) -> Result<Vec<Record>> {
+        if disk::is_missing(&self.dir) {
+            return Ok(Vec::new());
+        }
         let parse = |name: &String| {
             let (id, suffix) = name.split_once('.')?;
             let (id, state) = (RevisionId::parse(id).ok()?, State::parse(suffix)?);
@@ -126,11 +129,7 @@ impl Register {
         let path = self.path(&record);
         let dir = self.make_dir(&record.job)?;
         disk::remove(&path)?;
-        match disk::link(map, &path) {
-            Ok(()) => {}
-            Err(error) if cannot_link(&error) => copy(map, &path)?,
-            Err(error) => return Err(error),
-        }
+        link_or_copy(map, &path)?;
         disk::sync_dir(&dir)?;
         Ok(record)
     }
@@ -148,10 +147,7 @@ impl Register {
     pub(crate) fn keep_manifest(&self, record: &Record, manifest: &Path) -> Result<()> {
         let kept = self.manifest_path(record);
         disk::remove(&kept)?;
-        match disk::link(manifest, &kept) {
-            Err(error) if cannot_link(&error) => copy(manifest, &kept)?,
-            other => other?,
-        }
+        link_or_copy(manifest, &kept)?;
         let config = std::fs::read(manifest.with_file_name(CONFIG)).ok();
         let path = self.config_path(&record.job);
         match config {
@@ -192,12 +188,9 @@ impl Register {
 
     /// Gives the map of a record a name outside the register, unless there is one.
     pub(crate) fn copy_out(&self, record: &Record, map: &Path) -> Result<()> {
-        let path = self.path(record);
-        match disk::link(&path, map) {
-            Ok(()) => {}
+        match link_or_copy(&self.path(record), map) {
             Err(error) if error.io_kind() == Some(io::ErrorKind::AlreadyExists) => return Ok(()),
-            Err(error) if cannot_link(&error) => return copy(&path, map),
-            Err(error) => return Err(error),
+            other => other?,
         }
         disk::sync_dir(map.parent().unwrap_or(Path::new(".")))
     }
@@ -214,39 +207,28 @@ impl Register {
     fn make_dir(&self, job: &JobName) -> Result<PathBuf> {
         let dir = self.dir.join(job.as_str());
         for (dir, parent) in [(&self.dir, self.dir.parent()), (&dir, Some(&*self.dir))] {
-            match disk::create_dir(dir) {
-                Ok(()) => disk::sync_dir(parent.unwrap_or(Path::new(".")))?,
-                Err(error) if error.io_kind() == Some(io::ErrorKind::AlreadyExists) => {}
-                Err(error) => return Err(error),
+            if disk::ensure_dir(dir)? {
+                disk::sync_dir(parent.unwrap_or(Path::new(".")))?;
             }
         }
         Ok(dir)
     }
 }
 
-/// Whether no hard link can be made here at all: another file system, one without links, or no more of them.
-fn cannot_link(error: &Error) -> bool {
-    use io::ErrorKind::{CrossesDevices, PermissionDenied, TooManyLinks, Unsupported};
-    matches!(error.io_kind(), Some(CrossesDevices | PermissionDenied | TooManyLinks | Unsupported))
-}
-
-/// Copies a map. The copy gets its name when it is whole and durable.
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    let bytes = std::fs::read(from).context("read", from)?;
-    disk::write_atomically(to, &bytes)
-}
-
-/// Lists the names in a directory; a missing one has none.
-fn names(dir: &Path) -> Result<Vec<String>> {
-    let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.context("list", dir)?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        names.extend(entry.map_err(|error| Error::io("list", dir, error))?.file_name().into_string());
+/// Gives a file a second name, or makes a copy where that cannot be. A copy gets its name when it is whole and durable.
+fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
+    match disk::link(from, to) {
+        Err(error) if error.is_link_impossible() => {
+            let bytes = std::fs::read(from).context("read", from)?;
+            disk::write_atomically(to, &bytes)
+        }
+        other => other,
     }
-    Ok(names)
+}
+
+/// Lists the names in a directory; a missing one has none. One behind a link that leads nowhere is not missing.
+fn names(dir: &Path) -> Result<Vec<String>> {
+    Ok(disk::list(dir)?.into_iter().filter_map(|entry| entry.file_name().into_string().ok()).collect())
 }
 
 #[cfg(test)]

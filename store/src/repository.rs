@@ -17,7 +17,7 @@ use crate::legacy::job::is_original_job;
 use crate::lock;
 use crate::name::{JobName, RESERVED};
 use crate::ownership::{self, Secrecy};
-use crate::register::{Register, State};
+use crate::register::{Record, Register, State};
 use crate::sweep::scan;
 use crate::timestamp::Timestamp;
 
@@ -486,12 +486,21 @@ impl Repository {
         }
     }
 
-    /// Number of revisions that were committed under this job's name and whose manifests are nowhere in the store now.
-    /// A renamed or moved job's are found where they are. Costs one listing where nothing was committed.
-    pub fn revisions_away(&self, job: &JobName) -> Result<usize> {
-        let register = Register::of(self);
-        let mut records = register.of_job(job)?;
+    /// Number of revisions that were committed under this job's name and not removed since, as the register has them. One
+    /// listing, which looks into no job's directory: a disk that hangs is no reason to wait.
+    pub fn registered_revisions(&self, job: &JobName) -> Result<usize> {
+        Ok(self.current_records(job)?.len())
+    }
+
+    fn current_records(&self, job: &JobName) -> Result<Vec<Record>> {
+        let mut records = Register::of(self).of_job(job)?;
         records.retain(|record| record.state == State::Current);
+        Ok(records)
+    }
+
+    /// Number of those whose manifests are nowhere in the store now. A renamed or moved job's are found where they are.
+    pub(crate) fn revisions_away(&self, job: &JobName) -> Result<usize> {
+        let (register, records) = (Register::of(self), self.current_records(job)?);
         if records.is_empty() {
             return Ok(0);
         }

@@ -84,7 +84,7 @@ impl Session {
         let pin = session.path(&format!("{revision}.map"));
         session.pins.push(pin.clone());
         match disk::link(map, &pin) {
-            Err(error) if needs_copy(&error) => session.pin_copy(map, &pin)?,
+            Err(error) if error.is_link_impossible() => session.pin_copy(map, &pin)?,
             other => other?,
         }
         Ok(session)
@@ -198,13 +198,6 @@ fn can_go_without(error: &Error, root: &Path) -> bool {
         || matches!(error, Error::LocksUnusable { .. })
         || error.is_unsupported()
         || error.io_kind() == Some(io::ErrorKind::NotFound) && !root.join("writers").is_dir()
-}
-
-/// Whether a link failed for a reason that a copy does not have: another file system, none of links, too many of them, or
-/// somebody else's file (`protected_hardlinks`).
-fn needs_copy(error: &Error) -> bool {
-    error.is_unsupported()
-        || matches!(error.io_kind(), Some(io::ErrorKind::CrossesDevices | io::ErrorKind::PermissionDenied))
 }
 
 /// Says once that a purge is not kept from what is read. On a read-only file system it hardly can be run.

@@ -157,7 +157,7 @@ impl Owners {
 
     fn add_map(&mut self, map: &ChunkMap, owner: Owner) -> Result<()> {
         for page in 0..map.page_count() {
-            let key = (*map.page_hash(page), map.bases_hash(page).copied());
+            let key = map.page_key(page);
             let known = self.pages.get(&key).copied();
             let owner = known.map_or(owner, |known| merged(known, owner));
             // Its files are known to belong to these.

@@ -61,6 +61,7 @@ use crate::chunk::ChunkId;
 use crate::chunk::forms;
 use crate::chunk::name::ChunkName;
 use crate::damage;
+use crate::disk;
 use crate::error::{Error, Refusal, Result};
 use crate::legacy::purge::{self, Freed};
 use crate::lock::{self, SweepGuard};
@@ -195,11 +196,12 @@ pub fn sweep(repository: &Repository, options: &SweepOptions, monitor: &dyn Moni
         report: SweepReport { temporary_deleted, ..SweepReport::default() },
     };
     let registered = Registered::load(repository)?;
-    let has_register = scan::exists(&repository.root().join(register::DIR))?;
+    let has_register = disk::exists(&repository.root().join(register::DIR))?;
     let mut gone = sweep.remove_forgotten(&guard)?;
     sweep.settle(&mut gone)?;
     let (tree, records) = sweep.collect_needs(&sessions, &gone)?;
-    sweep.check_register(&registered, &tree, &records)?;
+    let unregistered = records::unregistered(&sweep.register, &tree, &records)?;
+    sweep.check_register(&registered, &tree, &records, &unregistered)?;
     sweep.check_needs_are_known(&tree, &records)?;
     // Before there was a register, jobs may have gone away that nothing knows of: then nothing is explained.
     if has_register {
@@ -213,7 +215,7 @@ pub fn sweep(repository: &Repository, options: &SweepOptions, monitor: &dyn Moni
         sweep.count()?;
         return Ok(sweep.report);
     }
-    sweep.repair(&tree, &records)?;
+    sweep.repair(&tree, &records, &unregistered)?;
     sweep.delete(&guard)?;
     let is_named = |id: &ChunkId| sweep.needs.has(id) || sweep.unexplained.is_waiting(id);
     damage::remove_stale_marks(repository, &sweep.backend, &is_named)?;
@@ -439,7 +441,7 @@ fn open_pins(root: &Path, sessions: &Sessions) -> Result<Vec<ChunkMap>> {
         match ChunkMap::open(&path) {
             Ok(map) => pins.push(map),
             // Its reader has ended.
-            Err(error) if error.is_damage() && !scan::exists(&path)? => {}
+            Err(error) if error.is_damage() && !disk::exists(&path)? => {}
             Err(error) => return Err(error),
         }
     }
@@ -452,7 +454,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::disk;
     use crate::job::Job;
     use crate::testing::{image, new_job, new_revision, now, write_revision};
     use crate::{FrameCache, Silent, Stats};

@@ -18,7 +18,7 @@ use super::map::OldMap;
 use crate::chunk::ChunkId;
 use crate::disk;
 use crate::error::{Context, Error, Refusal, Result};
-use crate::job::{Job, JobFile, job_files};
+use crate::job::{Job, job_files};
 use crate::monitor::Monitor;
 use crate::revision::{BackendType, RevisionId, manifest};
 
@@ -124,15 +124,9 @@ pub(crate) fn remove_leftovers(job: &Job) -> Result<Freed> {
         return Ok(freed);
     }
     let files = job_files(job.dir())?;
-    let named: HashSet<&RevisionId> = files
-        .iter()
-        .filter_map(|(file, _)| match file {
-            JobFile::Manifest(id) | JobFile::Forgotten(id, _) => Some(id),
-            _ => None,
-        })
-        .collect();
+    let named: HashSet<&RevisionId> = files.iter().filter_map(|(file, _)| file.of_manifest()).collect();
     for (file, path) in &files {
-        let (JobFile::Manifest(id) | JobFile::Forgotten(id, _)) = file else { continue };
+        let Some(id) = file.of_manifest() else { continue };
         let is_ours =
             || manifest::read(path, id).is_ok_and(|found| found.backend_type == BackendType::Framed);
         if has_image(job, id) && is_ours() {
@@ -156,19 +150,19 @@ pub(crate) fn remove_leftovers(job: &Job) -> Result<Freed> {
 fn needed(job: &Job) -> Result<HashSet<ChunkId>> {
     let mut needed = HashSet::new();
     for (file, path) in job_files(job.dir())? {
-        let (JobFile::Manifest(id) | JobFile::Forgotten(id, _)) = file else { continue };
-        let found = manifest::read(&path, &id);
+        let Some(id) = file.of_manifest() else { continue };
+        let found = manifest::read(&path, id);
         match &found {
             Ok(revision) if !revision.is_old() || revision.backend_type == BackendType::Cowfile => continue,
             Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => continue,
             _ => {}
         }
-        match OldMap::open(&job.old_image_path(&id)) {
+        match OldMap::open(&job.old_image_path(id)) {
             Ok(map) => needed.extend(map.names()),
             // What was never complete and has no map yet needs nothing.
-            Err(_) if found.is_ok_and(|revision| !revision.is_clean()) && !has_image(job, &id) => {}
+            Err(_) if found.is_ok_and(|revision| !revision.is_clean()) && !has_image(job, id) => {}
             Err(error) => {
-                return Err(unknown_needs(job, &id, &error.to_string()));
+                return Err(unknown_needs(job, id, &error.to_string()));
             }
         }
     }
@@ -191,13 +185,8 @@ fn unknown_needs(job: &Job, id: &RevisionId, reason: &str) -> Error {
 
 /// The images of backy 2 in a job's directory that have no manifest there, forgotten ones included.
 pub(crate) fn images_without_manifest(job: &Job) -> Result<Vec<RevisionId>> {
-    let named: HashSet<RevisionId> = job_files(job.dir())?
-        .into_iter()
-        .filter_map(|(file, _)| match file {
-            JobFile::Manifest(id) | JobFile::Forgotten(id, _) => Some(id),
-            _ => None,
-        })
-        .collect();
+    let files = job_files(job.dir())?;
+    let named: HashSet<&RevisionId> = files.iter().filter_map(|(file, _)| file.of_manifest()).collect();
     let mut found = Vec::new();
     for entry in std::fs::read_dir(job.dir()).context("list", job.dir())? {
         let entry = entry.context("list", job.dir())?;

@@ -26,7 +26,7 @@ use crate::chunk::ChunkId;
 use crate::damage::{self, Difference};
 use crate::disk;
 use crate::error::{Error, Result};
-use crate::job::{Job, JobFile, job_files};
+use crate::job::{Job, job_files};
 use crate::lock::BackupGuard;
 use crate::monitor::{Finding, Monitor};
 use crate::revision::writer::{NewRevision, Reuse};
@@ -108,14 +108,14 @@ impl References {
     fn count(job: &Job) -> Result<Self> {
         let mut this = Self { counts: HashMap::new(), is_unsure: false };
         for (file, path) in job_files(job.dir())? {
-            let (JobFile::Manifest(id) | JobFile::Forgotten(id, _)) = file else { continue };
-            match crate::revision::manifest::read(&path, &id) {
+            let Some(id) = file.of_manifest() else { continue };
+            match crate::revision::manifest::read(&path, id) {
                 Ok(revision) if !revision.is_old() || revision.backend_type == BackendType::Cowfile => {
                     continue;
                 }
                 _ => {}
             }
-            match OldMap::open(&job.old_image_path(&id)) {
+            match OldMap::open(&job.old_image_path(id)) {
                 Ok(map) => distinct(&map).into_iter().for_each(|id| *this.counts.entry(id).or_default() += 1),
                 Err(_) => this.is_unsure = true,
             }

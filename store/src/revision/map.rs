@@ -210,6 +210,11 @@ impl ChunkMap {
         self.bases.get(page as usize)?.as_ref().map(|bases| &bases.hash)
     }
 
+    /// What two maps must share to have the same page: its hash, and that of its page of bases.
+    pub(crate) fn page_key(&self, page: u64) -> PageKey {
+        (*self.page_hash(page), self.bases_hash(page).copied())
+    }
+
     /// Reads one page: 32 bytes for each of its entries, proven.
     pub(crate) fn read_page(&self, page: u64) -> Result<Vec<u8>> {
         self.read(page, "page", entries_offset(self.entries) + page * PAGE_LEN, &self.pages[page as usize])

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::records::is_same_file;
-use super::{Gone, Sweep, scan};
+use super::{Gone, Sweep};
 use crate::disk;
 use crate::error::Result;
 use crate::job::{Job, JobFile, job_files};
@@ -66,7 +66,7 @@ impl Sweep<'_> {
             self.report.revisions_deleted.push((job.name().clone(), id.clone()));
             let lives =
                 files.iter().any(|(other, _)| matches!(other, JobFile::Manifest(other) if other == id));
-            if !lives && purge::has_image(job, id) && !scan::exists(&job.map_path(id))? {
+            if !lives && purge::has_image(job, id) && !disk::exists(&job.map_path(id))? {
                 if !self.options.dry_run {
                     self.report.old.add(purge::remove_revision(job, id, path)?);
                 }
@@ -101,7 +101,7 @@ impl Sweep<'_> {
                 self.repository.with_reserve(|| self.register.change(record, State::Purged))?;
             }
         }
-        if !is_marked && scan::exists(&map)? {
+        if !is_marked && disk::exists(&map)? {
             let record = Record { job: job.name().clone(), id: id.clone(), state: State::Purged };
             self.repository.with_reserve(|| self.register.add(record.clone(), &map))?;
         }

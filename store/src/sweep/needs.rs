@@ -8,6 +8,7 @@ use crate::backend::Backend;
 use crate::chunk::ChunkId;
 use crate::chunk::forms;
 use crate::chunk::name::ChunkName;
+use crate::disk;
 use crate::error::{Context, Error, Result};
 use crate::monitor::Monitor;
 use crate::revision::RevisionId;
@@ -93,7 +94,7 @@ impl Needs {
         match ChunkMap::open(path) {
             Ok(map) => self.add(id, path, &map, backend),
             Err(error) if error.is_damage() => {
-                if super::scan::exists(path)? {
+                if disk::exists(path)? {
                     self.note_damage(id, path, &error);
                 }
                 Ok(())
@@ -112,7 +113,7 @@ impl Needs {
     ) -> Result<()> {
         let mut is_whole = true;
         for page in 0..map.page_count() {
-            let key = (*map.page_hash(page), map.bases_hash(page).copied());
+            let key = map.page_key(page);
             if self.seen_pages.contains(&key) {
                 continue;
             }
@@ -172,32 +173,28 @@ impl Needs {
         Ok(())
     }
 
-    fn add_entries(&mut self, entries: &[Entry]) {
+    /// Adds what a page names. Returns whether any of it was not needed before.
+    fn add_entries(&mut self, entries: &[Entry]) -> bool {
+        let mut is_new = false;
         for name in entries.iter().flatten() {
             // The base of a delta is needed as long as the delta is.
-            name.ids().for_each(|id| {
-                self.insert(id);
-            });
+            name.ids().for_each(|id| is_new |= self.insert(id));
             if name.base.is_some() {
-                self.deltas.insert(*name);
+                is_new |= self.deltas.insert(*name);
             }
         }
+        is_new
     }
 
     /// Adds the map that a reader or writer had pinned. Returns whether it names a chunk that nothing else names.
     pub(super) fn add_pinned(&mut self, map: &ChunkMap) -> Result<bool> {
         let mut is_alone = false;
         for page in 0..map.page_count() {
-            let key = (*map.page_hash(page), map.bases_hash(page).copied());
+            let key = map.page_key(page);
             if self.seen_pages.contains(&key) {
                 continue;
             }
-            for name in map.read_entries(page)?.iter().flatten() {
-                name.ids().for_each(|id| is_alone |= self.insert(id));
-                if name.base.is_some() {
-                    is_alone |= self.deltas.insert(*name);
-                }
-            }
+            is_alone |= self.add_entries(&map.read_entries(page)?);
             self.seen_pages.insert(key);
         }
         Ok(is_alone)
@@ -206,7 +203,7 @@ impl Needs {
     /// Calls `visit` with what a map names in pages that no needed map has; a damaged one names nothing.
     pub(super) fn visit_unneeded(&self, map: &ChunkMap, visit: &mut dyn FnMut(ChunkId)) -> Result<()> {
         for page in 0..map.page_count() {
-            let key = (*map.page_hash(page), map.bases_hash(page).copied());
+            let key = map.page_key(page);
             if self.seen_pages.contains(&key) {
                 continue;
             }

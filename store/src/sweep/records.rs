@@ -9,7 +9,7 @@ use super::scan::{self, Tree};
 use super::{Gone, Sweep};
 use crate::disk;
 use crate::error::{Context, Error, Refusal, Result};
-use crate::job::{JobFile, job_files};
+use crate::job::job_files;
 use crate::legacy::purge;
 use crate::monitor::Finding;
 use crate::name::JobName;
@@ -23,30 +23,19 @@ impl Sweep<'_> {
     pub(super) fn settle(&mut self, gone: &mut Gone) -> Result<()> {
         let tree = scan::scan(self.repository.root())?;
         let records = self.register.list()?;
-        let mut visible: HashSet<JobName> = HashSet::new();
-        for record in &records {
-            if record.state == State::Current && seen_in(&self.register, &tree, record)?.is_some() {
-                visible.insert(record.job.clone());
-            }
-        }
-        let has_current =
-            |job: &JobName| records.iter().any(|record| record.state == State::Current && record.job == *job);
-        for record in &records {
-            let is_there = seen_in(&self.register, &tree, record)?.is_some() || self.has_manifest(record)?;
+        let seen: Vec<bool> = records
+            .iter()
+            .map(|record| Ok(seen_in(&self.register, &tree, record)?.is_some()))
+            .collect::<Result<_>>()?;
+        for (record, is_seen) in records.iter().zip(&seen) {
+            let is_there = *is_seen || self.has_manifest(record)?;
             let is_given_up = || self.options.without.contains(&record.job);
             let mut state = match &record.state {
                 State::Pending(session) if session::is_running(self.repository.root(), session)? => continue,
                 State::Pending(_) | State::Dropped(_) | State::Purged if is_there => State::Current,
                 // Whether the manifest exists can only be told where the job can be seen.
-                State::Pending(_) => {
-                    let can_be_seen = match has_current(&record.job) {
-                        true => visible.contains(&record.job),
-                        false => self.repository.job(&record.job).is_ok(),
-                    };
-                    match can_be_seen || is_given_up() {
-                        true => State::Dropped(self.options.now),
-                        false => record.state.clone(),
-                    }
+                State::Pending(_) if self.can_see(&record.job, &records, &seen) || is_given_up() => {
+                    State::Dropped(self.options.now)
                 }
                 State::Current if !is_there && is_given_up() => State::Dropped(self.options.now),
                 kept => kept.clone(),
@@ -69,6 +58,17 @@ impl Sweep<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the directory of a job can be seen, so that what is not in it is not there: some revision of it is seen, or
+    /// it never had any and its directory is there.
+    fn can_see(&self, job: &JobName, records: &[Record], seen: &[bool]) -> bool {
+        let is_current = |record: &Record| record.state == State::Current && record.job == *job;
+        let mut current = records.iter().zip(seen).filter(|(record, _)| is_current(record)).peekable();
+        match current.peek() {
+            Some(_) => current.any(|(_, is_seen)| *is_seen),
+            None => self.repository.job(job).is_ok(),
+        }
     }
 
     /// Reports revisions, links and manifests that should be in the store and are not.
@@ -125,11 +125,7 @@ impl Sweep<'_> {
         };
         let Some(job) = job else { return Ok(false) };
         let _manifests = job.lock_manifests_to_look()?;
-        let is_wanted = |file: &JobFile| match file {
-            JobFile::Manifest(id) | JobFile::Forgotten(id, _) => *id == record.id,
-            _ => false,
-        };
-        Ok(job_files(job.dir())?.iter().any(|(file, _)| is_wanted(file)))
+        Ok(job_files(job.dir())?.iter().any(|(file, _)| file.of_manifest() == Some(&record.id)))
     }
 
     /// Refuses where the register has lost records since the last purge and the directories do not have them either, and
@@ -139,9 +135,10 @@ impl Sweep<'_> {
         registered: &Registered,
         tree: &Tree,
         records: &[Record],
+        unregistered: &[(Record, &PathBuf)],
     ) -> Result<()> {
-        let unknown = unregistered(&self.register, tree, records)?.into_iter().map(|(record, _)| record);
-        let mut lost = registered.lost(records.iter().cloned().chain(unknown));
+        let unknown = unregistered.iter().map(|(record, _)| record);
+        let mut lost = registered.lost(records.iter().chain(unknown).cloned());
         for (job, ids) in &mut lost {
             // Those that this purge removed, and those whose manifests are there without a map, are told by others.
             let is_explained = |id: &RevisionId| {
@@ -187,13 +184,18 @@ impl Sweep<'_> {
     }
 
     /// Makes maps again that are missing beside their manifests, and enters maps that the register does not know.
-    pub(super) fn repair(&mut self, tree: &Tree, records: &[Record]) -> Result<()> {
+    pub(super) fn repair(
+        &mut self,
+        tree: &Tree,
+        records: &[Record],
+        unregistered: &[(Record, &PathBuf)],
+    ) -> Result<()> {
         let by_id: HashMap<&RevisionId, &Record> =
             records.iter().map(|record| (&record.id, record)).collect();
         for (id, manifest) in &tree.mapless {
             let Some(record) = by_id.get(id).filter(|record| record.state != State::Purged) else { continue };
             let map = manifest.with_file_name(format!("{id}.map"));
-            if scan::exists(&map)? {
+            if disk::exists(&map)? {
                 // Committed since the directory was listed, or something that is not a file is in the way.
                 continue;
             }
@@ -203,11 +205,11 @@ impl Sweep<'_> {
             }
         }
         self.replace_damaged(tree, &by_id);
-        for (record, map) in unregistered(&self.register, tree, records)? {
+        for (record, map) in unregistered {
             self.repository.with_reserve(|| self.register.add(record.clone(), map))?;
             let manifest = map.with_extension("rev");
-            if scan::exists(&manifest)? {
-                self.repository.with_reserve(|| self.register.keep_manifest(&record, &manifest))?;
+            if disk::exists(&manifest)? {
+                self.repository.with_reserve(|| self.register.keep_manifest(record, &manifest))?;
             }
         }
         Ok(())
@@ -242,7 +244,7 @@ pub(super) fn job_of(dir: &Path) -> Option<JobName> {
 
 /// The maps with manifests that the register does not know, with the records that they should have. A copy of a job's
 /// directory is a job of its own, and has records of its own.
-fn unregistered<'t>(
+pub(super) fn unregistered<'t>(
     register: &Register,
     tree: &'t Tree,
     records: &[Record],
@@ -308,7 +310,7 @@ fn mapless_problem(path: &Path, id: &RevisionId) -> Result<Option<String>> {
     Ok(match manifest::read(path, id) {
         Ok(revision) if revision.backend_type != BackendType::Framed => None,
         // Committed after the list was read; its chunks are in its log.
-        Ok(_) if scan::exists(&path.with_file_name(format!("{id}.map")))? => None,
+        Ok(_) if disk::exists(&path.with_file_name(format!("{id}.map")))? => None,
         Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => None,
         // Beside an image of backy 2, it is one of its manifests: the chunks that it needs are not ours.
         Err(_) if purge::is_image(&path.with_file_name(id.as_str()), id) => None,

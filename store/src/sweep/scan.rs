@@ -9,6 +9,7 @@ use std::fs::DirEntry;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::disk;
 use crate::error::{Context, Error, Refusal, Result};
 use crate::job::{JobFile, job_files};
 use crate::name::RESERVED;
@@ -63,11 +64,11 @@ impl Tree {
             })
             .collect();
         for (file, path) in files {
-            let (JobFile::Manifest(id) | JobFile::Forgotten(id, _)) = file else { continue };
-            if !maps.iter().any(|(map, _)| *map == id) {
+            let Some(id) = file.of_manifest() else { continue };
+            if !maps.iter().any(|(map, _)| map == id) {
                 self.mapless.push((id.clone(), path));
             }
-            self.manifests.entry(id).or_default().push(dir.to_owned());
+            self.manifests.entry(id.clone()).or_default().push(dir.to_owned());
         }
         self.maps.extend(maps);
     }
@@ -99,10 +100,10 @@ impl Tree {
             return Ok(None);
         }
         // The chunks of backy 2 in a job's directory: very many files, and no manifest among them.
-        let is_legacy = name == "chunks" && exists(&path.join("store"))?;
+        let is_legacy = name == "chunks" && disk::exists(&path.join("store"))?;
         // A store of its own, also one that has lost its mark: what lies in it is not this store's.
-        let is_store = exists(&path.join("backy.store"))?
-            || exists(&path.join("writers"))? && exists(&path.join("chunks"))?;
+        let is_store = disk::exists(&path.join("backy.store"))?
+            || disk::exists(&path.join("writers"))? && disk::exists(&path.join("chunks"))?;
         Ok((!is_legacy && !is_store).then_some(path))
     }
 }
@@ -113,9 +114,4 @@ fn unless_gone<T>(result: Result<T>) -> Result<Option<T>> {
         Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => Ok(None),
         other => other.map(Some),
     }
-}
-
-/// Whether there is something at `path`. Only "not found" means no.
-pub(crate) fn exists(path: &Path) -> Result<bool> {
-    unless_gone(std::fs::symlink_metadata(path).context("examine", path)).map(|found| found.is_some())
 }
