@@ -93,7 +93,7 @@ fn the_first_process_of_a_container_fetches_orphans_and_ends_at_a_signal() {
     let first = children(server.pid())[0].0;
     until("nothing is left of them", || children(first).iter().all(|(_, state)| *state != 'Z'));
     // The own children's ends are not lost.
-    until("rounds end well", || server.log().matches("ended=Done").count() >= 2);
+    until("rounds end well", || server.log().matches("ended=done").count() >= 2);
     assert!(!server.log().contains("step-failed"), "{}", server.log());
     kill(first, Signal::SIGTERM).expect("it runs");
     assert_eq!(server.wait(), Some(0));

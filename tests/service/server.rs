@@ -190,12 +190,20 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let pid = Pid::from_raw(child.id().cast_signed());
-            for signal in [Signal::SIGTERM, Signal::SIGCONT] {
-                let _ = kill(pid, signal);
-            }
-            let _ = child.wait();
+        let Some(mut child) = self.child.take() else { return };
+        let pid = Pid::from_raw(child.id().cast_signed());
+        for signal in [Signal::SIGTERM, Signal::SIGCONT] {
+            let _ = kill(pid, signal);
         }
+        // A service that does not end must not keep a failed test from being reported.
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(10) {
+            if !matches!(child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
