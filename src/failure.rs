@@ -337,7 +337,11 @@ fn store_hint(error: &StoreError) -> Option<String> {
         StoreError::RevisionUnknown { .. } | StoreError::SpecInvalid { .. } => {
             "`backy status` lists the revisions, `backy --help` the forms of `-r`".to_owned()
         }
-        StoreError::ManifestCorrupt { .. } => "the other revisions of the job can be used as before".to_owned(),
+        StoreError::ManifestCorrupt { .. } => {
+            "the job's other revisions are not affected; `backy undelete --lost JOB` restores the manifest from the \
+             store's own copy"
+                .to_owned()
+        }
         StoreError::MapCorrupt { .. } => "restore an older revision; the map cannot be read".to_owned(),
         StoreError::ImageDamaged { revision, .. } => format!(
             "run `backy verify -r {revision}`, then restore an older revision, or what is left of this one \

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use backy_store::lock::BackupGuard;
 use backy_store::revision::{order, suspicion};
 use backy_store::{
-    CHUNK_SIZE, Finding, Job, Monitor, NewRevision, Reuse, Revision, RevisionId, RevisionWriter, Stats, Tag,
+    CHUNK_SIZE, Finding, Job, Listing, Monitor, NewRevision, Reuse, Revision, RevisionId, RevisionWriter, Stats, Tag,
     Timestamp, Trust, WriteStats, damage, verify,
 };
 
@@ -84,11 +84,15 @@ pub fn run(
     if unfinished_removed > 0 {
         tracing::warn!(job = %job.name(), count = unfinished_removed, "clean-incomplete");
     }
-    let mut history = job.revisions()?.revisions;
+    let Listing { revisions: mut history, damaged: unreadable } = job.revisions()?;
+    for finding in &unreadable {
+        tracing::warn!(job = %job.name(), reason = %finding, "manifest-unreadable");
+    }
     order::sort(&mut history, (request.clock)());
     let mut source = source::open(&config.source, &request.environment);
     source.check_ready(monitor)?;
-    let backup = Backup { job, config, request, monitor, guard: &guard, history: &history };
+    let is_history_whole = unreadable.is_empty();
+    let backup = Backup { job, config, request, monitor, guard: &guard, history: &history, is_history_whole };
 
     let id = RevisionId::random()?;
     let noted = backup.note_snapshot(&*source, &id)?;
@@ -141,6 +145,8 @@ struct Backup<'a> {
     monitor: &'a dyn Monitor,
     guard: &'a BackupGuard,
     history: &'a [Revision],
+    /// Whether every manifest could be read.
+    is_history_whole: bool,
 }
 
 impl Backup<'_> {
@@ -228,6 +234,10 @@ impl Backup<'_> {
             // The good revisions are forgotten: that makes the others no better.
             None if self.history.iter().any(Revision::is_suspicious) => {
                 ("none".to_owned(), vec![Suspicion::Unconfirmed])
+            }
+            // What cannot be read may be the only one that says what the source was.
+            None if reference.is_none() && !self.is_history_whole => {
+                ("none".to_owned(), vec![Suspicion::Unknown])
             }
             None => return Ok(Vec::new()),
         };

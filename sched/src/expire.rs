@@ -7,7 +7,7 @@
 //! one.
 
 use backy_store::revision::order;
-use backy_store::{Job, Revision, Timestamp};
+use backy_store::{Job, Listing, Revision, Timestamp};
 
 use crate::error::Result;
 use crate::policy::Schedule;
@@ -39,7 +39,10 @@ pub fn expire(job: &Job, schedule: &Schedule, now: Timestamp, force: bool, dry_r
 
 /// The revisions in order, as seen at the time `now`.
 fn list(job: &Job, now: Timestamp) -> Result<Vec<Revision>> {
-    let mut revisions = job.revisions()?.revisions;
+    let Listing { mut revisions, damaged } = job.revisions()?;
+    for finding in &damaged {
+        tracing::warn!(job = %job.name(), reason = %finding, "manifest-unreadable");
+    }
     order::sort(&mut revisions, now);
     Ok(revisions)
 }

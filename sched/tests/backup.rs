@@ -366,6 +366,23 @@ fn a_source_that_is_cut_off_expires_no_good_revision_and_is_good_again_by_itself
 }
 
 #[test]
+fn a_damaged_manifest_of_the_only_good_revision_switches_no_check_off() {
+    let case = Case::new();
+    let good = go_on(&case, 0..1).pop().unwrap().revision;
+    let manifest = case.job.dir().join(format!("{}.rev", good.id));
+    let text = std::fs::read(&manifest).unwrap();
+    std::fs::remove_file(&manifest).unwrap();
+    std::fs::write(&manifest, &text[..text.len() / 2]).unwrap();
+    File::options().write(true).open(case.disk()).unwrap().set_len(0).unwrap();
+    let bad = go_on(&case, 1..6);
+    assert!(bad.iter().all(|report| report.revision.is_suspicious()), "{bad:?}");
+    let recovered = case.job.repository().recover_job(case.job.name()).unwrap();
+    assert_eq!(recovered.repaired, [good.id.clone()]);
+    go_on(&case, 6..10);
+    assert_eq!(case.revisions()[0].id, good.id, "it is the last good one");
+}
+
+#[test]
 fn a_source_that_is_accepted_is_what_the_next_ones_are_compared_with() {
     let case = Case::new();
     let resize = |bytes| File::options().write(true).open(case.disk()).unwrap().set_len(bytes).unwrap();

@@ -25,7 +25,7 @@ pub(crate) struct Arguments {
     /// List as JSON
     #[arg(long, conflicts_with = "revision")]
     json: bool,
-    /// Make the lost revisions of JOB again: its directory, or manifests in it, were deleted
+    /// Restore the lost revisions of JOB: its directory was deleted, or manifests in it are missing or damaged
     #[arg(long, value_name = "JOB", conflicts_with_all = ["revision", "json"], value_parser = JobName::parse)]
     lost: Option<JobName>,
 }
@@ -77,7 +77,8 @@ fn explain(error: StoreError, job: &Job, id: &RevisionId) -> anyhow::Error {
 /// Makes the lost revisions of a job again.
 fn recover(repository: &Repository, job: &JobName) -> Result {
     let recovered = repository.recover_job(job).with_context(|| format!("cannot recover job {job}"))?;
-    if recovered.revisions.is_empty() && recovered.without_manifest.is_empty() {
+    let is_nothing = recovered.revisions.is_empty() && recovered.repaired.is_empty();
+    if is_nothing && recovered.without_manifest.is_empty() {
         return Err(refused(
             format!("nothing of job {job} is lost"),
             "`backy status` lists the jobs and revisions",
@@ -85,6 +86,9 @@ fn recover(repository: &Repository, job: &JobName) -> Result {
     }
     for id in &recovered.revisions {
         terminal::print_line(format_args!("brought back {id}"))?;
+    }
+    for id in &recovered.repaired {
+        terminal::print_line(format_args!("replaced the damaged manifest of {id}"))?;
     }
     if recovered.has_config {
         terminal::print_line(format_args!("brought back the configuration of job {job}"))?;

@@ -32,6 +32,9 @@ use crate::timestamp::Timestamp;
 /// The end of the name of a map in the making.
 const UNFINISHED_MAP_SUFFIX: &str = ".map";
 
+/// The name of the link of the original to a job's newest revision.
+const ORIGINALS_LAST: &str = "last";
+
 /// One job. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -89,6 +92,9 @@ pub(crate) enum JobFile {
     Forgotten(RevisionId, Timestamp),
     Map(RevisionId),
     Unfinished,
+    /// Something with the name of a manifest that is no file, and what it is. It cannot be read, but what it stands
+    /// for is not gone.
+    NotAFile(RevisionId, &'static str),
 }
 
 impl JobFile {
@@ -100,7 +106,7 @@ impl JobFile {
     /// The revision whose manifest it is, forgotten or not.
     pub(crate) fn of_manifest(&self) -> Option<&RevisionId> {
         match self {
-            Self::Manifest(id) | Self::Forgotten(id, _) => Some(id),
+            Self::Manifest(id) | Self::Forgotten(id, _) | Self::NotAFile(id, _) => Some(id),
             Self::Map(_) | Self::Unfinished => None,
         }
     }
@@ -123,7 +129,8 @@ impl JobFile {
     }
 }
 
-/// Lists the revision files of a directory with their paths. Symbolic links are skipped, as the original does.
+/// Lists the revision files of a directory with their paths. The links `last` and `last.rev` of the original are no
+/// revisions.
 pub(crate) fn job_files(dir: &Path) -> Result<Vec<(JobFile, PathBuf)>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).context("list", dir)? {
@@ -131,12 +138,29 @@ pub(crate) fn job_files(dir: &Path) -> Result<Vec<(JobFile, PathBuf)>> {
         let Some(file) = entry.file_name().to_str().and_then(JobFile::parse) else { continue };
         match entry.file_type() {
             Ok(kind) if kind.is_file() => files.push((file, entry.path())),
-            Ok(_) => {}
+            Ok(kind) => {
+                if let JobFile::Manifest(id) = file
+                    && id.as_str() != ORIGINALS_LAST
+                {
+                    files.push((JobFile::NotAFile(id, kind_of(kind)), entry.path()));
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::io("examine", entry.path(), error)),
         }
     }
     Ok(files)
+}
+
+/// What a thing in a directory is that is no file.
+fn kind_of(kind: std::fs::FileType) -> &'static str {
+    if kind.is_symlink() {
+        "a symbolic link"
+    } else if kind.is_dir() {
+        "a directory"
+    } else {
+        "a device, pipe or socket"
+    }
 }
 
 impl Job {

@@ -31,7 +31,7 @@ impl Job {
             .into_iter()
             .filter_map(|(file, _)| match file {
                 JobFile::Map(id) | JobFile::Forgotten(id, _) => Some(id),
-                JobFile::Manifest(_) | JobFile::Unfinished => None,
+                JobFile::Manifest(_) | JobFile::NotAFile(..) | JobFile::Unfinished => None,
             })
             .collect();
         Ok(Notes { job: self, _guard: guard, taken })

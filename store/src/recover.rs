@@ -1,13 +1,13 @@
 //! Makes a job's directory again, or the revisions that it lost, from the register: for a directory that was deleted by
-//! mistake and of which there is no other copy.
+//! mistake and of which there is no other copy, and for manifests that are damaged.
 
 use std::io;
 
 use crate::disk;
-use crate::error::{Context, Result};
-use crate::job::Job;
+use crate::error::{Context, Error, Result};
+use crate::job::{Job, JobFile, job_files};
 use crate::name::JobName;
-use crate::register::{Register, State};
+use crate::register::{Record, Register, State};
 use crate::repository::Repository;
 use crate::revision::{RevisionId, manifest};
 use crate::sweep::{scan, seen_in};
@@ -17,6 +17,8 @@ use crate::sweep::{scan, seen_in};
 pub struct Recovered {
     /// Revisions that are there again, with the tags and the trust that they had when they were made.
     pub revisions: Vec<RevisionId>,
+    /// Revisions whose damaged manifests were replaced; the damaged ones lie beside them as `<id>.rev.damaged`.
+    pub repaired: Vec<RevisionId>,
     /// Revisions whose manifests the register does not have, or not whole; their chunks stay.
     pub without_manifest: Vec<RevisionId>,
     /// Whether the configuration was made again, too.
@@ -25,7 +27,8 @@ pub struct Recovered {
 
 impl Repository {
     /// Makes the revisions of a job again that are in the register and whose manifests are nowhere in the store, also of
-    /// one that was given up less than the hold time ago. Nothing that is there is replaced.
+    /// one that was given up less than the hold time ago, and replaces the job's manifests that cannot be read.
+    /// Nothing else that is there is changed.
     pub fn recover_job(&self, name: &JobName) -> Result<Recovered> {
         self.check_ours()?;
         let register = Register::of(self);
@@ -37,26 +40,22 @@ impl Repository {
             }
         }
         let mut recovered = Recovered::default();
-        if lost.is_empty() {
-            return Ok(recovered);
-        }
         let dir = self.root().join(name.as_str());
         if !disk::exists(&dir)? {
+            if lost.is_empty() {
+                return Ok(recovered);
+            }
             disk::create_dir(&dir)?;
             disk::sync_dir(self.root())?;
         }
         let job = Job::new(name.clone(), dir, self.clone());
         let _manifests = job.lock_manifests()?;
+        repair_manifests(&job, &register, &mut recovered)?;
         for record in lost {
-            let text = match std::fs::read(register.manifest_path(&record)) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-                other => other.context("read", register.manifest_path(&record))?,
-            };
-            // A manifest carries its own seal: one that is not whole is as good as none.
-            if text.is_empty() || manifest::read(&register.manifest_path(&record), &record.id).is_err() {
+            let Some(text) = kept_manifest(&register, &record)? else {
                 recovered.without_manifest.push(record.id);
                 continue;
-            }
+            };
             register.copy_out(&record, &job.map_path(&record.id))?;
             disk::write_atomically(&job.manifest_path(&record.id), &text)?;
             if let State::Dropped(_) = record.state {
@@ -65,9 +64,47 @@ impl Repository {
             recovered.revisions.push(record.id);
         }
         recovered.revisions.sort();
-        recovered.has_config = recover_config(&job, &register)?;
+        recovered.has_config = !recovered.revisions.is_empty() && recover_config(&job, &register)?;
         Ok(recovered)
     }
+}
+
+/// Returns the manifest of a record as it was committed. It carries its own seal: one that is not whole is as good as
+/// none.
+fn kept_manifest(register: &Register, record: &Record) -> Result<Option<Vec<u8>>> {
+    let path = register.manifest_path(record);
+    let text = match std::fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.context("read", &path)?,
+    };
+    Ok(manifest::read(&path, &record.id).is_ok().then_some(text))
+}
+
+/// Replaces the manifests in the job's directory that cannot be read.
+fn repair_manifests(job: &Job, register: &Register, recovered: &mut Recovered) -> Result<()> {
+    let records = register.of_job(job.name())?;
+    for (file, path) in job_files(job.dir())? {
+        let is_damaged = match &file {
+            JobFile::Manifest(id) => {
+                matches!(manifest::read(&path, id), Err(Error::ManifestCorrupt { .. }))
+            }
+            JobFile::NotAFile(..) => true,
+            _ => false,
+        };
+        let Some(id) = file.of_manifest().filter(|_| is_damaged) else { continue };
+        let kept = match records.iter().find(|record| record.id == *id) {
+            Some(record) => kept_manifest(register, record)?,
+            None => None,
+        };
+        let Some(text) = kept else {
+            recovered.without_manifest.push(id.clone());
+            continue;
+        };
+        disk::rename(&path, &path.with_extension("rev.damaged"))?;
+        disk::write_atomically(&path, &text)?;
+        recovered.repaired.push(id.clone());
+    }
+    Ok(())
 }
 
 /// Makes the configuration again unless there is one. Returns whether it did.
@@ -86,7 +123,37 @@ mod tests {
     use std::sync::Arc;
 
     use crate::FrameCache;
-    use crate::testing::{image, new_job, write_revision};
+    use crate::testing::{commit_empty_revision, image, new_job, write_revision};
+
+    #[test]
+    fn a_manifest_that_cannot_be_read_is_replaced_by_the_one_that_was_kept() {
+        let (dir, job) = new_job("web01");
+        let made: Vec<_> = (0..3).map(|number| commit_empty_revision(&job, number)).collect();
+        let kept = std::fs::read(job.manifest_path(&made[1].id)).unwrap();
+        // The register's file can be the same one: a damaged file system damages both.
+        for (number, revision) in made.iter().enumerate() {
+            let path = job.manifest_path(&revision.id);
+            std::fs::remove_file(&path).unwrap();
+            match number {
+                0 => std::fs::write(&path, "garbage").unwrap(),
+                1 => std::os::unix::fs::symlink(dir.path().join("nothing"), &path).unwrap(),
+                _ => std::fs::create_dir(&path).unwrap(),
+            }
+        }
+        let listing = job.revisions().unwrap();
+        assert_eq!((listing.revisions.len(), listing.damaged.len()), (0, 3));
+        let recovered = job.repository().recover_job(job.name()).unwrap();
+        assert_eq!((recovered.repaired.len(), recovered.revisions.len()), (3, 0));
+        assert_eq!(job.revisions().unwrap().revisions, made);
+        assert!(job.dir().join(format!("{}.rev.damaged", made[2].id)).is_dir());
+        assert_eq!(std::fs::read(job.manifest_path(&made[1].id)).unwrap(), kept);
+        // What was not kept is reported.
+        let register = job.repository().root().join("maps/web01").join(format!("{}.rev", made[0].id));
+        std::fs::remove_file(register).unwrap();
+        std::fs::write(job.manifest_path(&made[0].id), "garbage").unwrap();
+        let recovered = job.repository().recover_job(job.name()).unwrap();
+        assert!(recovered.repaired.is_empty() && recovered.without_manifest == [made[0].id.clone()]);
+    }
 
     #[test]
     fn a_deleted_job_directory_is_made_again() {

@@ -100,6 +100,8 @@ pub enum Suspicion {
     },
     /// No revision is left from before it changed, and those that are left were not accepted.
     Unconfirmed,
+    /// The manifests of earlier revisions cannot be read, and no other says what it was.
+    Unknown,
     /// Its partition table or file system is gone.
     ContentLost {
         /// What it was.
@@ -149,6 +151,9 @@ impl fmt::Display for Suspicion {
             Self::Emptied { from_bytes } => write!(out, "it is empty and had {from_bytes} bytes"),
             Self::Unconfirmed => out
                 .write_str("earlier revisions of it are suspicious, and none is left from before it changed"),
+            Self::Unknown => out.write_str(
+                "it cannot be compared: the manifests of earlier revisions are damaged, and no other is left",
+            ),
             Self::Shrank { from_bytes, to_bytes, .. } => {
                 write!(out, "it shrank from {from_bytes} to {to_bytes} bytes")
             }

@@ -54,15 +54,6 @@ pub(crate) struct Delta {
     pub(crate) spent_bytes: u64,
 }
 
-/// Why a header was refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    /// Not what its name says.
-    Corrupt(String),
-    /// Written by a newer program.
-    Newer(u64),
-}
-
 /// Returns the length of the header of a full chunk of `plain_len` bytes.
 pub(crate) fn header_len(plain_len: usize) -> usize {
     FIXED_LEN + frame_count(plain_len) * ENTRY_LEN
@@ -115,9 +106,10 @@ pub(crate) fn write_header(
 }
 
 /// Parses and proves the header at the beginning of `bytes`, the first [`HEADER_LEN_MAX`] bytes of a file (or
-/// all of a shorter one) of `file_len` bytes.
-pub(crate) fn parse_header(bytes: &[u8], file_len: u64, id: &ChunkId) -> Result<Header, Refusal> {
-    let corrupt = |reason: &str| Err(Refusal::Corrupt(reason.to_owned()));
+/// all of a shorter one) of `file_len` bytes. An error says what is wrong with it. Another version is damage like any
+/// other: which versions the files of a store can have, its mark says.
+pub(crate) fn parse_header(bytes: &[u8], file_len: u64, id: &ChunkId) -> Result<Header, String> {
+    let corrupt = |reason: &str| Err(reason.to_owned());
     if file_len == 0 {
         return corrupt("its file is empty");
     }
@@ -130,11 +122,9 @@ pub(crate) fn parse_header(bytes: &[u8], file_len: u64, id: &ChunkId) -> Result<
     }
     let version = u16::from_le_bytes([fixed[8], fixed[9]]);
     if version != VERSION {
-        return if version > VERSION {
-            Err(Refusal::Newer(u64::from(version)))
-        } else {
-            corrupt("its version is 0")
-        };
+        return Err(format!(
+            "its header says format version {version}, and the store's files have version {VERSION}"
+        ));
     }
     let is_delta = fixed[11] == FLAG_DELTA;
     if fixed[10] != FRAME_LOG || !is_delta && (fixed[11] != 0 || fixed[24..] != [0; 8]) {
@@ -155,7 +145,7 @@ pub(crate) fn parse_header(bytes: &[u8], file_len: u64, id: &ChunkId) -> Result<
         return corrupt("its file is cut off in the frame table");
     };
     let frames = parse_table(table, start as u32, plain_len, is_delta)
-        .map_err(|reason| Refusal::Corrupt(reason.to_owned()))?;
+        .map_err(str::to_owned)?;
     let end = frames.last().map_or(start as u32, |frame| frame.offset + frame.stored_len);
     if u64::from(end) != file_len {
         return corrupt("its frames do not fill the file");
@@ -298,10 +288,14 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_version_is_told_apart() {
+    fn another_version_is_damage_and_named() {
         let (id, mut file) = sample();
-        file[8] = 2;
-        assert_eq!(parse_header(&file, file.len() as u64, &id), Err(Refusal::Newer(2)));
+        for version in [0, 2] {
+            file[8] = version;
+            let refused = parse_header(&file, file.len() as u64, &id);
+            let said = format!("format version {version}");
+            assert!(matches!(&refused, Err(reason) if reason.contains(&said)), "{refused:?}");
+        }
     }
 
     proptest! {

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::container::{self, Delta, Frame, Header, Refusal};
+use super::container::{self, Delta, Frame, Header};
 use super::frame::{Decoder, Kind, decode_patch};
 use super::id::{ChunkId, frame_matches, zero_frame_matches};
 use super::name::ChunkName;
@@ -79,12 +79,7 @@ fn open_file(backend: &dyn Backend, name: &ChunkName) -> Result<OpenChunk> {
             let reason = "its file leans on another base than its name says".to_owned();
             Err(Error::ChunkCorrupt { id: *id, reason })
         }
-        Err(Refusal::Corrupt(reason)) => Err(Error::ChunkCorrupt { id: *id, reason }),
-        Err(Refusal::Newer(found)) => Err(Error::FormatNewer {
-            what: format!("chunk {id}"),
-            found,
-            known: u64::from(container::VERSION),
-        }),
+        Err(reason) => Err(Error::ChunkCorrupt { id: *id, reason }),
     }
 }
 

@@ -207,7 +207,16 @@ pub(crate) fn list(job: &Job, known: &mut KnownRevisions) -> Result<(Vec<Arc<Rev
     let (mut revisions, mut damaged, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
     let mut before = std::mem::take(&mut known.known);
     for (file, path) in files {
-        let JobFile::Manifest(id) = file else { continue };
+        let id = match file {
+            JobFile::Manifest(id) => id,
+            // The original skips all links.
+            JobFile::NotAFile(id, kind) if !job.repository().is_original() => {
+                let reason = format!("it is {kind}, not a file");
+                damaged.push(Finding::of_revision(job.name(), &id, Error::ManifestCorrupt { path, reason }));
+                continue;
+            }
+            _ => continue,
+        };
         // Taken before the manifest is read: if it changes in between, what is known is stale at once.
         let Some(stamp) = Stamp::of(&path) else { continue };
         let revision = match before.remove(&id) {

@@ -138,8 +138,10 @@ impl ChunkMap {
             return Err(corrupt("it does not begin with the mark of a chunk map"));
         }
         if version > VERSION {
-            let what = format!("chunk map {}", path.display());
-            return Err(Error::FormatNewer { what, found: version.into(), known: VERSION.into() });
+            // The mark of the store says which versions its files can have: a newer one is a flipped bit.
+            return Err(corrupt(&format!(
+                "its header says format version {version}, and the store's files have versions up to {VERSION}"
+            )));
         }
         let word =
             |at: usize| header[at..at + 8].iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
@@ -580,6 +582,6 @@ mod tests {
         assert!(matches!(ChunkMap::open(&path), Err(Error::MapCorrupt { .. })));
         bytes[8] = 3;
         std::fs::write(&path, &bytes).unwrap();
-        assert!(matches!(ChunkMap::open(&path), Err(Error::FormatNewer { found: 3, .. })));
+        assert!(matches!(ChunkMap::open(&path), Err(Error::MapCorrupt { .. })));
     }
 }

@@ -30,6 +30,7 @@ fn codes(before: &Shape, now: &Shape) -> Vec<String> {
             Suspicion::DeviceReplaced { mark, .. } => mark.as_str(),
             Suspicion::DataVanished { .. } => "vanished",
             Suspicion::Unconfirmed => "unconfirmed",
+            Suspicion::Unknown => "unknown",
         };
         if found.is_grave() { word.to_owned() } else { format!("({word})") }
     };
