@@ -21,8 +21,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use backy_store::lock::BackupGuard;
 use backy_store::revision::{order, suspicion};
 use backy_store::{
-    CHUNK_SIZE, Finding, Job, Listing, Monitor, NewRevision, Reuse, Revision, RevisionId, RevisionWriter, Stats, Tag,
-    Timestamp, Trust, WriteStats, damage, verify,
+    CHUNK_SIZE, Finding, Job, Listing, Monitor, NewRevision, Reuse, Revision, RevisionId, RevisionWriter,
+    Stats, Tag, Timestamp, Trust, WriteStats, damage, verify,
 };
 
 use crate::accept;

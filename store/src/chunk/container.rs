@@ -144,8 +144,7 @@ pub(crate) fn parse_header(bytes: &[u8], file_len: u64, id: &ChunkId) -> Result<
     let Some(table) = bytes.get(table_at..start) else {
         return corrupt("its file is cut off in the frame table");
     };
-    let frames = parse_table(table, start as u32, plain_len, is_delta)
-        .map_err(str::to_owned)?;
+    let frames = parse_table(table, start as u32, plain_len, is_delta).map_err(str::to_owned)?;
     let end = frames.last().map_or(start as u32, |frame| frame.offset + frame.stored_len);
     if u64::from(end) != file_len {
         return corrupt("its frames do not fill the file");
