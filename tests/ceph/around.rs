@@ -50,7 +50,7 @@ fn what_is_frozen_is_thawed_even_when_backy_is_killed() {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     eventually(|| scene.world.path("frozen").exists());
     child.kill().unwrap();
-    child.wait().unwrap();
+    backy_testkit::ended(&mut child);
     eventually(|| scene.world.path("thawed").exists());
     assert!(!scene.world.path("frozen").exists());
     scene.configure(&disk.name, "");

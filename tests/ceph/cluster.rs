@@ -26,7 +26,7 @@ impl Cluster {
         let mut stdin = child.stdin.take().unwrap();
         let input = input.to_vec();
         let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
-        let output = child.wait_with_output().unwrap();
+        let output = backy_testkit::output_of(child);
         writer.join().unwrap();
         output
     }

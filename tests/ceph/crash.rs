@@ -50,7 +50,7 @@ fn killed_at_any_time() {
             let mut child = command.spawn().unwrap();
             std::thread::sleep(Duration::from_millis(30 * round));
             drop(child.kill());
-            child.wait().unwrap();
+            backy_testkit::ended(&mut child);
             if round % 3 == 2 {
                 // What `rbd` was doing may still come to its end.
                 std::thread::sleep(Duration::from_millis(300));
@@ -78,7 +78,7 @@ fn asked_to_stop_it_stops_and_tidies_up() {
         std::thread::sleep(Duration::from_millis(700));
         drop(std::process::Command::new("kill").arg(child.id().to_string()).status());
         let begun = std::time::Instant::now();
-        assert!(!child.wait().unwrap().success());
+        assert!(!backy_testkit::ended(&mut child).success());
         assert!(begun.elapsed() < Duration::from_secs(10), "it waited for what it should have killed");
         assert_eq!(disk.snapshots(), before);
         assert_eq!(scene.world.ids().len(), 1);

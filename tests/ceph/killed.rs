@@ -86,7 +86,7 @@ fn what_is_left_goes_with_the_next_restore_but_not_while_programs_of_the_dead_on
     let mut child = start(&scene, &new);
     let left = wait_until_filled(&mut child, &new).unwrap();
     child.kill().unwrap();
-    child.wait().unwrap();
+    backy_testkit::ended(&mut child);
     scene.restore_rbd();
     let run = scene.world.ok(&["restore", "--to", &to(&new)]);
     run.says(&format!("another restore is filling rbd/{left}"));
@@ -110,7 +110,7 @@ fn what_librbd_has_left_open_goes_too() {
         let mut child = start(&scene, &new);
         let found = wait_until_filled(&mut child, &new);
         drop(child.kill());
-        child.wait().unwrap();
+        backy_testkit::ended(&mut child);
         found.filter(|image| unfinished(&new).contains(image))
     };
     let left = (0..20).find_map(|_| kill_one()).expect("one of many restores is killed in time");
@@ -158,7 +158,7 @@ fn restores_to_the_same_image_leave_each_other_alone() {
         assert!(content(&new) == other);
         assert_eq!(unfinished(&new), [filled]);
         fs::write(first.world.path("go"), "").unwrap();
-        assert!(child.wait().unwrap().success());
+        assert!(backy_testkit::ended(&mut child).success());
         assert!(content(&new) == expected, "the one that was late has replaced it");
         assert_eq!((unfinished(&new).len(), notes(&first), notes(&second)), (0, 0, 0));
     }
@@ -252,7 +252,7 @@ fn tidying_up_keeps_nobody_from_what_is_left_of_another_image() {
     let run = scene.world.ok(&["restore", "--to", &to(&other)]);
     run.says(&format!("removed rbd/{left_of_other}"));
     fs::write(scene.world.path("go"), "").unwrap();
-    assert!(child.wait().unwrap().success());
+    assert!(backy_testkit::ended(&mut child).success());
     assert!(!unfinished(&new).contains(&left));
     assert_eq!(notes(&scene), 0);
 }

@@ -133,7 +133,7 @@ fn rbd_imports_from_a_mount() {
     let imported =
         cluster.run("rbd", &["import", "--no-progress", &image.to_string_lossy(), &new.spec()], b"");
     drop(Command::new("umount").arg(&point).output());
-    drop(child.wait());
+    backy_testkit::ended(&mut child);
     assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
     assert!(content(&new) == scene.expected[&id]);
 }

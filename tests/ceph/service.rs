@@ -5,8 +5,6 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use backy_testkit::{Run, World};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::cluster;
 use crate::cluster::Change::Write;
@@ -19,8 +17,7 @@ struct Service(Child);
 
 impl Drop for Service {
     fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM);
-        let _ = self.0.wait();
+        backy_testkit::end_gently(&mut self.0);
     }
 }
 

@@ -18,7 +18,7 @@ fn as_python_reads(yaml: &str) -> serde_json::Value {
         .spawn()
         .expect("python3 with python3-yaml");
     python.stdin.take().unwrap().write_all(yaml.as_bytes()).unwrap();
-    let output = python.wait_with_output().unwrap();
+    let output = backy_testkit::output_of(python);
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}\n{yaml}"))
 }
 

@@ -102,8 +102,7 @@ fn whatever_uses_a_file_is_named_and_keeps_it() {
     let mut child = Command::new("sleep").arg("100").stdin(file).spawn().unwrap();
     let run = world.run(&["restore", "used.img"]);
     let forced = world.run(&["restore", "--force", "used.img"]);
-    child.kill().unwrap();
-    child.wait().unwrap();
+    backy_testkit::end(&mut child);
     let user = format!("({})", child.id());
     run.expect(1).says("it is in use: sleep").says(&user).says("hint: end what uses it");
     forced.expect(0).says("warning: ").says(&user);
@@ -499,8 +498,7 @@ fn a_device_is_written_through_a_link_and_not_read() {
     let open = File::open(&device.0).unwrap();
     let mut child = Command::new("sleep").arg("100").stdin(open).spawn().unwrap();
     let (run, forced) = (world.run(&["restore", &target]), world.run(&["restore", "--force", &target]));
-    child.kill().unwrap();
-    child.wait().unwrap();
+    backy_testkit::end(&mut child);
     run.expect(1).says("it is in use: sleep");
     forced.expect(0).says("warning: ").says("it is in use: sleep");
     // And the file below it is in use by the loop device.

@@ -449,5 +449,5 @@ fn a_directory_that_is_rewound_shows_what_is_there_now() {
         answer() == "5"
     });
     drop(input);
-    assert!(python.wait().expect("it ends").success());
+    assert!(backy_testkit::ended(&mut python).success());
 }

@@ -237,7 +237,7 @@ fn data_is_durable_before_anything_says_so() {
     let (made, _) = dd(&image, &["count=1", "conv=notrunc"]);
     let (written, _) = dd(&image, &["count=1", "seek=9", "conv=notrunc,fsync"]);
     tool("umount", &[path(&point)]);
-    let ended = traced.wait().expect("strace ends");
+    let ended = backy_testkit::ended(&mut traced);
     assert!(made && written && ended.success());
     // The first write made the files; at the end nothing was left to sync but what only this start needs.
     let last = [
@@ -276,6 +276,6 @@ fn who_is_told_to_end_syncs_before_he_waits_for_readers() {
         .spawn()
         .expect("the program starts");
     drop(image);
-    assert!(next.wait().expect("it ends").success());
+    assert!(backy_testkit::ended(&mut next).success());
     world.has_ended();
 }

@@ -145,7 +145,7 @@ pub(crate) fn partition(disk: &Path, script: &str) {
         .expect("sfdisk starts");
     use std::io::Write;
     child.stdin.take().expect("it is piped").write_all(script.as_bytes()).expect("sfdisk reads");
-    let output = child.wait_with_output().expect("sfdisk ends");
+    let output = backy_testkit::output_of(child);
     assert!(output.status.success(), "{script}: {}", text(&output.stderr));
 }
 

@@ -37,7 +37,7 @@ impl Mount {
         drop(Command::new("kill").args(["-TERM", &self.pid().to_string()]).status());
         // It waits for those who have files open: a test that forgot to close one fails.
         eventually("it ends", || !Path::new(&format!("/proc/{}/exe", self.pid())).exists());
-        let status = self.child.wait().expect("it is our child");
+        let status = backy_testkit::ended(&mut self.child);
         let said = fs::read_to_string(&self.said).expect("it is text");
         assert!(status.success() && !said.contains("panicked"), "{status}: {said}");
         said
@@ -47,7 +47,6 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         drop(Command::new("umount").arg("-l").arg(&self.point).stderr(Stdio::null()).output());
-        drop(self.child.kill());
-        drop(self.child.wait());
+        backy_testkit::end(&mut self.child);
     }
 }

@@ -52,8 +52,7 @@ impl<'o> Mount<'o> {
 impl Drop for Mount<'_> {
     fn drop(&mut self) {
         drop(Command::new("umount").arg("-l").arg(self.original.path("mnt")).output());
-        drop(self.child.kill());
-        drop(self.child.wait());
+        backy_testkit::end(&mut self.child);
     }
 }
 

@@ -90,7 +90,7 @@ fn restores_to(store: &Path, id: &str, content: &[u8]) -> bool {
     let mut restore = command(store, &["restore", "-r", id, "-"]);
     let mut restore = restore.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
     let is_right = is_all_of(&mut restore.stdout.take().expect("it is piped"), content);
-    restore.wait().expect("it ends").success() && is_right
+    backy_testkit::ended(&mut restore).success() && is_right
 }
 
 fn listed(store: &Path) -> Vec<String> {

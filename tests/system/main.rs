@@ -150,8 +150,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
+        backy_testkit::end(&mut self.0);
     }
 }
 
@@ -328,7 +327,7 @@ fn unmounting_waits_or_says_who_reads() {
     std::thread::sleep(Duration::from_millis(500));
     assert!(waiting.try_wait().expect("it can be asked").is_none(), "it waits");
     drop(reader);
-    assert!(waiting.wait().expect("it ends").success());
+    assert!(backy_testkit::ended(&mut waiting).success());
     assert!(!place.is_mounted());
 
     // SIGTERM: nobody can enter any more, who is inside reads on, and is named.
@@ -393,7 +392,7 @@ fn systemd_is_told_when_the_mount_is_ready_and_when_it_ends() {
     let status = next();
     assert!(status.contains("STATUS=waiting: ") && status.contains(&reader.name()), "{status}");
     drop(reader);
-    assert!(process.wait().expect("it ends").success());
+    assert!(backy_testkit::ended(&mut process).success());
 }
 
 #[test]

@@ -16,7 +16,7 @@ pub use image::{CHUNK, Image, is_all_of};
 pub use original::{Expected, Original};
 pub use peer::Peer;
 pub use random::Random;
-pub use run::{Run, Stopped};
+pub use run::{Run, Stopped, end, end_gently, ended, output_of};
 pub use tree::{Tree, copy_tree};
 pub use trials::{each, every};
 pub use world::{JOB, World};

@@ -72,7 +72,7 @@ impl Original {
         let mut decoder = zstd::stream::read::Decoder::new(packed).expect("a decoder");
         decoder.window_log_max(27).expect("a decoder");
         io::copy(&mut decoder, &mut tar.stdin.take().expect("it is piped")).expect("unpack a fixture");
-        assert!(tar.wait().expect("tar ends").success());
+        assert!(crate::ended(&mut tar).success());
         let manifest = fs::read(fixtures.join(format!("{name}.manifest.json"))).expect("read a fixture");
         let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("a fixture is JSON");
         let text = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();

@@ -1,11 +1,83 @@
 //! What a run of the binary said and how it ended.
 
+use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
+
+/// How long a process may take to its end. A slow machine is no failure, but a test that waits for ever hides which one
+/// failed.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Waits for the end of a child. One that does not end is killed, and the test fails.
+#[track_caller]
+pub fn ended(child: &mut Child) -> ExitStatus {
+    match ended_within(child, PATIENCE) {
+        Some(status) => status,
+        None => {
+            end(child);
+            panic!("process {} does not end", child.id());
+        }
+    }
+}
+
+/// Waits so long for the end of a child.
+fn ended_within(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            return Some(status);
+        }
+        if begun.elapsed() > patience {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Kills a child, for what ends with the test. One that a dead disk holds even then is left behind.
+pub fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = ended_within(child, Duration::from_secs(10));
+}
+
+/// Asks a child to end, and kills one that does not.
+pub fn end_gently(child: &mut Child) {
+    let pid = Pid::from_raw(child.id().cast_signed());
+    for signal in [Signal::SIGTERM, Signal::SIGCONT] {
+        let _ = kill(pid, signal);
+    }
+    if ended_within(child, Duration::from_secs(10)).is_none() {
+        end(child);
+    }
+}
+
+/// Collects what a child prints until it ends, within the same time.
+#[track_caller]
+pub fn output_of(mut child: Child) -> Output {
+    fn read(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+        let (all, whole) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            if let Some(mut pipe) = pipe {
+                let _ = pipe.read_to_end(&mut bytes);
+            }
+            let _ = all.send(bytes);
+        });
+        whole
+    }
+    drop(child.stdin.take());
+    let (stdout, stderr) = (read(child.stdout.take()), read(child.stderr.take()));
+    let status = ended(&mut child);
+    // Whoever has inherited a pipe may keep it open.
+    let all = |pipe: mpsc::Receiver<Vec<u8>>| pipe.recv_timeout(PATIENCE).expect("the output has an end");
+    Output { status, stdout: all(stdout), stderr: all(stderr) }
+}
 
 /// One run that has ended.
 #[derive(Clone, Debug)]
@@ -34,7 +106,7 @@ impl Run {
 
     /// Waits for a child whose standard output somebody else has read.
     pub(crate) fn of_ended(child: Child, command: &str) -> Self {
-        let output = child.wait_with_output().expect("a child can be waited for");
+        let output = output_of(child);
         Self {
             command: command.to_owned(),
             status: output.status,
@@ -136,7 +208,7 @@ impl Stopped {
 
     fn collect(mut self) -> Run {
         let child = self.child.take().expect("it runs until it is collected");
-        let output = child.wait_with_output().expect("a child can be waited for");
+        let output = output_of(child);
         Run {
             command: std::mem::take(&mut self.command),
             status: output.status,
@@ -149,8 +221,7 @@ impl Stopped {
 impl Drop for Stopped {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            drop(child.kill());
-            drop(child.wait());
+            end(&mut child);
         }
     }
 }
