@@ -7,7 +7,9 @@ mod space;
 use std::fmt::Write as _;
 
 use backy_store::revision::{manifest, order, select};
-use backy_store::{Job, Repository, Revision, RevisionId, Timestamp, Trust, Unfinished, Zone};
+use backy_store::{
+    Error as StoreError, Job, JobName, Repository, Revision, RevisionId, Timestamp, Trust, Unfinished, Zone,
+};
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
@@ -229,13 +231,23 @@ struct JobEntry {
     newest_tags: Vec<String>,
     /// Sum over the revisions of what the backups read.
     bytes_written: u64,
+    /// Why none of its revisions can be listed.
+    failure: Option<String>,
     /// For the table.
     #[serde(skip)]
     newest_revision: Option<Revision>,
 }
 
 fn list_jobs(repository: &Repository, zone: &Zone, as_json: bool) -> Result {
-    let entries: Vec<JobEntry> = repository.jobs()?.iter().map(job_entry).collect();
+    let (jobs, failures) = repository.jobs_and_failures()?;
+    let mut entries: Vec<JobEntry> = jobs.iter().map(job_entry).collect();
+    let seen: Vec<_> = jobs.iter().map(Job::name).chain(failures.iter().map(|(job, _)| job)).collect();
+    let away = repository.jobs_away(&seen).unwrap_or_else(|error| {
+        terminal::warn(format_args!("{:#}", anyhow::Error::from(error)));
+        Vec::new()
+    });
+    entries.extend(failures.into_iter().chain(away).map(unreadable_entry));
+    entries.sort_by(|one, other| one.job.cmp(&other.job));
     if as_json {
         json::print(&json!({ "store": repository.root().to_string_lossy(), "jobs": entries }))?;
     } else {
@@ -253,11 +265,20 @@ fn job_entry(job: &Job) -> JobEntry {
                 unfinished(job).map_or(0, |all| all.iter().filter(|one| !one.running).count());
             entry
         }
-        Err(error) => {
-            terminal::warn(format_args!("{error:#}"));
-            summary(job.name().to_string(), &[], None)
-        }
+        Err(error) => unlisted(job.name().to_string(), &error),
     }
+}
+
+/// A job that cannot be opened.
+fn unreadable_entry((job, error): (JobName, StoreError)) -> JobEntry {
+    let error = anyhow::Error::from(error).context(format!("cannot read job {job}"));
+    unlisted(job.to_string(), &error)
+}
+
+fn unlisted(job: String, error: &anyhow::Error) -> JobEntry {
+    let failure = format!("{error:#}");
+    terminal::warn(&failure);
+    JobEntry { failure: Some(failure), ..summary(job, &[], None) }
 }
 
 fn summary(job: String, revisions: &[Revision], damaged: Option<usize>) -> JobEntry {
@@ -276,6 +297,7 @@ fn summary(job: String, revisions: &[Revision], damaged: Option<usize>) -> JobEn
             .iter()
             .fold(0, |sum: u64, revision| sum.saturating_add(revision.stats.bytes_written)),
         newest_revision: newest.cloned(),
+        failure: None,
     }
 }
 

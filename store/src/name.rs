@@ -68,9 +68,10 @@ impl Tag {
         Ok(Self(tag.to_owned()))
     }
 
-    /// Parses a comma-separated list; blanks around each tag and empty parts are dropped.
+    /// Parses a comma-separated list; ASCII blanks around each tag and empty parts are dropped. Other blanks, which a reader
+    /// may not see, are part of the tag.
     pub fn parse_list(tags: &str) -> Result<std::collections::BTreeSet<Self>> {
-        tags.split(',').map(str::trim).filter(|tag| !tag.is_empty()).map(Self::parse).collect()
+        tags.split(',').map(str::trim_ascii).filter(|tag| !tag.is_empty()).map(Self::parse).collect()
     }
 
     /// Whether no schedule may take this tag away: it begins with `manual:`.
@@ -143,5 +144,9 @@ mod tests {
             assert!(Tag::parse(tag).is_err(), "{tag:?}");
         }
         assert_eq!(Tag::parse_list(" a, b ,,a").unwrap().len(), 2);
+        for blank in ['\u{a0}', '\u{2028}', '\u{3000}'] {
+            let tags = Tag::parse_list(&format!(" {blank}a{blank} ")).unwrap();
+            assert_eq!(tags.first().unwrap().as_str(), format!("{blank}a{blank}"));
+        }
     }
 }

@@ -103,12 +103,15 @@ impl Register {
     /// Lists all records, in no order. A record that its writer completes meanwhile may be left out.
     pub(crate) fn list(&self) -> Result<Vec<Record>> {
         let mut records = Vec::new();
-        for name in names(&self.dir)? {
-            if let Ok(job) = JobName::parse(&name) {
-                records.append(&mut self.of_job(&job)?);
-            }
+        for job in self.jobs()? {
+            records.append(&mut self.of_job(&job)?);
         }
         Ok(records)
+    }
+
+    /// Lists the jobs that have records or had some.
+    pub(crate) fn jobs(&self) -> Result<Vec<JobName>> {
+        Ok(names(&self.dir)?.iter().filter_map(|name| JobName::parse(name).ok()).collect())
     }
 
     /// Lists the records of one job.

@@ -370,18 +370,43 @@ impl Repository {
         Ok(names)
     }
 
-    /// All jobs of the base directory, those with a store of their own too, sorted by name. O(jobs).
+    /// All jobs of the base directory, those with a store of their own too, sorted by name. O(jobs). One that cannot be
+    /// opened is logged and does not hide the others.
     pub fn jobs(&self) -> Result<Vec<Job>> {
+        let (jobs, unreadable) = self.jobs_and_failures()?;
+        for (job, error) in unreadable {
+            tracing::warn!(%job, error = &error as &(dyn std::error::Error + 'static), "job left out");
+        }
+        Ok(jobs)
+    }
+
+    /// The same, with those that cannot be opened, and why not.
+    pub fn jobs_and_failures(&self) -> Result<(Vec<Job>, Vec<(JobName, Error)>)> {
         let mut jobs: Vec<Job> = self.own_job()?.into_iter().collect();
+        let mut failures = Vec::new();
         for name in self.job_names()? {
-            match self.job_at(&name, &self.root().join(name.as_str())) {
-                Ok(job) => jobs.extend(job),
-                // One job that cannot be opened does not hide the others.
-                Err(error) => tracing::warn!(job = %name, %error, "leaving out a job that cannot be opened"),
+            match self.job(&name) {
+                Ok(job) => jobs.push(job),
+                // Another file or directory.
+                Err(Error::JobUnknown { .. }) => {}
+                Err(error) => failures.push((name, error)),
             }
         }
         jobs.sort_by(|one, other| one.name().cmp(other.name()));
-        Ok(jobs)
+        Ok((jobs, failures))
+    }
+
+    /// The jobs that the store's register knows and that are not among `seen`, whose revisions are nowhere in the store: their
+    /// directories are on a disk that is away, most likely. The error says how many revisions they have.
+    pub fn jobs_away(&self, seen: &[&JobName]) -> Result<Vec<(JobName, Error)>> {
+        let mut away = Vec::new();
+        for name in Register::of(self).jobs()?.into_iter().filter(|name| !seen.contains(&name)) {
+            match self.check_not_away(&name, &self.root().join(name.as_str())) {
+                Ok(()) => {}
+                Err(error) => away.push((name, error)),
+            }
+        }
+        Ok(away)
     }
 
     /// The jobs whose chunks lie in this store: all but those with a store of their own.
@@ -418,7 +443,14 @@ impl Repository {
     }
 
     fn job_at(&self, name: &JobName, dir: &Path) -> Result<Option<Job>> {
-        if !dir.is_dir() || !is_job_dir(dir)? || self.is_original() && !is_original_job(dir) {
+        let is_dir = match std::fs::metadata(dir) {
+            Ok(found) => found.is_dir(),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                false
+            }
+            Err(error) => return Err(Error::io("open", dir, error)),
+        };
+        if !is_dir || !is_job_dir(dir)? || self.is_original() && !is_original_job(dir) {
             return Ok(None);
         }
         let repository = match Self::open(dir) {

@@ -34,6 +34,37 @@ fn purge(world: &World, words: &[&str]) -> Run {
     run
 }
 
+/// Whoever lists the store sees that a job is missing, and which.
+#[test]
+fn status_names_each_job_that_cannot_be_read() {
+    let (world, _) = two_jobs();
+    let list = || world.on_store(&["status"]);
+    list().expect(0);
+    let expect_missing = |why: &str| {
+        let run = list().expect(1).says("warning: ").says("web01").says(why);
+        assert!(run.text().contains("cannot be listed") && run.text().contains("2 jobs shown"), "{run}");
+        let json = world.on_store(&["status", "--json"]).expect(1).json();
+        assert!(json["jobs"][0]["failure"].is_null() && json["jobs"][0]["job"] == "db01", "{json}");
+        assert!(json["jobs"][1]["failure"].as_str().is_some_and(|text| text.contains(why)), "{json}");
+    };
+    let (job, away) = (world.job(), elsewhere(&world));
+    for (way, why) in [
+        ("gone", "none of them is in"),
+        ("empty", "none of them is in"),
+        ("a dangling link", "which is not there"),
+    ] {
+        hide(&world, way);
+        expect_missing(why);
+        drop((fs::remove_dir(&job), fs::remove_file(&job)));
+        let back = if away.exists() { away.clone() } else { world.path("away") };
+        fs::rename(back, &job).unwrap();
+        list().expect(0);
+    }
+    fs::write(job.join("backy.store"), "format: 99\n").unwrap();
+    expect_missing("99");
+    world.on_store(&["status", "--space"]).expect(1).says("web01");
+}
+
 fn revision_file(dir: &Path, end: &str) -> PathBuf {
     let is_wanted = |path: &PathBuf| path.extension().is_some_and(|found| found == end);
     let mut found: Vec<PathBuf> =

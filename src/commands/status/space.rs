@@ -98,7 +98,8 @@ fn revision_table(revisions: &[Revision], space: &GroupSpace, zone: &Zone) -> St
 fn show_jobs(repository: &Repository, progress: &Progress, as_json: bool) -> Result {
     let jobs = repository.sharing_jobs()?;
     let mut groups = Vec::new();
-    let mut damaged = 0;
+    // They were named when the jobs were listed.
+    let mut damaged = repository.jobs_and_failures()?.1.len();
     for job in &jobs {
         let listing = listing(job)?;
         damaged += listing.damaged.len();

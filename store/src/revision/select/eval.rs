@@ -189,7 +189,7 @@ impl<'a> Evaluation<'a> {
             "clean" => self.filter(Revision::is_clean),
             "local" => self.filter(Revision::is_local),
             "remote" => self.filter(|revision| !revision.is_local()),
-            _ => match word.split_once(':').map(|(key, value)| (key.trim(), value.trim())) {
+            _ => match word.split_once(':').map(|(key, value)| (key.trim_ascii(), value.trim_ascii())) {
                 Some(("tag", tag)) => self.filter(|revision| carries(revision, tag)),
                 Some(("server", server)) => self.filter(|revision| revision.server == server),
                 Some(("trust", name)) => {

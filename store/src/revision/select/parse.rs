@@ -76,7 +76,8 @@ fn tokens(spec: &str) -> Vec<Token<'_>> {
     let mut rest = spec;
     while !rest.is_empty() {
         let end = word_end(rest);
-        let word = rest[..end].trim();
+        // Other blanks may be part of a tag.
+        let word = rest[..end].trim_ascii();
         if !word.is_empty() {
             tokens.push(Token::Word(word));
         }

@@ -320,6 +320,8 @@ fn tags_that_could_not_be_selected_are_refused_and_old_ones_are_found_in_quotes(
         "\"x\"",
         "a\"b",
         "a\u{202e}b",
+        "\u{a0}x",
+        "x\u{2028}",
     ];
     for tag in odd {
         let revisions = [
