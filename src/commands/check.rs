@@ -82,7 +82,7 @@ fn examine(context: &Context, arguments: &Arguments) -> anyhow::Result<(Report, 
     Ok((report, service_runs))
 }
 
-/// After how long without a turn of its main loop a service counts as hung. Tests cannot wait for minutes.
+/// After how long without a sign of life a service counts as hung. Tests cannot wait for minutes.
 pub(super) fn silence_max() -> Duration {
     let given = std::env::var("BACKY_TEST_SILENCE_MAX_SECS").ok().and_then(|secs| secs.parse().ok());
     given.filter(|&secs| secs > 0).map_or(service::SILENCE_MAX, Duration::from_secs)

@@ -185,7 +185,10 @@ mod tests {
         let report = report.with_hung_service(Some(std::time::Duration::from_secs(200)));
         let text = as_text(&report, Some(true));
         assert!(text.starts_with("CRITICAL: the scheduler service hangs | jobs=1 "), "{text}");
-        assert!(text.contains(" service=0\nCRITICAL: the scheduler service hangs: its main loop"), "{text}");
+        assert!(
+            text.contains(" service=0\nCRITICAL: the scheduler service hangs: it has shown no sign of life"),
+            "{text}"
+        );
         assert!(text.ends_with(" for 200 s\n") && status(&report) == 2, "{text}");
         assert_eq!(as_json(&report, Some(true))["service_runs"], false);
     }

@@ -68,13 +68,20 @@ fn a_store_that_is_unmounted_meanwhile_is_left_alone() {
     server.client(&["run", "vm1"]).expect(0);
     until("the reason is told", || server.log().contains("no backy store"));
     assert_eq!(fs::read_dir(&store).expect("list").count(), 0, "nothing is made there");
-    server.client(&["jobs"]).expect(0);
+    let table = server.client(&["jobs"]).expect(0);
+    assert!(table.text().contains("UNKNOWN") && table.text().contains("cannot be read: "), "{table}");
+    assert!(!table.text().contains(" OK "), "{table}");
+    let entry = server.entry("vm1");
+    assert_eq!(entry["sla"], "UNKNOWN", "{entry}");
+    assert!(entry["failure"].as_str().is_some_and(|why| why.contains("no backy store")), "{entry}");
     server.client(&["check"]).expect(2);
     fs::remove_dir(&store).expect("remove the mount point");
     fs::rename(&away, &store).expect("bring it back");
     let before = server.revisions("vm1");
     server.client(&["run", "vm1"]).expect(0);
     until("it goes on", || server.revisions("vm1").last() != before.last());
+    let entry = server.entry("vm1");
+    assert!(entry["sla"] == "OK" && entry["failure"].is_null(), "{entry}");
 }
 
 #[test]
@@ -170,7 +177,7 @@ impl HungMount {
 
 impl Drop for HungMount {
     fn drop(&mut self) {
-        drop((self.0.kill(), self.0.wait()));
+        backy_testkit::end(&mut self.0);
         drop(std::process::Command::new("umount").arg("-l").arg(&self.1).status());
     }
 }
@@ -210,7 +217,7 @@ fn a_directory_that_hangs_holds_up_its_own_job_only() {
     until("the check tells of it", || server.client(&["check"]).text().contains(told));
 
     drop(mount);
-    drop(looker.wait());
+    backy_testkit::ended(&mut looker);
     until("it is well again", || server.check().code() == 0);
     assert_eq!(server.stop(), Some(0));
 }

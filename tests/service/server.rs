@@ -118,11 +118,7 @@ impl Server {
     pub(crate) fn answers(&mut self) {
         let log_length = self.log().len();
         until("the service answers", || {
-            let ended = self
-                .child
-                .as_mut()
-                .is_some_and(|child| child.try_wait().is_ok_and(|status| status.is_some()));
-            assert!(!ended, "it ended: {}", self.log().get(log_length..).unwrap_or_default());
+            assert!(!self.has_ended(), "it ended: {}", self.log().get(log_length..).unwrap_or_default());
             self.client(&["status"]).code() == 0
         });
     }
@@ -151,6 +147,11 @@ impl Server {
     pub(crate) fn entry(&self, job: &str) -> serde_json::Value {
         let jobs = self.client(&["--json", "jobs", &format!("^{job}$")]).expect(0).json();
         jobs["jobs"][0].clone()
+    }
+
+    /// Whether the service has ended, by itself or not.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()))
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -191,19 +192,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let Some(mut child) = self.child.take() else { return };
-        let pid = Pid::from_raw(child.id().cast_signed());
-        for signal in [Signal::SIGTERM, Signal::SIGCONT] {
-            let _ = kill(pid, signal);
-        }
         // A service that does not end must not keep a failed test from being reported.
-        let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(10) {
-            if !matches!(child.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        let _ = child.kill();
-        let _ = child.wait();
+        backy_testkit::end_gently(&mut child);
     }
 }

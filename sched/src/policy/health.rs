@@ -158,7 +158,7 @@ pub enum Kind {
     Quarantined,
     /// Revisions are dated in the future.
     InFuture,
-    /// The service runs, but its main loop does not come round.
+    /// The service runs, but its main loop does not come round, or it can start neither threads nor processes.
     HungService,
     /// The service does not run.
     NoService,
@@ -355,7 +355,7 @@ impl Report {
     #[must_use]
     pub fn with_hung_service(mut self, silence: Option<Duration>) -> Self {
         let since = silence.map_or_else(String::new, |silence| format!(" for {} s", silence.as_secs()));
-        let message = format!("the scheduler service hangs: its main loop has not come round{since}");
+        let message = format!("the scheduler service hangs: it has shown no sign of life{since}");
         self.problems.insert(0, Problem::new(Kind::HungService, None, message));
         self
     }

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::config::STALL_LIMIT_DEFAULT;
-use super::offload::offload;
+use super::offload::{note_lack, offload};
 use super::reaper;
 
 /// Most that is kept of what a child prints; of standard error the end.
@@ -176,7 +176,7 @@ async fn spawn(mut command: Command) -> io::Result<(Child, Option<reaper::Own>)>
     command.kill_on_drop(true);
     let started = offload(move || {
         let _starting = reaper::starting();
-        let child = command.spawn()?;
+        let child = command.spawn().inspect_err(note_lack)?;
         let own = child.id().and_then(|id| i32::try_from(id).ok()).map(reaper::Own::enter);
         Ok((child, own))
     });

@@ -58,11 +58,11 @@ pub trait Control: Send + Sync + 'static {
     /// Figures of the service itself.
     fn vitals(&self) -> Vitals;
 
-    /// How long the main loop has not come round. Takes no lock: it answers when nothing else does.
+    /// How long the service has shown no sign of life. Takes no lock: it answers when nothing else does.
     fn silence(&self) -> Silence;
 }
 
-/// How long the main loop has not come round.
+/// How long the service has shown no sign of life: its main loop has not come round, or had no thread for its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Silence {
     /// The time since the last turn.
@@ -84,7 +84,7 @@ impl Silence {
 pub struct StatusEntry {
     /// Its name.
     pub job: String,
-    /// `OK` or `TOO OLD`; null for a dead directory.
+    /// `OK` or `TOO OLD`; `UNKNOWN` when the job could not be read; null for a dead directory.
     pub sla: Option<String>,
     /// Age in seconds of the newest good revision when the job is overdue, else 0; null for a dead directory.
     pub sla_overdue: Option<f64>,
@@ -111,6 +111,10 @@ pub struct StatusEntry {
     /// Why the newest of them is suspicious, joined by `; `; missing when it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_changed: Option<String>,
+    /// Why the job could not be read at the last look: what is said of its revisions is from an earlier one then, or
+    /// nothing. Missing when it could.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
 }
 
 /// What is configured for a job.

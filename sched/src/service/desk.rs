@@ -163,9 +163,15 @@ fn status_entry(core: &Core, job: &JobName, entry: &Entry, now: Timestamp) -> St
     let overdue_secs = core.overdue_secs(job, now);
     let manual: Vec<&str> = history.manual_tags.iter().map(Tag::as_str).collect();
     let (last, next) = (history.last.as_ref(), entry.next());
+    let failure = core.look(job).and_then(|look| look.failure.clone());
+    let sla = match () {
+        () if failure.is_some() => "UNKNOWN",
+        () if overdue_secs > 0.0 => "TOO OLD",
+        () => "OK",
+    };
     StatusEntry {
         job: job.to_string(),
-        sla: Some(if overdue_secs > 0.0 { "TOO OLD" } else { "OK" }.to_owned()),
+        sla: Some(sla.to_owned()),
         sla_overdue: Some(overdue_secs),
         status: status_text(entry.state()),
         last_time: last.map(|last| last.time.to_rfc3339()),
@@ -178,6 +184,7 @@ fn status_entry(core: &Core, job: &JobName, entry: &Entry, now: Timestamp) -> St
         unsynced_revs: history.unsynced,
         local_revs: history.local,
         source_changed: (!history.newest_suspicions.is_empty()).then(|| history.newest_suspicions.join("; ")),
+        failure,
     }
 }
 

@@ -21,7 +21,7 @@ use super::api::Server;
 use super::clock::Clock;
 use super::core::{Fixed, Shared, Wanted};
 use super::heartbeat::Heartbeat;
-use super::offload::{offload, offload_and_forget, offload_within};
+use super::offload::{has_threads, keep_reserve, offload, offload_and_forget, offload_within};
 use super::purge::Purge;
 use super::round::{self, Round, VERIFY_EVERY, new_task};
 use super::scheduler::{Action, Ended, Neighbours, Start};
@@ -35,7 +35,7 @@ use crate::policy::pool::Pool;
 /// The longest time between two looks at the clock, so that a clock that was moved is noticed.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// How often the start asks for a thread.
-const START_TRIES: u32 = 4;
+const START_TRIES: u32 = 2;
 /// How many jobs talk to their neighbours at once.
 const ASKS_MAX: usize = 16;
 /// How long the end waits for children beyond the time that they have.
@@ -103,7 +103,7 @@ struct Started {
     _guard: ServiceGuard,
 }
 
-/// Reads the configuration, opens the store and the API. Blocks.
+/// Reads the configuration, opens the store and the API, and makes the threads that it cannot be without. Blocks.
 fn start(options: Options) -> Result<Started> {
     let (config, written_at) = reload::load(&options.config_path)?;
     for note in &config.notes {
@@ -113,6 +113,7 @@ fn start(options: Options) -> Result<Started> {
     let guard = ServiceGuard::take(&config.base_dir)?;
     let heartbeat = Heartbeat::start(&guard, options.silence_max)?;
     limits::raise(config.worker_limit);
+    keep_reserve().map_err(|source| Error::ServiceNotStarted { source })?;
     let base_dir = config.base_dir.clone();
     let fixed = Fixed { config_path: options.config_path, program: options.program, base_dir };
     let now = Timestamp::now();
@@ -180,7 +181,10 @@ impl Service {
         let is_first_process = reaper::is_needed();
         loop {
             let now = Timestamp::now();
-            self.shared.heartbeat.beat();
+            // A service that can start nothing is as good as none: monitoring must see it.
+            if has_threads() {
+                self.shared.heartbeat.beat();
+            }
             self.shared.core().vitals.seen_at = Some(now);
             if is_first_process {
                 reaper::reap();

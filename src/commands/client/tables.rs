@@ -51,10 +51,12 @@ pub(super) fn jobs(entries: &[StatusEntry], zone: &Zone, width: Option<usize>) -
     text
 }
 
-/// What a job does, and that somebody has to look at its source.
+/// What a job does, that somebody has to look at its source, and why it could not be read.
 fn status_cell(entry: &StatusEntry) -> String {
+    let failure = entry.failure.as_ref().map(|failure| format!("cannot be read: {failure}"));
     let mut words = vec![entry.status.as_str()];
     words.extend(entry.source_changed.as_ref().map(|_| "source changed"));
+    words.extend(failure.as_deref());
     words.retain(|word| !word.is_empty());
     words.join(", ")
 }
@@ -119,7 +121,13 @@ mod tests {
             last_time: some("soon\x1b[2J"),
             ..StatusEntry::default()
         };
-        vec![dead, test02, test01]
+        let test03 = StatusEntry {
+            job: "test03".to_owned(),
+            sla: some("UNKNOWN"),
+            failure: some("no backy store"),
+            ..StatusEntry::default()
+        };
+        vec![dead, test03, test02, test01]
     }
 
     #[test]
@@ -130,8 +138,9 @@ mod tests {
 Job     SLA      SLA overdue  Status                          Last Backup (UTC)    Last Tags  Last Duration  Next Backup (UTC)    Next Tags
 test01  OK       -            waiting for deadline            2015-11-05 11:56:10  daily         50 seconds  2015-11-06 11:56:10  daily,weekly
 test02  TOO OLD  a day        running (slow), source changed  -                    -                      -  -                    -
+test03  UNKNOWN  -            cannot be read: no backy store  -                    -                      -  -                    -
 old     -        -            Dead                            soon\\u{1b}[2J        -                      -  -                    -
-3 jobs shown
+4 jobs shown
 ";
         assert_eq!(jobs(&entries, &Zone::utc(), None), expected);
         assert!(jobs(&entries[..1], &Zone::utc(), None).ends_with("\n1 job shown\n"));
@@ -139,7 +148,7 @@ old     -        -            Dead                            soon\\u{1b}[2J    
 
     #[test]
     fn states_are_counted_with_the_dead() {
-        let expected = "Status                #\nDead                  1\nrunning (slow)        1\nwaiting for deadline  1\n";
+        let expected = "Status                #\n                      1\nDead                  1\nrunning (slow)        1\nwaiting for deadline  1\n";
         assert_eq!(status(&states(&entries()), None), expected);
     }
 }

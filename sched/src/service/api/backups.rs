@@ -4,12 +4,14 @@
 //! never forced.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::time::Duration;
 
 use backy_store::revision::select;
 use backy_store::{BackendType, Error as StoreError, Job, JobName, Revision, Tag, Timestamp, Zone};
 use hyper::StatusCode;
-use serde::Deserialize;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::answer::Answer;
@@ -29,10 +31,62 @@ const KEEPS_LAST: &str =
     "that would forget the last trusted revision of the job, which stays; nothing was changed";
 
 /// What is to become of tags.
-#[derive(Debug, Deserialize)]
+#[derive(Debug)]
 struct TagOrder {
     old_tags: BTreeSet<Tag>,
     new_tags: BTreeSet<Tag>,
+}
+
+impl TagOrder {
+    /// Reads the body; the error names the field. New tags are those that `backy tags` takes: one that could not be
+    /// selected afterwards is refused, unless the revision has it already.
+    fn parse(body: &[u8]) -> std::result::Result<Self, String> {
+        let fields: Fields = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+        let (mut old_tags, mut new_tags) = (None, None);
+        for (name, value) in fields.0 {
+            let place = match name.as_str() {
+                "old_tags" => &mut old_tags,
+                "new_tags" => &mut new_tags,
+                _ => return Err(format!("unknown field {name:.64?}; there are old_tags and new_tags")),
+            };
+            let tags = serde_json::from_value(value).map_err(|error| format!("{name}: {error}"))?;
+            if place.replace(tags).is_some() {
+                return Err(format!("{name} is there twice"));
+            }
+        }
+        let order = Self {
+            old_tags: old_tags.ok_or("old_tags is missing")?,
+            new_tags: new_tags.ok_or("new_tags is missing")?,
+        };
+        select::check_new_tags(order.new_tags.difference(&order.old_tags))
+            .map_err(|error| format!("new_tags: {error}"))?;
+        Ok(order)
+    }
+}
+
+/// The fields of a JSON object, as they came: none is lost, nor taken from an array by its place.
+struct Fields(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Visit;
+        impl<'de> Visitor<'de> for Visit {
+            type Value = Fields;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("an object with old_tags and new_tags")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Fields, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(Visit)
+    }
 }
 
 /// Lets the next purge come soon.
@@ -92,7 +146,7 @@ pub(super) fn set_tags(
     if control.is_active(name) {
         return Answer::status(StatusCode::FORBIDDEN);
     }
-    let order: TagOrder = match serde_json::from_slice(body) {
+    let order = match TagOrder::parse(body) {
         Ok(order) => order,
         Err(error) => return Answer::told(StatusCode::BAD_REQUEST, &format!("the body: {error}")),
     };
@@ -147,4 +201,36 @@ fn lock(job: &Job) -> Result<backy_store::lock::ManifestGuard> {
 
 fn job(control: &dyn Control, name: &JobName) -> Result<Job> {
     control.repository()?.job(name).map_err(Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_of_another_shape_is_refused_with_the_name_of_the_field() {
+        for (body, why) in [
+            (r#"[["a"], ["b"]]"#, "an object with old_tags and new_tags"),
+            (r#""x""#, "an object with old_tags and new_tags"),
+            (r#"{"old_tags": []}"#, "new_tags is missing"),
+            (r#"{"new_tags": []}"#, "old_tags is missing"),
+            (r#"{"old_tags": [], "new_tags": [], "force": true}"#, "unknown field \"force\""),
+            (r#"{"old_tags": [], "new_tags": [], "new_tags": []}"#, "new_tags is there twice"),
+            (r#"{"old_tags": "a", "new_tags": []}"#, "old_tags: invalid type: string \"a\""),
+            (r#"{"old_tags": [], "new_tags": {"a": 1}}"#, "new_tags: invalid type: map"),
+            (r#"{"old_tags": [], "new_tags": null}"#, "new_tags: invalid type: null"),
+            (r#"{"old_tags": [], "new_tags": [1]}"#, "new_tags: invalid type: integer `1`"),
+            (r#"{"old_tags": [], "new_tags": ["a/b"]}"#, "new_tags: "),
+            (r#"{"old_tags": [], "new_tags": ["last"]}"#, "new_tags: "),
+            (r#"{"old_tags": [], "new_tags": ["2024-01-01"]}"#, "new_tags: "),
+            (r#"{"old_tags": [], "new_tags": ["a&b"]}"#, "new_tags: "),
+            ("{\"old_tags\": [], \"new_tags\": [\"x\u{2028}\"]}", "begins or ends with a blank"),
+            ("{\"old_tags\": [], \"new_tags\": [\"\u{a0}x\"]}", "begins or ends with a blank"),
+        ] {
+            let error = TagOrder::parse(body.as_bytes()).unwrap_err();
+            assert!(error.contains(why), "{body}: {error}");
+        }
+        let kept = r#"{"old_tags": ["a&b"], "new_tags": ["a&b", "manual:x"]}"#;
+        assert_eq!(TagOrder::parse(kept.as_bytes()).unwrap().new_tags.len(), 2, "an old tag may stay");
+    }
 }

@@ -21,11 +21,12 @@ use super::answer::Answer;
 use super::brake::Brake;
 use super::lobby::{Lobby, Seat};
 use super::patient::Patient;
+use super::places::Places;
 use super::route::Route;
 use super::{Limits, auth, handler};
 use crate::service::control::Control;
-use crate::service::offload::offload;
-use crate::service::rights::{ApiToken, Rights};
+use crate::service::offload::{is_lack, offload_for_client};
+use crate::service::rights::ApiToken;
 
 /// How long to wait when the system has no more descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -37,15 +38,17 @@ pub(super) struct Shared {
     pub(super) control: Arc<dyn Control>,
     pub(super) limits: Limits,
     pub(super) stop: watch::Receiver<bool>,
-    /// Connections of clients that have shown a token.
-    pub(super) connections: Arc<Semaphore>,
+    /// Connections of clients that have shown a token, for the end of the server.
+    pub(super) open: Arc<Semaphore>,
+    /// The same connections, by token.
+    pub(super) connections: Places,
     /// Requests with a token that wait until their connection is one of those.
-    pub(super) waiting: Arc<Semaphore>,
+    pub(super) waiting: Places,
     /// Connections of the others.
     pub(super) lobby: Arc<Lobby>,
-    pub(super) handlers: Arc<Semaphore>,
+    pub(super) handlers: Places,
     /// For those that need no disk: orders are taken also when the disk hangs.
-    pub(super) quick_handlers: Arc<Semaphore>,
+    pub(super) quick_handlers: Places,
     pub(super) refusals: Brake,
 }
 
@@ -69,7 +72,7 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             Ok((stream, peer, seat, left)) => {
                 tokio::spawn(converse(
                     stream,
-                    Guest { peer, seat, permit: OnceLock::new() },
+                    Guest { peer, seat, place: OnceLock::new() },
                     left,
                     Arc::clone(&shared),
                 ));
@@ -90,23 +93,49 @@ struct Guest {
     /// Among the connections without a token.
     seat: Seat,
     /// Among those with one, once its client has shown it.
-    permit: OnceLock<OwnedSemaphorePermit>,
+    place: OnceLock<Place>,
+}
+
+/// A place of a token, which ends when it is dropped.
+struct Place {
+    of_token: Arc<Semaphore>,
+    _permits: [OwnedSemaphorePermit; 2],
+}
+
+/// The token that a request shows.
+struct Shown<'t> {
+    token: &'t ApiToken,
+    /// How many tokens there are.
+    tokens: usize,
+}
+
+impl Shown<'_> {
+    fn places(&self, of: &Places) -> Arc<Semaphore> {
+        of.of(&self.token.name, self.tokens)
+    }
 }
 
 impl Guest {
     /// Makes the connection one of a client with a token; `false` when there are too many.
-    async fn promote(&self, shared: &Shared) -> bool {
+    async fn promote(&self, shared: &Shared, shown: &Shown<'_>) -> bool {
         self.seat.leave();
-        if self.permit.get().is_some() {
+        if self.place.get().is_some() {
             return true;
         }
-        let Ok(_waiting) = shared.waiting.try_acquire() else { return false };
-        let permit = Arc::clone(&shared.connections).acquire_owned();
-        match timeout(shared.limits.request_time, permit).await {
+        let waiting = shown.places(&shared.waiting);
+        let Ok(_waiting) = waiting.try_acquire() else { return false };
+        let Ok(open) = Arc::clone(&shared.open).try_acquire_owned() else { return false };
+        let of_token = shown.places(&shared.connections);
+        match timeout(shared.limits.request_time, Arc::clone(&of_token).acquire_owned()).await {
             // Requests of one connection come one after the other: there is none yet.
-            Ok(Ok(permit)) => self.permit.set(permit).is_ok(),
+            Ok(Ok(permit)) => self.place.set(Place { of_token, _permits: [permit, open] }).is_ok(),
             _ => false,
         }
+    }
+
+    /// Whether others with the same token may be waiting for its place.
+    fn is_wanted(&self) -> bool {
+        self.place.get().is_some_and(|place| place.of_token.available_permits() == 0)
     }
 }
 
@@ -152,7 +181,7 @@ async fn respond(shared: &Arc<Shared>, guest: &Guest, request: Request<Incoming>
     let sub_task = sub_task(request.headers());
     let Asked { answer, client, is_order } = answer(shared, guest, request).await;
     let status = answer.code();
-    let is_uncounted = client.is_some() && guest.permit.get().is_none();
+    let is_uncounted = client.is_some() && guest.place.get().is_none();
     match client {
         Some(client) if is_order || status >= 400 => {
             tracing::info!(%peer, client, %method, path, status, sub_task, "request");
@@ -167,7 +196,7 @@ async fn respond(shared: &Arc<Shared>, guest: &Guest, request: Request<Incoming>
     }
     let mut response = answer.into_response();
     // Nobody keeps a connection while others wait for one, or without a token.
-    if status == StatusCode::UNAUTHORIZED || is_uncounted || shared.connections.available_permits() == 0 {
+    if status == StatusCode::UNAUTHORIZED || is_uncounted || guest.is_wanted() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -194,21 +223,24 @@ async fn answer(shared: &Arc<Shared>, guest: &Guest, request: Request<Incoming>)
     let Some(client) = auth::client(&tokens, request.headers()) else {
         return asked(Answer::status(StatusCode::UNAUTHORIZED), None);
     };
-    if !guest.promote(shared).await {
-        let answer = Answer::told(StatusCode::SERVICE_UNAVAILABLE, "too many clients at a time");
-        return asked(answer, Some(client));
-    }
     let uri = request.uri();
     let route = Route::parse(request.method(), uri.path(), uri.query());
-    let route = match route.and_then(|route| route.authorize(client).map(|()| route)) {
+    let route = route.and_then(|route| route.authorize(client).map(|()| route));
+    // What is refused takes no place, and its body is not read.
+    let route = match route.and_then(|route| refuse_body(&request).map(|()| route)) {
         Ok(route) => route,
         Err(answer) => return asked(answer, Some(client)),
     };
+    let shown = Shown { token: client, tokens: tokens.len() };
+    if !guest.promote(shared, &shown).await {
+        let answer = Answer::told(StatusCode::SERVICE_UNAVAILABLE, "too many clients at a time");
+        return asked(answer, Some(client));
+    }
     let is_order = route.is_order();
     let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
     let accept = accept.unwrap_or_default().to_owned();
     let answer = match read_body(request.into_body(), &shared.limits).await {
-        Ok(body) => handle(shared, client.rights.clone(), route, body).await,
+        Ok(body) => handle(shared, &shown, route, body).await,
         Err(answer) => answer,
     };
     let answer = answer.in_wanted_format(&accept);
@@ -223,6 +255,15 @@ fn health(shared: &Shared, method: &Method) -> Answer {
     match shared.control.silence().is_too_long() {
         false => Answer::text(StatusCode::OK, "ok\n"),
         true => Answer::text(StatusCode::SERVICE_UNAVAILABLE, "not ok\n"),
+    }
+}
+
+/// Refuses a question that has a body: nothing needs it, and while it comes it would hold a place.
+fn refuse_body(request: &Request<Incoming>) -> Result<(), Answer> {
+    let is_question = matches!(*request.method(), Method::GET | Method::HEAD);
+    match is_question && !request.body().is_end_stream() {
+        true => Err(Answer::told(StatusCode::BAD_REQUEST, "a GET or HEAD request has no body")),
+        false => Ok(()),
     }
 }
 
@@ -241,12 +282,12 @@ async fn read_body(body: Incoming, limits: &Limits) -> Result<Bytes, Answer> {
 
 /// Runs the handler in a thread. One that takes too long goes on there, and counts among those at work, until it ends:
 /// what it has begun is not left half done.
-async fn handle(shared: &Arc<Shared>, rights: Rights, route: Route, body: Bytes) -> Answer {
+async fn handle(shared: &Arc<Shared>, shown: &Shown<'_>, route: Route, body: Bytes) -> Answer {
     let handled = async {
         let handlers = if route.needs_disk() { &shared.handlers } else { &shared.quick_handlers };
-        let permit = Arc::clone(handlers).acquire_owned().await;
-        let control = Arc::clone(&shared.control);
-        offload(move || {
+        let permit = shown.places(handlers).acquire_owned().await;
+        let (control, rights) = (Arc::clone(&shared.control), shown.token.rights.clone());
+        offload_for_client(move || {
             let answer = handler::handle(&*control, &rights, route, &body);
             drop(permit);
             answer
@@ -255,6 +296,11 @@ async fn handle(shared: &Arc<Shared>, rights: Rights, route: Route, body: Bytes)
     };
     match timeout(shared.limits.request_time, handled).await {
         Ok(Ok(answer)) => answer,
+        Ok(Err(error)) if is_lack(&error) => Answer::told(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the service gets no thread for the request: raise its limit of processes and threads (`ulimit -u`, or \
+             TasksMax in systemd)",
+        ),
         Ok(Err(error)) => {
             tracing::error!(%error, "a request ended in a panic");
             Answer::status(StatusCode::INTERNAL_SERVER_ERROR)

@@ -6,6 +6,8 @@
 //! - The server has a thread and a runtime of its own, so that it can still tell that the main loop hangs.
 //! - Everything has a bound (`Limits`): connections, header, body, time, answers in the making. What blocks, runs
 //!   in threads; at most so many at once, and who waits too long for one is told so.
+//! - Each token has places of its own for all of these (`places.rs`), so the weakest one cannot shut out the others. A
+//!   request that is refused, and one that has a body where none belongs, takes no place.
 //! - Who has no token is not kept: the connection is closed, and the log tells of one such request a second. Until a
 //!   token is shown, a connection is one of few that make room for newer ones (`lobby.rs`).
 //! - A connection that is cut, an answer that cannot be sent, a handler that panics: each ends alone.
@@ -20,6 +22,7 @@ mod listen;
 mod lobby;
 mod metrics;
 mod patient;
+mod places;
 mod route;
 
 use std::net::{IpAddr, SocketAddr};
@@ -33,6 +36,7 @@ use tokio::sync::{Semaphore, watch};
 use self::brake::Brake;
 use self::connection::Shared;
 use self::lobby::{Bounds, Lobby};
+use self::places::Places;
 use super::config::ApiConfig;
 use super::control::Control;
 use crate::error::{Error, Result};
@@ -40,11 +44,11 @@ use crate::error::{Error, Result};
 /// The bounds of the API.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Connections of clients with a token at a time; more wait.
-    connections: u32,
+    /// Connections of clients with a token at a time, shared by the tokens; more wait.
+    connections: usize,
     /// Connections of the others; the oldest make room.
     strangers: Bounds,
-    /// Requests at a time that look at the store or ask the service; more wait.
+    /// Requests at a time that look at the store or ask the service, shared by the tokens; more wait.
     handlers: usize,
     /// Bytes of a request's first line and headers.
     head_bytes: usize,
@@ -81,6 +85,8 @@ impl Default for Limits {
 
 /// Clients with a token that wait for a connection of their own to be counted.
 const WAITING_MAX: usize = 256;
+/// More connections of clients with a token than there can be.
+const CONNECTIONS_MAX: u32 = 1 << 20;
 /// Requests at work that need no disk.
 const QUICK_HANDLERS: usize = 2;
 
@@ -111,12 +117,7 @@ impl Server {
         let wanted = (addrs.to_vec(), port);
         let (listeners, addrs) = listen::bind(addrs, port)?;
         let failed = |source| Error::ApiNotStarted { source };
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(limits.handlers + QUICK_HANDLERS)
-            .thread_name("api-handler")
-            .build()
-            .map_err(failed)?;
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let (stop, stopped) = watch::channel(false);
         let shared = Arc::new(Shared::new(control, limits, stopped));
         let serve = move || serve(runtime, listeners, &shared);
@@ -171,7 +172,7 @@ fn serve(runtime: Runtime, listeners: Vec<std::net::TcpListener>, shared: &Arc<S
         }
         shared.stopped().await;
         // Every connection of a client with a token holds one.
-        let all_ended = shared.connections.acquire_many(shared.limits.connections);
+        let all_ended = shared.open.acquire_many(CONNECTIONS_MAX);
         if tokio::time::timeout(shared.limits.stop_time, all_ended).await.is_err() {
             tracing::info!("cutting connections that did not end");
         }
@@ -186,11 +187,12 @@ impl Shared {
             control,
             limits,
             stop,
-            connections: Arc::new(Semaphore::new(limits.connections as usize)),
-            waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+            open: Arc::new(Semaphore::new(CONNECTIONS_MAX as usize)),
+            connections: Places::new(limits.connections),
+            waiting: Places::new(WAITING_MAX),
             lobby: Lobby::new(limits.strangers),
-            handlers: Arc::new(Semaphore::new(limits.handlers)),
-            quick_handlers: Arc::new(Semaphore::new(QUICK_HANDLERS)),
+            handlers: Places::new(limits.handlers),
+            quick_handlers: Places::new(QUICK_HANDLERS),
             refusals: Brake::default(),
         }
     }

@@ -3,8 +3,15 @@
 use std::io::{Read as _, Write as _};
 
 use super::*;
+use crate::service::rights::{ApiToken, Right, Rights};
+use crate::source::Secret;
 
 const BRIEF: Duration = Duration::from_millis(100);
+
+/// The head of a request that may have a body.
+fn order(rest: &str) -> String {
+    format!("POST /v1/runall HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n{rest}")
+}
 
 fn head(rest: &str) -> String {
     format!("GET /v1/status HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n{rest}")
@@ -55,9 +62,9 @@ fn bodies_that_are_too_large_are_refused_announced_or_not() {
     let (_fake, server) = Fake::new().serve();
     let chunk = format!("1000\r\n{}\r\n", "a".repeat(4096)).repeat(20);
     for request in [
-        head("Connection: close\r\nContent-Length: 65537\r\n\r\n"),
-        head("Connection: close\r\nContent-Length: 99999999999999999\r\n\r\n"),
-        head(&format!("Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}")),
+        order("Connection: close\r\nContent-Length: 65537\r\n\r\n"),
+        order("Connection: close\r\nContent-Length: 99999999999999999\r\n\r\n"),
+        order(&format!("Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}")),
     ] {
         assert_eq!(split(&exchange(addr(&server), request.as_bytes())).0, 413, "{request:.200}");
     }
@@ -72,8 +79,8 @@ fn half_requests_are_cut_off() {
         (String::new(), 0),
         ("GET /v1".to_owned(), 0),
         (head("X: "), 0),
-        (head("Connection: close\r\nContent-Length: 10\r\n\r\nab"), 408),
-        (head("Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab"), 408),
+        (order("Connection: close\r\nContent-Length: 10\r\n\r\nab"), 408),
+        (order("Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab"), 408),
     ] {
         let (found, text) = split(&exchange(addr(&server), request.as_bytes()));
         assert!(found == status || (status == 0 && found == 408), "{request}: {found} {text}");
@@ -82,8 +89,59 @@ fn half_requests_are_cut_off() {
     let answer = exchange(addr(&server), head("\r\n").as_bytes());
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     // And one whose client goes away in the middle.
-    connect(addr(&server)).write_all(head("Content-Length: 10\r\n\r\nab").as_bytes()).unwrap();
+    connect(addr(&server)).write_all(order("Content-Length: 10\r\n\r\nab").as_bytes()).unwrap();
     assert_alive(&server);
+}
+
+#[test]
+fn a_question_with_a_body_is_refused_at_once() {
+    // Nobody waits for the body, nor for a place: another request of this token has the only one.
+    let (fake, server) = with_two_tokens(Limits { connections: 1, ..Limits::default() });
+    fake.set_open(false);
+    let mut holds = connect(addr(&server));
+    holds.write_all(head("\r\n").as_bytes()).unwrap();
+    for method in ["GET", "HEAD"] {
+        for body in ["Content-Length: 10\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n5\r\nab"] {
+            let request = head(body).replacen("GET", method, 1);
+            let answer = exchange(addr(&server), request.as_bytes());
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+            assert!(method == "HEAD" || answer.ends_with("a GET or HEAD request has no body"), "{answer}");
+        }
+    }
+    fake.set_open(true);
+}
+
+/// A server with another token beside that of the tests, which may only run jobs and read.
+fn with_two_tokens(limits: Limits) -> (Arc<Fake>, Server) {
+    let rights = Rights::new([Right::Read, Right::Run].into(), None);
+    let weak = ApiToken { rights, ..ApiToken::of_admin(Secret::new("weak".to_owned()), "weak") };
+    Fake { tokens: vec![weak], ..Fake::new() }.serve_within(limits)
+}
+
+#[test]
+fn one_token_cannot_shut_out_another() {
+    let limits = Limits { connections: 4, handlers: 2, ..Limits::default() };
+    let (fake, server) = with_two_tokens(limits);
+    let addr = addr(&server);
+    let weak = |request: String| {
+        let mut stream = connect(addr);
+        stream.write_all(request.replace(TOKEN, "weak").as_bytes()).unwrap();
+        stream
+    };
+    // Bodies that do not come, answers that take long, connections that are kept.
+    let slow: Vec<_> = (0..10).map(|_| weak(order("Content-Length: 10\r\n\r\nab"))).collect();
+    for _ in 0..3 {
+        assert_eq!(ask(addr, "GET", "/v1/check", "").0, 200);
+        assert_eq!(ask(addr, "POST", "/v1/runall", "").0, 202);
+    }
+    drop(slow);
+    fake.set_open(false);
+    let slow: Vec<_> = (0..10).map(|_| weak(head("\r\n"))).collect();
+    for _ in 0..3 {
+        assert_eq!(ask(addr, "GET", "/v1/check", "").0, 200);
+    }
+    fake.set_open(true);
+    drop(slow);
 }
 
 #[test]

@@ -42,6 +42,13 @@ fn every_route_has_its_statuses() {
         ("PUT", "/v1/backups/old/revs/aaa/tags", "", 400),
         ("PUT", "/v1/backups/old/revs/aaa/tags", "{\"old_tags\": []}", 400),
         ("PUT", "/v1/backups/old/revs/aaa/tags", "{\"old_tags\": [], \"new_tags\": [\"a/b\"]}", 400),
+        (
+            "PUT",
+            "/v1/backups/old/revs/aaa/tags",
+            "{\"old_tags\": [\"daily\", \"weekly\"], \"new_tags\": [\"last\"]}",
+            400,
+        ),
+        ("PUT", "/v1/backups/old/revs/aaa/tags", "[[\"daily\", \"weekly\"], [\"manual:x\"]]", 400),
         ("PUT", "/v1/backups/old/revs/aaa/tags", &"[".repeat(60_000), 400),
         ("PUT", "/v1/backups/old/revs/aaa/tags", &other, 412),
         ("PUT", "/v1/backups/old/revs/aaa/tags?autoremove=2", &good, 400),
