@@ -179,39 +179,105 @@ pub(crate) fn report(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     }
     let message = error.to_string();
     let message = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
-    let as_json = arguments.iter().any(|argument| argument == "--json");
-    failure::conclude(check::conclude(Err(failure::usage(message, "")), as_json))
+    let words = Words::of(arguments);
+    let error =
+        words.swallowed().map_or_else(|| failure::usage(message, ""), |option| option.complaint(&words));
+    give_verdict(error, arguments)
 }
 
-/// Whether arguments that clap refuses were meant for `check` or `client check`.
-fn asks_for_verdict(arguments: &[OsString]) -> bool {
-    let mut words = command_words(arguments);
-    match words.next() {
-        Some("client") => words.next() == Some("check"),
-        first => first == Some("check"),
+/// Refuses options without a command, which may be what one of them took for its value. A monitoring system that ran
+/// `check` that way gets a verdict.
+pub(crate) fn without_command(arguments: &[OsString]) -> ExitCode {
+    let words = Words::of(arguments);
+    let error = match words.swallowed() {
+        Some(option) => option.complaint(&words),
+        None => failure::usage("no command was given", "`backy --help` lists the commands"),
+    };
+    match asks_for_verdict(arguments) {
+        true => give_verdict(error, arguments),
+        false => failure::conclude(Err(error)),
     }
 }
 
-/// Returns the words that stand where names of commands are expected.
-fn command_words(arguments: &[OsString]) -> impl Iterator<Item = &str> {
-    let valued = ValuedOptions::of_checks();
-    let mut words = arguments.iter().skip(1).map(|word| word.to_str().unwrap_or_default());
-    std::iter::from_fn(move || {
-        while let Some(word) = words.next() {
-            if valued.needs_next(word) {
-                words.next();
-            } else if !word.starts_with('-') {
-                return Some(word);
-            }
-        }
-        None
-    })
+fn give_verdict(error: anyhow::Error, arguments: &[OsString]) -> ExitCode {
+    let as_json = arguments.iter().any(|argument| argument == "--json");
+    failure::conclude(check::conclude(Err(error), as_json))
 }
 
-/// The options before the name of a check that take a value, as clap knows them.
+/// Whether arguments that make no sense were meant for `check` or `client check`, also where an option took the word.
+fn asks_for_verdict(arguments: &[OsString]) -> bool {
+    let words = Words::of(arguments);
+    match words.commands[..] {
+        ["check", ..] | ["client", "check", ..] => true,
+        [] | ["client"] => words.swallowed().is_some_and(|option| option.value == "check"),
+        _ => false,
+    }
+}
+
+/// The words of a command line as far as the names of commands go.
+struct Words<'a> {
+    /// The words that stand where names of commands are expected.
+    commands: Vec<&'a str>,
+    /// Options with the word that follows them as their value.
+    options: Vec<Valued<'a>>,
+}
+
+/// An option and its value.
+#[derive(Clone)]
+struct Valued<'a> {
+    /// As it was typed.
+    option: &'a str,
+    /// What the help calls its value.
+    value_name: String,
+    value: &'a str,
+}
+
+impl<'a> Words<'a> {
+    fn of(arguments: &'a [OsString]) -> Self {
+        let known = ValuedOptions::of_checks();
+        let (mut commands, mut options) = (Vec::new(), Vec::new());
+        let mut words = arguments.iter().skip(1).map(|word| word.to_str().unwrap_or_default());
+        while let Some(word) = words.next() {
+            match known.needs_next(word) {
+                Some(value_name) => options.extend(words.next().map(|value| Valued {
+                    option: word,
+                    value_name: value_name.to_owned(),
+                    value,
+                })),
+                None if !word.starts_with('-') => commands.push(word),
+                None => {}
+            }
+        }
+        Self { commands, options }
+    }
+
+    /// The option that took the name of a command for its value, where no command is left.
+    fn swallowed(&self) -> Option<&Valued<'a>> {
+        let root = Cli::command();
+        let parent = match self.commands[..] {
+            [] => &root,
+            ["client"] => root.find_subcommand("client")?,
+            _ => return None,
+        };
+        self.options.iter().rfind(|option| parent.find_subcommand(option.value).is_some())
+    }
+}
+
+impl Valued<'_> {
+    fn complaint(&self, words: &Words<'_>) -> anyhow::Error {
+        let Self { option, value_name, value } = self;
+        let before: String = words.commands.iter().map(|word| format!("{word} ")).collect();
+        failure::usage(
+            format!("no command was given: `{option}` takes a {value_name}, and took `{value}` for it"),
+            format!("`backy {before}{option} {value_name} {value}`"),
+        )
+    }
+}
+
+/// The options before the name of a check that take a value, as clap knows them, with the names of the values.
 struct ValuedOptions {
-    short: Vec<char>,
-    long: Vec<String>,
+    short: Vec<(char, String)>,
+    long: Vec<(String, String)>,
 }
 
 impl ValuedOptions {
@@ -219,23 +285,28 @@ impl ValuedOptions {
         let root = Cli::command();
         let client = root.find_subcommand("client");
         let arguments = root.get_arguments().chain(client.into_iter().flat_map(clap::Command::get_arguments));
-        let valued: Vec<&clap::Arg> =
-            arguments.filter(|argument| argument.get_action().takes_values()).collect();
-        Self {
-            short: valued.iter().filter_map(|argument| argument.get_short()).collect(),
-            long: valued.iter().filter_map(|argument| argument.get_long().map(str::to_owned)).collect(),
+        let (mut short, mut long) = (Vec::new(), Vec::new());
+        for argument in arguments.filter(|argument| argument.get_action().takes_values()) {
+            let name = argument.get_value_names().and_then(|names| names.first());
+            let name = name.map_or_else(|| "value".to_owned(), ToString::to_string);
+            short.extend(argument.get_short().map(|letter| (letter, name.clone())));
+            long.extend(argument.get_long().map(|word| (word.to_owned(), name.clone())));
         }
+        Self { short, long }
     }
 
-    /// Whether the value of the option in `word` is the next word.
-    fn needs_next(&self, word: &str) -> bool {
+    /// Returns the name of the value of the option in `word`, if that is the next word.
+    fn needs_next(&self, word: &str) -> Option<&str> {
         if let Some(long) = word.strip_prefix("--") {
-            return self.long.iter().any(|known| known == long);
+            return self.long.iter().find(|(known, _)| known == long).map(|(_, name)| name.as_str());
         }
-        let Some(letters) = word.strip_prefix('-') else { return false };
+        let letters = word.strip_prefix('-')?;
         // What follows the first option with a value in a cluster is that value.
-        let first = letters.find(|letter| self.short.contains(&letter));
-        first.is_some_and(|at| letters[at..].chars().count() == 1)
+        let mut known = letters.char_indices().filter_map(|(at, letter)| {
+            let (_, name) = self.short.iter().find(|(known, _)| *known == letter)?;
+            Some((at + letter.len_utf8(), name.as_str()))
+        });
+        known.next().filter(|(end, _)| *end == letters.len()).map(|(_, name)| name)
     }
 }
 
@@ -321,10 +392,16 @@ mod tests {
             (&["-vc", "config", "check", "-x"], true),
             (&["-cconfig", "check", "-x"], true),
             (&["client", "-c", "x", "check", "-x"], true),
-            (&["client", "--token", "check"], false),
+            (&["client", "--token", "check"], true),
+            (&["client", "-c", "check", "--json"], true),
+            (&["client", "--token", "jobs"], false),
             (&["client", "jobs", "check", "-x"], false),
             (&["--backupdir=check", "status", "--x"], false),
-            (&["-b", "check"], false),
+            (&["-b", "check"], true),
+            (&["-vl", "check", "--json"], true),
+            (&["-b", "status"], false),
+            (&["-lcheck"], false),
+            (&["status", "-l", "check"], false),
             (&["config", "check", "-x"], false),
             (&[], false),
         ] {

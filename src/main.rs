@@ -25,6 +25,7 @@ fn main() -> ExitCode {
     let _last = output::Last;
     let Some(arguments) = helper::translate(std::env::args_os().collect()) else { return ExitCode::SUCCESS };
     match cli::Cli::try_parse_from(&arguments) {
+        Ok(cli) if cli.command.is_none() && arguments.len() > 1 => cli::without_command(&arguments),
         Ok(cli) => commands::run(cli),
         Err(error) => cli::report(&error, &arguments),
     }

@@ -311,6 +311,16 @@ fn whatever_is_typed_a_check_has_a_verdict() {
         (&["client", "check", "--frob"], "UNKNOWN: unexpected argument '--frob' found\n"),
         (&["-c", "x", "check", "y"], "UNKNOWN: unexpected argument 'y' found\n"),
         (&["-l", "no/such/log", "check"], "UNKNOWN: cannot open the log file no/such/log"),
+        (&["-l", "check"], "UNKNOWN: no command was given: `-l` takes a FILE, and took `check` for it\n"),
+        (&["-b", "check"], "UNKNOWN: no command was given: `-b` takes a DIR, and took `check` for it\n"),
+        (
+            &["-v", "--config", "check", "--json"],
+            "{\n  \"jobs\": null,\n  \"message\": \"no command was given: ",
+        ),
+        (
+            &["client", "-c", "check"],
+            "UNKNOWN: no command was given: `-c` takes a FILE, and took `check` for it\n",
+        ),
         (&["-l", "no/such/log", "client", "check"], "UNKNOWN: cannot open the log file no/such/log"),
     ] {
         let run = Run::of(&mut world.bare(words)).expect(3);
@@ -320,6 +330,7 @@ fn whatever_is_typed_a_check_has_a_verdict() {
     assert_eq!(run.json()["status"], "unknown");
     // Others keep standard output clean.
     assert_eq!(Run::of(&mut world.bare(&["status", "--frob"])).expect(2).text(), "");
+    assert!(!world.path("check").exists(), "nothing was logged to what was taken for a file");
 }
 
 #[test]

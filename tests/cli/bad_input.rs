@@ -101,6 +101,17 @@ fn unknown_revisions_and_malformed_specifications_are_named() {
 }
 
 #[test]
+fn tags_with_blanks_that_cannot_be_seen_are_refused_and_not_trimmed() {
+    let (world, _) = world();
+    for tag in ["manual:x\u{a0}", "\u{2028}manual:x", "\u{3000}daily"] {
+        refuse_job(&world, &["backup", tag], 1, &["blank"]);
+        refuse_job(&world, &["tags", "set", "all", tag], 1, &["blank"]);
+        refuse_job(&world, &["tags", "add", "--force", "all", tag], 1, &["blank"]);
+    }
+    world.ok(&["tags", "add", "last", " manual:x , manual:y "]);
+}
+
+#[test]
 fn tags_that_the_schedule_does_not_know_are_named_with_those_it_does() {
     let (world, _) = world();
     refuse_job(&world, &["backup", "dayly"], 1, &["dayly", "daily, weekly", "manual:"]);
@@ -176,6 +187,23 @@ fn settings_that_make_no_sense_make_no_job() {
     refuse(&world, &init(&["file", "filename"]), 2, &["filename"]);
     refuse(&world, &init(&["file"]), 2, &["file"]);
     refuse(&world, &init(&["file", "filename=x", "filename=y"]), 2, &["filename"]);
+}
+
+#[test]
+fn options_without_a_command_are_wrong_usage() {
+    let (world, _) = world();
+    for (words, part) in [
+        (&["-l", "status"][..], "no command was given: `-l` takes a FILE, and took `status` for it"),
+        (&["-v", "--backupdir", "purge"], "`backy --backupdir DIR purge`"),
+        (&["-c", "c.conf"], "no command was given"),
+        (&["-v"], "no command was given"),
+    ] {
+        let run = Run::of(&mut world.bare(words)).expect(2).says(part);
+        assert!(run.stdout.is_empty(), "{run}");
+    }
+    assert!(!world.path("status").exists());
+    let run = Run::of(&mut world.bare(&[])).expect(0);
+    assert!(run.text().contains("Usage: backy"), "{run}");
 }
 
 #[test]

@@ -58,11 +58,12 @@ fn results_that_cannot_be_printed_are_an_error() {
         &["--help"],
         &["restore", "--help"],
         &["--version"],
-        &[],
     ] {
         let output = world.command(words).stdout(full()).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
     }
+    let output = world.bare(&[]).stdout(full()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
     let output = world.command(&["check"]).stdout(full()).output().unwrap();
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     // A descriptor for reading only.
@@ -79,7 +80,7 @@ fn a_listing_into_a_closed_pipe_is_no_error() {
     assert_eq!(run.stderr, "0\n", "{run}");
     let mut child = world.command(&["status"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
-    assert!(child.wait().unwrap().success());
+    assert!(backy_testkit::ended(&mut child).success());
 }
 
 #[test]
@@ -88,7 +89,7 @@ fn an_image_into_a_closed_pipe_is_an_error() {
     let mut child =
         world.command(&["restore", "-"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
+    let output = backy_testkit::output_of(child);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("error: "));
 }
