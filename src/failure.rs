@@ -98,7 +98,11 @@ pub(crate) fn conclude(result: Result) -> ExitCode {
 pub(crate) fn tell(error: anyhow::Error) -> u8 {
     let failure = Failure { error };
     failure.lines().iter().for_each(terminal::note);
-    tracing::error!(target: logging::QUIET, "{}", failure.lines().join("\n"));
+    let messages = failure.messages();
+    let (error, causes) = messages.split_first().unzip();
+    let causes = causes.filter(|causes| !causes.is_empty()).map(|causes| causes.join("; "));
+    let hint = failure.hint();
+    tracing::error!(target: logging::QUIET, error, causes, hint, "failed");
     failure.code()
 }
 
@@ -120,8 +124,8 @@ impl Failure {
         }
     }
 
-    /// The error, each cause once, and what to do.
-    fn lines(&self) -> Vec<String> {
+    /// The error, and each cause once.
+    fn messages(&self) -> Vec<String> {
         let mut messages: Vec<String> = Vec::new();
         for cause in self.error.chain() {
             let message = cause.to_string();
@@ -132,8 +136,13 @@ impl Failure {
                 messages.extend(problems.iter().map(ToString::to_string));
             }
         }
+        messages
+    }
+
+    /// The same with labels, and what to do.
+    fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
-        for (place, message) in messages.iter().enumerate() {
+        for (place, message) in self.messages().iter().enumerate() {
             let label = if place == 0 { "error" } else { "  cause" };
             lines.push(format!("{label}: {message}"));
         }

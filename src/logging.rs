@@ -312,9 +312,14 @@ fn format_line(head: &Head<'_>, target: &str, fields: &Fields) -> String {
         // Writing to a string cannot fail.
         let _ = write!(line, " {}={}", escape(key), quote(value));
     }
+    // A sentence is a value like others; only a trace of several lines follows as it is.
+    let is_trace = fields.message.lines().count() > 1;
+    if name.is_none() && !is_trace && !fields.message.is_empty() {
+        let _ = write!(line, " message={}", quote(&fields.message));
+    }
     line.truncate(line.trim_end().len());
     line.push('\n');
-    if name.is_none() {
+    if name.is_none() && is_trace {
         for text in fields.message.lines() {
             let _ = writeln!(line, ">\t{}", escape(text));
         }
@@ -363,6 +368,10 @@ mod tests {
     fn words_become_names_and_sentences_do_not() {
         assert_eq!(event_name("Stage begins").as_deref(), Some("stage-begins"));
         assert_eq!(event_name("cannot read /x: no"), None);
+        assert!(
+            line("cannot read /x: no", &[])
+                .ends_with(" sweep/message                       message='cannot read /x: no'\n")
+        );
         assert_eq!(event_name(""), None);
     }
 }

@@ -121,9 +121,9 @@ impl DamageLog {
         }
         if !error.is_damage() {
             // What the system lacks at the moment it may have the next time.
-            tracing::error!(job = %place.0, revision = %place.1, cause = %error, "cannot open an image");
+            tracing::error!(job = %place.0, revision = %place.1, cause = backy_store::error::in_full(&error), "cannot open an image");
         } else if self.is_new(&place) {
-            tracing::error!(job = %place.0, revision = %place.1, cause = %error, "cannot open an image");
+            tracing::error!(job = %place.0, revision = %place.1, cause = backy_store::error::in_full(&error), "cannot open an image");
             self.record(&place, Damage::Map(job.clone(), revision.id.clone()));
         }
     }
@@ -177,7 +177,10 @@ fn record_all(waiting: &Receiver<Damage>) {
                         tracing::warn!(%job, %revision, "distrusted: it uses a damaged chunk");
                     }
                 }
-                Err(error) => tracing::error!(%error, "cannot record damaged chunks"),
+                Err(error) => tracing::error!(
+                    error = backy_store::error::in_full(&error),
+                    "cannot record damaged chunks"
+                ),
             }
         }
     }
@@ -192,6 +195,8 @@ fn distrust(job: &Job, revision: &RevisionId) {
     match set() {
         Ok(()) => tracing::warn!(job = %job.name(), %revision, "distrusted: its map is damaged"),
         Err(Error::RevisionUnknown { .. }) => {}
-        Err(error) => tracing::error!(job = %job.name(), %revision, %error, "cannot distrust a revision"),
+        Err(error) => {
+            tracing::error!(job = %job.name(), %revision, error = backy_store::error::in_full(&error), "cannot distrust a revision")
+        }
     }
 }

@@ -82,7 +82,12 @@ impl Jobs {
             (Ok(jobs), _) => Arc::new(jobs),
             // One unreadable moment must not take everything away from those who use it.
             (Err(error), Some(jobs)) => {
-                self.reported.once(&error, || tracing::error!(%error, "cannot list the jobs of the store"));
+                self.reported.once(&error, || {
+                    tracing::error!(
+                        error = backy_store::error::in_full(&error),
+                        "cannot list the jobs of the store"
+                    )
+                });
                 jobs
             }
             (Err(error), None) => return Err(error),
@@ -172,7 +177,7 @@ impl JobView {
             (Ok(seen), _) => seen,
             (Err(error), Some(seen)) if error.io_kind() != Some(ErrorKind::NotFound) => {
                 self.reported.once(&error, || {
-                    tracing::error!(job = %self.job.name(), %error, "cannot list the revisions of a job");
+                    tracing::error!(job = %self.job.name(), error = backy_store::error::in_full(&error), "cannot list the revisions of a job");
                 });
                 Seen { checked: Instant::now(), settled: false, ..seen }
             }

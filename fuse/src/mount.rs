@@ -108,14 +108,17 @@ fn raise_file_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     if let Err(error) = raised {
-        tracing::debug!(%error, "the limit of open files stays as it is");
+        tracing::debug!(
+            error = backy_store::error::in_full(&error),
+            "the limit of open files stays as it is"
+        );
     }
 }
 
 /// Without systemd nobody listens.
 fn tell_systemd(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "cannot tell systemd about the mount");
+        tracing::warn!(error = backy_store::error::in_full(&error), "cannot tell systemd about the mount");
     }
 }
 
@@ -133,7 +136,10 @@ fn serve(mounted: Mounted, signals: &Signals) -> Result<()> {
                 mounted.sync_early();
                 mounted.say_who_reads();
                 if let Err(error) = mounted.detach() {
-                    tracing::error!(%error, "a second signal ends the mount by force");
+                    tracing::error!(
+                        error = backy_store::error::in_full(&error),
+                        "a second signal ends the mount by force"
+                    );
                 }
             }
         }
@@ -236,7 +242,10 @@ impl Mounted {
         // What fails is logged, and tried again or told at the end.
         let started = std::thread::Builder::new().name("early sync".to_owned()).spawn(move || overlay.sync());
         if let Err(error) = started {
-            tracing::warn!(%error, "what was written is synced at the end only");
+            tracing::warn!(
+                error = backy_store::error::in_full(&error),
+                "what was written is synced at the end only"
+            );
         }
     }
 
@@ -271,7 +280,7 @@ impl Drop for Mounted {
             && !self.is_over()
             && let Err(error) = self.detach()
         {
-            tracing::error!(%error, "the mount stays");
+            tracing::error!(error = backy_store::error::in_full(&error), "the mount stays");
         }
     }
 }
@@ -353,6 +362,6 @@ fn config(options: &Options, base: &Path) -> Config {
 fn raise_read_ahead(device: &str) {
     let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {
-        tracing::debug!(path, %error, "the read-ahead stays as it is");
+        tracing::debug!(path, error = backy_store::error::in_full(&error), "the read-ahead stays as it is");
     }
 }

@@ -100,7 +100,7 @@ pub fn run(
     if source.makes_snapshots()
         && let Err(error) = backup.release(&mut *source, noted, made.is_ok())
     {
-        tracing::warn!(job = %job.name(), error = %error, "snapshot-not-released");
+        tracing::warn!(job = %job.name(), error = crate::error::in_full(&error), "snapshot-not-released");
     }
     let (revision, stats, suspicions) = made?;
     if request.accept_change {
@@ -261,7 +261,7 @@ impl Backup<'_> {
         match recorded.read_back(0) {
             Ok(data) => Some(Content::probe(&data.unwrap_or_default())),
             Err(error) => {
-                tracing::warn!(job = %self.job.name(), %error, "content-unknown");
+                tracing::warn!(job = %self.job.name(), error = crate::error::in_full(&error), "content-unknown");
                 None
             }
         }
@@ -308,14 +308,14 @@ impl Backup<'_> {
         match writer.recognise(old) {
             Ok(()) => Some(old.id.clone()),
             Err(error) => {
-                tracing::warn!(job = %self.job.name(), revision = %old.id, %error, "original-not-recognised");
+                tracing::warn!(job = %self.job.name(), revision = %old.id, error = crate::error::in_full(&error), "original-not-recognised");
                 None
             }
         }
     }
 
     fn distrust_base(&self, base: &Revision, damage: &backy_store::Error) -> Result<()> {
-        tracing::warn!(job = %self.job.name(), revision = %base.id, error = %damage, "base-damaged");
+        tracing::warn!(job = %self.job.name(), revision = %base.id, error = crate::error::in_full(&damage), "base-damaged");
         let problem = format!("{damage}; it is distrusted now and this backup does without it");
         self.monitor.finding(&Finding::of_revision(self.job.name(), &base.id, problem));
         let guard = self.job.lock_manifests()?;
@@ -374,7 +374,7 @@ impl Backup<'_> {
         match &compared {
             Ok(done) if done.is_cut_short => tracing::warn!(%job, bytes = done.bytes, "verification-stopped"),
             Ok(done) => tracing::info!(%job, bytes = done.bytes, "verification-ok"),
-            Err(error) => tracing::error!(%job, %error, "verification-failed"),
+            Err(error) => tracing::error!(%job, error = crate::error::in_full(&error), "verification-failed"),
         }
         compared
     }
@@ -389,7 +389,9 @@ impl Backup<'_> {
         let distrusted = self.distrust_chain(base);
         match distrusted {
             Ok(count) => tracing::error!(job = %self.job.name(), count, "chain-distrusted"),
-            Err(error) => tracing::error!(job = %self.job.name(), %error, "chain-not-distrusted"),
+            Err(error) => {
+                tracing::error!(job = %self.job.name(), error = crate::error::in_full(&error), "chain-not-distrusted")
+            }
         }
         Error::ChangesUntrue { name: name.clone(), offset: *offset, base: base.id.to_string() }
     }
@@ -421,7 +423,7 @@ impl Backup<'_> {
         let job = self.job.name();
         let offset = found.offset;
         let stored = recorded.read_back(offset / CHUNK_SIZE).unwrap_or_else(|error| {
-            tracing::warn!(%job, offset, %error, "chunk-unreadable");
+            tracing::warn!(%job, offset, error = crate::error::in_full(&error), "chunk-unreadable");
             None
         });
         let problem = match found.is_hole {
@@ -432,7 +434,9 @@ impl Backup<'_> {
         let difference = damage::Difference { revision, offset, source, stored: stored.as_deref(), problem };
         match damage::quarantine(self.job, &difference, (self.request.clock)()) {
             Ok(report) => tracing::error!(%job, offset, report = %report.display(), "files-not-equal"),
-            Err(error) => tracing::error!(%job, offset, %error, "quarantine-failed"),
+            Err(error) => {
+                tracing::error!(%job, offset, error = crate::error::in_full(&error), "quarantine-failed")
+            }
         }
     }
 
@@ -479,7 +483,7 @@ impl Backup<'_> {
             Ok(Some((doubtful[0].id.clone(), report.bad.is_empty() && report.good.contains(&doubtful[0].id))))
         });
         verified.unwrap_or_else(|error| {
-            tracing::warn!(%job, %error, "verify-failed");
+            tracing::warn!(%job, error = crate::error::in_full(&error), "verify-failed");
             None
         })
     }

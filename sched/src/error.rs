@@ -272,14 +272,4 @@ impl Error {
     }
 }
 
-/// Returns an error and its causes on one line.
-pub(crate) fn in_full(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
-}
+pub(crate) use backy_store::error::in_full;

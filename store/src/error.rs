@@ -451,3 +451,18 @@ impl<T> Context<T> for nix::Result<T> {
         self.map_err(|errno| Error::io(doing, path, errno.into()))
     }
 }
+
+/// Returns an error and its causes on one line, for logs and for answers to other programs.
+pub fn in_full(error: &(dyn std::error::Error + '_)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.ends_with(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}

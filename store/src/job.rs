@@ -249,7 +249,9 @@ impl Job {
                     Ok(revision) => {
                         found.push(Forgotten { revision: self.complete(revision), forgotten_at });
                     }
-                    Err(error) => tracing::warn!(%error, "skipping a forgotten revision"),
+                    Err(error) => {
+                        tracing::warn!(error = crate::error::in_full(&error), "skipping a forgotten revision")
+                    }
                 }
             }
         }
@@ -577,7 +579,10 @@ impl Job {
         if disk::is_missing(manifest)
             && let Err(error) = disk::remove(map).and_then(|()| register.remove(pending))
         {
-            tracing::debug!(%error, "cannot remove the map of a failed commit");
+            tracing::debug!(
+                error = crate::error::in_full(&error),
+                "cannot remove the map of a failed commit"
+            );
         }
     }
 
@@ -632,7 +637,7 @@ impl Job {
 fn confirm(register: &Register, pending: &Record, manifest: &Path) {
     let kept = register.keep_manifest(pending, manifest);
     if let Err(error) = kept.and(register.confirm(pending)) {
-        tracing::warn!(%error, revision = %pending.id, "register-not-updated");
+        tracing::warn!(error = crate::error::in_full(&error), revision = %pending.id, "register-not-updated");
     }
 }
 

@@ -80,6 +80,9 @@ impl Location {
     }
 }
 
+/// Jobs that cannot be opened, and why not.
+pub type JobFailures = Vec<(JobName, Error)>;
+
 impl Repository {
     /// Makes a store at `root`, which must be missing or empty and not inside a store. An interrupted creation can be
     /// repeated.
@@ -375,13 +378,13 @@ impl Repository {
     pub fn jobs(&self) -> Result<Vec<Job>> {
         let (jobs, unreadable) = self.jobs_and_failures()?;
         for (job, error) in unreadable {
-            tracing::warn!(%job, error = &error as &(dyn std::error::Error + 'static), "job left out");
+            tracing::warn!(%job, error = crate::error::in_full(&error), "job left out");
         }
         Ok(jobs)
     }
 
     /// The same, with those that cannot be opened, and why not.
-    pub fn jobs_and_failures(&self) -> Result<(Vec<Job>, Vec<(JobName, Error)>)> {
+    pub fn jobs_and_failures(&self) -> Result<(Vec<Job>, JobFailures)> {
         let mut jobs: Vec<Job> = self.own_job()?.into_iter().collect();
         let mut failures = Vec::new();
         for name in self.job_names()? {
@@ -398,7 +401,7 @@ impl Repository {
 
     /// The jobs that the store's register knows and that are not among `seen`, whose revisions are nowhere in the store: their
     /// directories are on a disk that is away, most likely. The error says how many revisions they have.
-    pub fn jobs_away(&self, seen: &[&JobName]) -> Result<Vec<(JobName, Error)>> {
+    pub fn jobs_away(&self, seen: &[&JobName]) -> Result<JobFailures> {
         let mut away = Vec::new();
         for name in Register::of(self).jobs()?.into_iter().filter(|name| !seen.contains(&name)) {
             match self.check_not_away(&name, &self.root().join(name.as_str())) {

@@ -108,7 +108,7 @@ pub fn restore(
     match (result, recorded) {
         (Ok(()), Err(error)) => {
             // The image is there; that the store cannot be changed (read-only, for instance) must not hide it.
-            tracing::warn!(%error, "damage could not be recorded");
+            tracing::warn!(error = crate::error::in_full(&error), "damage could not be recorded");
             Ok(report)
         }
         (result, _) => result.map(|()| report),

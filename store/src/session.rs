@@ -169,7 +169,7 @@ impl Session {
     /// What this session wrote must be written again.
     pub(crate) fn new_has_failed(&self) {
         if let Err(error) = disk::rename(&self.path("new"), &self.path("failed")) {
-            tracing::error!(%error, "cannot mark the chunks of a failed sync");
+            tracing::error!(error = crate::error::in_full(&error), "cannot mark the chunks of a failed sync");
         }
     }
 }
@@ -185,7 +185,10 @@ impl Drop for Session {
         }
         for path in &ended {
             if let Err(error) = disk::remove(path) {
-                tracing::debug!(%error, "cannot remove a file of an ended session");
+                tracing::debug!(
+                    error = crate::error::in_full(&error),
+                    "cannot remove a file of an ended session"
+                );
             }
         }
     }
@@ -205,12 +208,12 @@ fn warn_once(error: &Error) {
     static WARNED: AtomicBool = AtomicBool::new(false);
     let is_read_only = error.io_kind() == Some(io::ErrorKind::ReadOnlyFilesystem);
     if is_read_only || WARNED.swap(true, Ordering::Relaxed) {
-        tracing::debug!(%error, "reading without a session");
+        tracing::debug!(error = crate::error::in_full(&error), "reading without a session");
     } else {
-        let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
         tracing::warn!(
-            %error, cause,
-            "cannot register as a reader: a purge may remove a forgotten revision while it is being read"
+            error = crate::error::in_full(error),
+            consequence = "a purge may remove a forgotten revision while it is being read",
+            "cannot register as a reader"
         );
     }
 }

@@ -60,3 +60,35 @@ fn details_are_logged_only_with_verbose_and_harmless_lines_stay_as_they_are() {
     assert!(run.stderr.lines().any(|line| line.contains(" I web01 ")), "{run}");
     assert!(!run.stderr.contains("\\t"), "{run}");
 }
+
+/// Programs that read logs take one line for one event.
+#[test]
+fn an_error_is_one_line_with_its_causes_and_its_hint_as_fields() {
+    let (world, [first, ..]) = world();
+    for map in fs::read_dir(world.job()).expect("list").flatten().map(|entry| entry.path()) {
+        if map.extension().is_some_and(|end| end == "map") {
+            fs::remove_file(map).expect("remove a map");
+        }
+    }
+    for words in
+        [&["restore", "-r", &first, "x"][..], &["restore", "-r", "nothing", "x"], &["backup", "no", "no"]]
+    {
+        let log = world.path("own.log");
+        drop(fs::remove_file(&log));
+        let run = Run::of(world.command(&["-l", "own.log"]).args(words));
+        assert_ne!(run.code(), 0, "{run}");
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        assert!(!text.contains("\n>"), "{text}");
+        let failed: Vec<&str> = text.lines().filter(|line| line.contains(" command/failed ")).collect();
+        let said = run.stderr.lines().find_map(|line| line.strip_prefix("error: "));
+        match said {
+            Some(said) if !text.is_empty() => {
+                assert_eq!(failed.len(), 1, "{text}");
+                assert!(failed[0].contains(" error='") && failed[0].contains(said), "{text}\n{run}");
+                let hinted = run.stderr.contains("hint: ");
+                assert_eq!(failed[0].contains(" hint='"), hinted, "{text}\n{run}");
+            }
+            _ => assert!(run.code() == 2, "{run}"),
+        }
+    }
+}

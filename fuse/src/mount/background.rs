@@ -49,7 +49,10 @@ pub(crate) fn start() -> Result<()> {
 /// Makes this process independent of the terminal and of the shell's groups of processes.
 pub(crate) fn leave_terminal() {
     if let Err(error) = nix::unistd::setsid() {
-        tracing::debug!(%error, "staying in the session of the terminal");
+        tracing::debug!(
+            error = backy_store::error::in_full(&error),
+            "staying in the session of the terminal"
+        );
     }
 }
 

@@ -53,7 +53,7 @@ impl Signals {
 /// Wakes the thread that waits.
 pub(crate) fn wake() {
     if let Err(error) = kill(getpid(), WAKE) {
-        tracing::error!(%error, "cannot tell that the mount is over");
+        tracing::error!(error = backy_store::error::in_full(&error), "cannot tell that the mount is over");
     }
 }
 

@@ -385,7 +385,7 @@ impl Kept {
         // A disk is never larger than a file can be.
         let (start, length) = (span.start as i64, (span.end - span.start) as i64);
         if let Err(error) = fallocate(&self.files.data, flags, start, length) {
-            tracing::debug!(%error, path = %self.files.data_path().display(), "cannot give space back");
+            tracing::debug!(error = backy_store::error::in_full(&error), path = %self.files.data_path().display(), "cannot give space back");
         }
     }
 }

@@ -201,7 +201,10 @@ impl Files {
     /// Remembers that a sync has failed: what the kernel could not write it forgets, and a second sync succeeds.
     pub(crate) fn mark_failed(&self) {
         if let Err(error) = create_file(&self.dir.join(FAILED)) {
-            tracing::error!(%error, "cannot remember that a sync failed");
+            tracing::error!(
+                error = backy_store::error::in_full(&error),
+                "cannot remember that a sync failed"
+            );
         }
     }
 

@@ -23,6 +23,8 @@ pub(super) fn raise(worker_limit: u32) {
             );
         }
         Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),
+        Err(error) => {
+            tracing::warn!(error = crate::error::in_full(&error), "the limit of open files stays as it is")
+        }
     }
 }

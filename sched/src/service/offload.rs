@@ -174,7 +174,10 @@ pub(super) fn is_lack(error: &io::Error) -> bool {
 /// Takes note of an error of starting a thread or a process.
 pub(super) fn note_lack(error: &io::Error) {
     if is_lack(error) && !LACKS.swap(true, Ordering::Relaxed) {
-        tracing::error!(%error, "no thread can be started: raise TasksMax or ulimit -u");
+        tracing::error!(
+            error = crate::error::in_full(&error),
+            "no thread can be started: raise TasksMax or ulimit -u"
+        );
     }
 }
 

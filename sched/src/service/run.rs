@@ -213,7 +213,7 @@ impl Service {
                 () = self.shared.wake.notified() => {}
                 Some(ended) = self.tasks.join_next() => {
                     if let Err(error) = ended {
-                        tracing::error!(%error, "a task of the service panicked");
+                        tracing::error!(error = crate::error::in_full(&error), "a task of the service panicked");
                     }
                 }
                 Some(Wanted::Reload(answer)) = self.orders.recv() => self.waiting.push_back(Some(answer)),
@@ -252,7 +252,7 @@ impl Service {
             // Without a thread the API stays as it is until there is one.
             let settle = move || reload::settle(&shared, api, asker);
             offload_within(u32::MAX, settle).await.unwrap_or_else(|error| {
-                tracing::error!(%error, "the API is off");
+                tracing::error!(error = crate::error::in_full(&error), "the API is off");
                 None
             })
         };
@@ -326,7 +326,7 @@ impl Service {
             let task = round.task.clone();
             let report = tokio::spawn(async move { round.run().await }).await;
             let mut report = report.unwrap_or_else(|error| {
-                tracing::error!(%job, task, %error, "a round panicked");
+                tracing::error!(%job, task, error = crate::error::in_full(&error), "a round panicked");
                 round::Report::failed()
             });
             if !look_after(&shared, &job).await {
@@ -404,7 +404,7 @@ impl Api {
         match self {
             Self::Here(_) => std::future::pending().await,
             Self::Away(thread) => thread.await.unwrap_or_else(|error| {
-                tracing::error!(%error, "the API is off");
+                tracing::error!(error = crate::error::in_full(&error), "the API is off");
                 None
             }),
         }

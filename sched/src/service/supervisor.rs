@@ -24,7 +24,7 @@ fn tell(states: &[NotifyState<'_>]) {
         let _ = writeln!(message, "{state}");
     }
     if let Err(error) = send(&socket, message.as_bytes()) {
-        tracing::warn!(%error, "cannot tell systemd how the service is");
+        tracing::warn!(error = crate::error::in_full(&error), "cannot tell systemd how the service is");
     }
 }
 

@@ -27,7 +27,7 @@ impl Repository {
     /// Returns the memos of all jobs; none when the index cannot be read.
     pub fn memos(&self) -> HashMap<JobName, Memo> {
         RevisionIndex::open(self).memos().unwrap_or_else(|error| {
-            tracing::debug!(%error, "the memos cannot be read");
+            tracing::debug!(error = crate::error::in_full(&error), "the memos cannot be read");
             HashMap::new()
         })
     }
@@ -38,7 +38,7 @@ impl Repository {
             return;
         }
         if let Err(error) = RevisionIndex::open(self).keep_memos(memos) {
-            tracing::debug!(%error, "the memos were not kept");
+            tracing::debug!(error = crate::error::in_full(&error), "the memos were not kept");
         }
     }
 }

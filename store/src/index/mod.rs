@@ -94,16 +94,16 @@ impl RevisionIndex {
         if let Err(error) =
             refuse_links(&path).and_then(|()| ownership::check(repository.root(), Secrecy::Public))
         {
-            tracing::debug!(%error, "doing without the revision index");
+            tracing::debug!(error = crate::error::in_full(&error), "doing without the revision index");
             return Self { connection: None };
         }
         let connection = match schema::open(&path) {
             Err(error) if schema::is_damage(&error) => {
-                tracing::warn!(path = %path.display(), %error, "the revision index is damaged and is made anew");
+                tracing::warn!(path = %path.display(), error = crate::error::in_full(&error), "the revision index is damaged and is made anew");
                 move_aside(&path).ok().and_then(|()| schema::open(&path).ok())
             }
             Err(error) => {
-                tracing::debug!(path = %path.display(), %error, "reading the revision index only");
+                tracing::debug!(path = %path.display(), error = crate::error::in_full(&error), "reading the revision index only");
                 open_read_only(&path)
             }
             Ok(connection) => Some(connection),
@@ -241,7 +241,7 @@ pub(crate) fn list(job: &Job, known: &mut KnownRevisions) -> Result<(Vec<Arc<Rev
         let gone: Vec<RevisionId> = before.into_keys().collect();
         let mut index = index.unwrap_or_else(|| RevisionIndex::open(job.repository()));
         if let Err(error) = index.update(job, &fresh, &gone, is_damaged) {
-            tracing::debug!(%error, "the revision index was not updated");
+            tracing::debug!(error = crate::error::in_full(&error), "the revision index was not updated");
         }
     }
     Ok((revisions, damaged))
@@ -251,7 +251,10 @@ pub(crate) fn list(job: &Job, known: &mut KnownRevisions) -> Result<(Vec<Arc<Rev
 fn ask(job: &Job, index: &mut RevisionIndex) -> Rows {
     index.rows(job).unwrap_or_else(|error| {
         if schema::is_damage(&error) {
-            tracing::warn!(%error, "the revision index is damaged and is made anew");
+            tracing::warn!(
+                error = crate::error::in_full(&error),
+                "the revision index is damaged and is made anew"
+            );
             index.connection = None;
             drop(move_aside(&database_path(job.repository())));
         }

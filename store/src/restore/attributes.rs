@@ -87,6 +87,6 @@ fn keep_flags(old: &File, new: &File) {
     if wanted != now
         && let Err(error) = rustix::fs::ioctl_setflags(new, wanted)
     {
-        tracing::debug!(%error, "flags-of-the-file-not-kept");
+        tracing::debug!(error = crate::error::in_full(&error), "flags-of-the-file-not-kept");
     }
 }

@@ -88,7 +88,7 @@ impl Drop for Temporary {
         if let Some(name) = &self.name
             && let Err(error) = disk::remove(name)
         {
-            tracing::warn!(%error, "unfinished-file-not-removed");
+            tracing::warn!(error = crate::error::in_full(&error), "unfinished-file-not-removed");
         }
     }
 }
@@ -124,7 +124,7 @@ fn remove_if_dead(path: &Path) -> Result<bool> {
 /// Locks a file for as long as it is open. A file system without locks protects it from nobody, and lets nobody lock it.
 fn lock(file: &File) {
     if let Err(error) = file.try_lock() {
-        tracing::debug!(%error, "unfinished-file-not-locked");
+        tracing::debug!(error = crate::error::in_full(&error), "unfinished-file-not-locked");
     }
 }
 

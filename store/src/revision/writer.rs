@@ -317,13 +317,19 @@ impl RevisionWriter {
         let revision = commit(&self.job, revision, self.map.path(), self.session.name())?;
         self.finished = true;
         if let Err(error) = self.session.is_committed() {
-            tracing::debug!(%error, "cannot remove the list of written chunks");
+            tracing::debug!(
+                error = crate::error::in_full(&error),
+                "cannot remove the list of written chunks"
+            );
         }
         let healed = self.healed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         for id in healed.iter() {
             // The revision is committed: a mark that stays only costs writing the chunk once more.
             if let Err(error) = disk::remove(&self.job.repository().damage_mark(id)) {
-                tracing::warn!(%error, "cannot remove the mark of a repaired chunk");
+                tracing::warn!(
+                    error = crate::error::in_full(&error),
+                    "cannot remove the mark of a repaired chunk"
+                );
             }
         }
         drop(healed);
@@ -336,7 +342,7 @@ impl Drop for RevisionWriter {
         if !self.finished
             && let Err(error) = disk::remove(self.map.path())
         {
-            tracing::debug!(%error, "cannot remove an unfinished map");
+            tracing::debug!(error = crate::error::in_full(&error), "cannot remove an unfinished map");
         }
     }
 }

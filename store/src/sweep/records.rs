@@ -109,7 +109,9 @@ impl Sweep<'_> {
                 .and_then(|bytes| disk::write_atomically(damaged, &bytes));
             match replaced {
                 Ok(()) => self.report.maps_repaired.push(id.clone()),
-                Err(error) => tracing::warn!(revision = %id, %error, "map-not-repaired"),
+                Err(error) => {
+                    tracing::warn!(revision = %id, error = crate::error::in_full(&error), "map-not-repaired")
+                }
             }
         }
     }
@@ -201,7 +203,9 @@ impl Sweep<'_> {
             }
             match self.register.copy_out(record, &map) {
                 Ok(()) => self.report.maps_repaired.push(id.clone()),
-                Err(error) => tracing::warn!(revision = %id, %error, "map-not-repaired"),
+                Err(error) => {
+                    tracing::warn!(revision = %id, error = crate::error::in_full(&error), "map-not-repaired")
+                }
             }
         }
         self.replace_damaged(tree, &by_id);

@@ -45,7 +45,7 @@ impl Unexplained {
             }),
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
-                    tracing::warn!(path = %path.display(), %error, "unexplained-list-unreadable");
+                    tracing::warn!(path = %path.display(), error = crate::error::in_full(&error), "unexplained-list-unreadable");
                 }
                 HashMap::new()
             }
@@ -93,7 +93,7 @@ impl Unexplained {
         bytes.extend(hash.as_bytes());
         match repository.with_reserve(|| disk::write_atomically(&self.path, &bytes)) {
             Err(error @ Error::Io { .. }) if error.io_kind() == Some(io::ErrorKind::StorageFull) => {
-                tracing::warn!(%error, "unexplained-list-not-written");
+                tracing::warn!(error = crate::error::in_full(&error), "unexplained-list-not-written");
                 Ok(())
             }
             other => other,

@@ -1,7 +1,5 @@
 //! Answers, before they become HTTP.
 
-use std::error::Error as StdError;
-
 use backy_store::Error as StoreError;
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -10,7 +8,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::metrics;
-use crate::error::Error;
+use crate::error::{Error, in_full};
 use crate::service::rights::{MISSING_RIGHT, Right};
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -144,19 +142,4 @@ impl Answer {
         }
         response
     }
-}
-
-/// Returns an error and its causes on one line.
-pub(super) fn in_full(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.ends_with(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        cause = inner.source();
-    }
-    text
 }

@@ -56,7 +56,9 @@ pub(super) struct Shared {
 pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "cannot use a socket of the API"),
+        Err(error) => {
+            return tracing::error!(error = crate::error::in_full(&error), "cannot use a socket of the API");
+        }
     };
     loop {
         let accepted = async {
@@ -80,7 +82,7 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 tokio::task::yield_now().await;
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                tracing::warn!(error = crate::error::in_full(&error), "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -169,7 +171,7 @@ async fn converse(stream: TcpStream, guest: Guest, left: oneshot::Receiver<()>, 
     };
     if let Err(error) = ended {
         // Anybody can cause this: not for the log.
-        tracing::trace!(%peer, %error, "a connection ended early");
+        tracing::trace!(%peer, error = crate::error::in_full(&error), "a connection ended early");
     }
 }
 
@@ -302,7 +304,7 @@ async fn handle(shared: &Arc<Shared>, shown: &Shown<'_>, route: Route, body: Byt
              TasksMax in systemd)",
         ),
         Ok(Err(error)) => {
-            tracing::error!(%error, "a request ended in a panic");
+            tracing::error!(error = crate::error::in_full(&error), "a request ended in a panic");
             Answer::status(StatusCode::INTERNAL_SERVER_ERROR)
         }
         Err(_) => Answer::told(

@@ -5,10 +5,10 @@ use hyper::StatusCode;
 use regex::{Regex, RegexBuilder};
 use serde_json::{Value, json};
 
-use super::answer::{Answer, in_full};
+use super::answer::Answer;
 use super::route::Route;
 use super::{backups, metrics};
-use crate::error::Error;
+use crate::error::{Error, in_full};
 use crate::service::control::{Control, JobEntry};
 use crate::service::rights::Rights;
 

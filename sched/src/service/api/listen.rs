@@ -26,7 +26,7 @@ pub(super) fn bind(addrs: &[IpAddr], port: u16) -> Result<(Vec<TcpListener>, Vec
                 bound.push(addr);
             }
             Err(source) if is_missing(&source) => {
-                tracing::warn!(%addr, error = %source, "leaving out an address this machine lacks");
+                tracing::warn!(%addr, error = crate::error::in_full(&source), "leaving out an address this machine lacks");
                 missing = Some(Error::ApiAddressUnusable { addr, source });
             }
             Err(source) => return Err(Error::ApiAddressUnusable { addr, source }),

@@ -71,7 +71,7 @@ fn remove(notes: &Notes<'_>, job: &Job, id: &RevisionId, server: &str) -> Result
             Ok(true)
         }
         Err(error) if is_refusal(&error) => {
-            tracing::warn!(%error, "keeping a note");
+            tracing::warn!(error = crate::error::in_full(&error), "keeping a note");
             Ok(false)
         }
         Err(error) => Err(error),
@@ -129,7 +129,7 @@ fn write(notes: &Notes<'_>, job: &Job, theirs: &RemoteRevision, report: &mut Pee
     match written.map_err(Error::from) {
         Ok(changed) => report.changed += usize::from(changed),
         Err(error) if is_refusal(&error) => {
-            tracing::debug!(%error, "leaving out a revision of a peer");
+            tracing::debug!(error = crate::error::in_full(&error), "leaving out a revision of a peer");
             report.clashes += 1;
         }
         Err(error) => return Err(error),

@@ -41,7 +41,7 @@ impl Hooks {
             (Ok(made), thawed) => thawed.map(|()| made),
             (Err(error), Ok(())) => Err(error),
             (Err(error), Err(also)) => {
-                tracing::error!(image = spec, error = %also, "post-snapshot-failed");
+                tracing::error!(image = spec, error = crate::error::in_full(&also), "post-snapshot-failed");
                 Err(error)
             }
         }

@@ -146,7 +146,7 @@ fn remove(unfinished: &RbdTool, note: RestoreNote, begun: Instant, monitor: &dyn
 /// removes it.
 pub(super) fn remove_note(note: Option<RestoreNote>) {
     if let Some(Err(error)) = note.map(RestoreNote::remove) {
-        tracing::warn!(%error, "restore-note-not-removed");
+        tracing::warn!(error = crate::error::in_full(&error), "restore-note-not-removed");
     }
 }
 

@@ -233,7 +233,7 @@ impl Source for RbdSource {
                     found.removed.insert(id.clone());
                 }
                 Err(error) => {
-                    tracing::warn!(image = %self.describe(), snapshot = %name, %error, "snapshot-not-removed");
+                    tracing::warn!(image = %self.describe(), snapshot = %name, error = crate::error::in_full(&error), "snapshot-not-removed");
                     found.left.insert(id.clone());
                     // A cluster that does not answer will not answer for the next one.
                     if matches!(error, Error::Rbd(RbdError::TimeOut { .. })) {

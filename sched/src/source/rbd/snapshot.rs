@@ -113,7 +113,7 @@ impl Snapshot for RbdSnapshot {
         match self.copy(&plan, to, threads, monitor) {
             // The base lacks what was to complete a chunk. It is distrusted now; the source has all of it.
             Err(Error::Store(error)) if plan.mode == CopyMode::Incremental && error.is_damage() => {
-                tracing::warn!(snapshot = %self.spec(), %error, "base-chunk-damaged");
+                tracing::warn!(snapshot = %self.spec(), error = crate::error::in_full(&error), "base-chunk-damaged");
                 let reason = "a chunk of the revision before is damaged";
                 self.copy(&Plan { mode: CopyMode::Compared, from: None, reason }, to, threads, monitor)
             }

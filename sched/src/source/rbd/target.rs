@@ -154,7 +154,9 @@ impl Made {
         let id = RevisionId::random()?;
         let tool = wanted.of_image(leftovers::unfinished_name(&wanted.image, &id));
         let note = store.note_restore(&id, &tool.spec(None));
-        let note = note.inspect_err(|error| tracing::warn!(%error, "restore-not-noted")).ok();
+        let note = note
+            .inspect_err(|error| tracing::warn!(error = crate::error::in_full(&error), "restore-not-noted"))
+            .ok();
         match tool.create_image(size_bytes, monitor) {
             Ok(()) => Ok(Self { tool, wanted, replaces, is_whole: false, note }),
             // There is certainly no image of ours. Otherwise it may be there or come yet, whatever `rbd` said: the note
@@ -195,7 +197,7 @@ impl Drop for Made {
         match self.tool.remove_image(&Silent) {
             Ok(()) => remove_note(self.note.take()),
             Err(error) => {
-                tracing::warn!(image = %self.tool.spec(None), %error, "unfinished-image-not-removed");
+                tracing::warn!(image = %self.tool.spec(None), error = crate::error::in_full(&error), "unfinished-image-not-removed");
             }
         }
     }
