@@ -13,6 +13,7 @@ use crate::commands::{
     mount, peers, purge, release, restore, scheduler, status, tags, undelete, unmount, upgrade, verify,
 };
 use crate::failure::{self, EXIT_FAILED, EXIT_USAGE};
+use crate::output::terminal;
 
 /// The help's last words.
 const AFTER_HELP: &str = "\
@@ -171,7 +172,8 @@ impl Command {
 /// also a verdict on standard output, which is all that a monitoring system shows.
 pub(crate) fn report(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     let printed = error.print().and_then(|()| io::stdout().flush());
-    let is_lost = printed.is_err_and(|error| error.kind() != io::ErrorKind::BrokenPipe);
+    let is_lost =
+        terminal::stdout_is_closed() || printed.is_err_and(|error| error.kind() != io::ErrorKind::BrokenPipe);
     match u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE) {
         0 if is_lost => return ExitCode::from(EXIT_FAILED),
         EXIT_USAGE if asks_for_verdict(arguments) => {}

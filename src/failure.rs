@@ -382,7 +382,7 @@ fn target_hint(problem: &TargetProblem) -> Option<String> {
     Some(match problem {
         TargetProblem::FileHoldsData | TargetProblem::DeviceHoldsData => "`--force` overwrites it".to_owned(),
         TargetProblem::InUse { .. } => "end what uses it, or restore all the same with `--force`".to_owned(),
-        TargetProblem::Claimed { .. } => {
+        TargetProblem::Claimed { .. } | TargetProblem::Underlies { .. } => {
             "unmount it or take it out of use first; `lsblk` shows what is made of it".to_owned()
         }
         TargetProblem::DeviceReadOnly => {

@@ -176,6 +176,18 @@ fn open_rbd<'m>(
 }
 
 fn target(path: &Path) -> anyhow::Result<Target<'static>> {
+    if let Some(image) = path.to_str().and_then(|name| name.strip_prefix("rbd:")) {
+        return Err(usage(
+            format!("{:?} names an RBD image, and TARGET is a file or a device", path.display().to_string()),
+            format!(
+                "`backy restore --to {to}` makes the image, as does `backy restore - | rbd import - {image}`; a file of \
+                 this name is {file}",
+                to = quote(&format!("rbd:{image}")),
+                image = quote(image),
+                file = quote(&format!("./rbd:{image}")),
+            ),
+        ));
+    }
     if path.as_os_str() != "-" {
         return Ok(Target::Path(path.to_owned()));
     }

@@ -6,13 +6,10 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::stat::fstat;
 
 use super::drain::{self, Drain, Outlet};
 use super::progress;
@@ -46,6 +43,9 @@ impl Outlet for StandardError {
 
 /// Writes `text`, which brings its own line ends, to standard output.
 pub(crate) fn print(text: impl AsRef<[u8]>) -> anyhow::Result<()> {
+    if stdout_is_closed() {
+        return Err(anyhow::anyhow!("standard output is closed").context("cannot write to standard output"));
+    }
     // Not through the standard library's buffer: that takes a descriptor that cannot be written for a sink.
     match drain::write_all(io::stdout(), text.as_ref(), &mut false) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -53,14 +53,10 @@ pub(crate) fn print(text: impl AsRef<[u8]>) -> anyhow::Result<()> {
     }
 }
 
-/// Whether standard output was closed when the program started. The standard library then has opened `/dev/null` there for
-/// reading and writing, which no shell does.
+/// Whether standard output was closed when the program started. All that is written there then is lost: the standard library
+/// has opened `/dev/null` in its place.
 pub(crate) fn stdout_is_closed() -> bool {
-    let stdout = io::stdout();
-    let Ok(flags) = fcntl(&stdout, FcntlArg::F_GETFL) else { return true };
-    let is_both = OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE == OFlag::O_RDWR;
-    let null = std::fs::metadata("/dev/null").map(|facts| facts.rdev());
-    is_both && fstat(&stdout).is_ok_and(|facts| null.is_ok_and(|null| facts.st_rdev == null))
+    backy_process::stdout_was_closed()
 }
 
 /// Writes one line to standard output, made harmless.

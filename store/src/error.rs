@@ -396,8 +396,8 @@ impl Error {
         }
     }
 
-    /// Whether nothing can be written, or not by this process: the file system is full or read-only, or rights are
-    /// missing. Whoever only reads goes on.
+    /// Whether nothing can be written, or not by this process: the file system is full or read-only, rights are missing, or
+    /// a limit allows no longer files (`ulimit -f`). Whoever only reads goes on.
     pub fn is_unwritable(&self) -> bool {
         matches!(
             self.io_kind(),
@@ -406,6 +406,7 @@ impl Error {
                     | io::ErrorKind::PermissionDenied
                     | io::ErrorKind::StorageFull
                     | io::ErrorKind::QuotaExceeded
+                    | io::ErrorKind::FileTooLarge
             )
         )
     }

@@ -6,6 +6,7 @@
 
 mod attributes;
 mod device;
+mod devices;
 mod file;
 mod problem;
 mod stream;
@@ -68,7 +69,7 @@ pub struct RestoreOptions {
 pub struct RestoreReport {
     /// Size of the image.
     pub bytes: u64,
-    /// Bytes written, without holes.
+    /// Bytes of the image that are not in runs of zeros. A stream gets the zeros, too.
     pub bytes_written: u64,
     /// Offset and length of what could not be read and is zeros now; only with `salvage`. In order, merged.
     pub lost: Vec<(u64, u64)>,
@@ -407,8 +408,10 @@ mod tests {
             assert!(std::fs::read(&path).unwrap() == data, "size {size}");
             assert_eq!(report.bytes, size as u64);
             let out = Shared::default();
-            restore(&job, &revision, Target::Stream(Box::new(out.clone())), &OPTIONS, &Silent).unwrap();
+            let streamed =
+                restore(&job, &revision, Target::Stream(Box::new(out.clone())), &OPTIONS, &Silent).unwrap();
             assert!(*out.0.lock().unwrap() == data, "size {size} as a stream");
+            assert_eq!((streamed.bytes, streamed.bytes_written), (report.bytes, report.bytes_written));
         }
     }
 

@@ -403,6 +403,46 @@ fn nobody_gets_an_image_through_a_closed_standard_output() {
 }
 
 #[test]
+fn a_stream_is_reported_as_a_file_is() {
+    let mut world = World::new(BINARY);
+    world.backup(&Arc::new(Image::zeros(4 * CHUNK).noise(1, 1)), "daily");
+    let (file, stream) = (world.ok(&["restore", "out"]), world.ok(&["restore", "-"]));
+    assert!(file.stderr.contains("16.0 MiB, of which 192.0 KiB are data"), "{file}");
+    assert_eq!(stream.stderr, file.stderr);
+    assert_eq!(stream.stdout.len(), 4 * CHUNK);
+}
+
+#[test]
+fn a_name_of_an_rbd_image_is_no_file() {
+    let (world, _) = world();
+    let before = names(&world.path(""));
+    for name in ["rbd:pool/x", "rbd:x"] {
+        let run = world.run(&["restore", name]).expect(2).says("names an RBD image");
+        let image = name.strip_prefix("rbd:").unwrap();
+        run.says(&format!("`backy restore --to {name}`")).says(&format!("| rbd import - {image}`"));
+        assert_eq!(names(&world.path("")), before);
+    }
+    world.ok(&["restore", "./rbd:x"]);
+}
+
+#[test]
+fn a_reader_that_may_write_no_file_reads() {
+    let (world, [.., last]) = world();
+    let shell = |words: &str| {
+        let script = format!("ulimit -f 0; {BINARY} -b srv/web01 {words} | cat; exit ${{PIPESTATUS[0]}}");
+        Run::of(Command::new("bash").args(["-c", &script]).current_dir(world.path("")))
+    };
+    // As a first command would meet it.
+    for file in ["srv/index.sqlite", "srv/writers/.lock", "srv/web01/.manifests", "srv/.sweep"] {
+        drop(fs::remove_file(world.path(file)));
+    }
+    assert!(shell("restore -").expect(0).stdout == expected(&world, &last).0);
+    for words in ["status", "verify -r all", "find --uuid -r last", "purge --dry-run"] {
+        shell(words).expect(0);
+    }
+}
+
+#[test]
 fn one_flipped_byte_is_one_line_for_each_revision() {
     let (world, _) = world();
     // In the head of a chunk, so that nothing of it can be read.
@@ -425,6 +465,13 @@ struct LoopDevice(String);
 impl LoopDevice {
     fn of(file: &Path) -> Self {
         Self(tool("losetup", &["--find", "--show", &file.to_string_lossy()]))
+    }
+
+    fn of_range(file: &Path, offset: u64, length: u64) -> Self {
+        let (offset, length) = (offset.to_string(), length.to_string());
+        let words =
+            ["--find", "--show", "--offset", &offset, "--sizelimit", &length, &file.to_string_lossy()];
+        Self(tool("losetup", &words))
     }
 }
 
@@ -536,4 +583,40 @@ fn a_mounted_device_is_refused_whatever_is_asked_for() {
     run.expect(1).says("the device is in use: mounted at ").says("mnt").says("hint: unmount it");
     full.expect(1).says("bytes of data, and").says("hint: make room there");
     assert_eq!(left, ["filler", "lost+found", "old"]);
+}
+
+#[test]
+fn what_lies_below_a_mount_is_refused_whatever_it_is_called() {
+    if !is_root() {
+        return;
+    }
+    let (world, _) = world();
+    let backing = world.path("backing");
+    File::create(&backing).unwrap().set_len(64 << 20).unwrap();
+    let name = backing.to_string_lossy().into_owned();
+    tool("mkfs.ext4", &["-q", "-F", &name, "16M"]);
+    let mounted = LoopDevice::of_range(&backing, 0, 16 << 20);
+    let point = world.path("mnt");
+    fs::create_dir(&point).unwrap();
+    let mount = Mount(point.clone());
+    tool("mount", &[&mounted.0, &point.to_string_lossy()]);
+    fs::write(point.join("precious"), b"data").unwrap();
+    cannot_copy(&world);
+    // The same bytes, by another name of the file; others of the same file; a loop device of a loop device.
+    fs::hard_link(&backing, world.path("alias")).unwrap();
+    let beside = LoopDevice::of(&world.path("alias"));
+    let behind = LoopDevice::of_range(&backing, 32 << 20, 32 << 20);
+    let above = LoopDevice::of(Path::new(&beside.0));
+    for target in [&name, &world.path("alias").to_string_lossy().into_owned(), &beside.0, &above.0] {
+        for words in [&["restore", target][..], &["restore", "--force", target]] {
+            let run = world.run(words).expect(1).says("what it holds is in use: mounted at ");
+            run.says(&mounted.0).says("hint: unmount it");
+        }
+    }
+    let run = world.run(&["restore", "--force", &behind.0]).expect(1);
+    assert!(!run.stderr.contains("in use"), "another part of the file can be written: {run}");
+    assert_eq!(fs::read(point.join("precious")).unwrap(), b"data");
+    drop(mount);
+    let run = world.run(&["restore", "--force", &beside.0]).expect(1);
+    assert!(!run.stderr.contains("what it holds"), "nothing is mounted any more: {run}");
 }

@@ -61,9 +61,23 @@ fn results_that_cannot_be_printed_are_an_error() {
     ] {
         let output = world.command(words).stdout(full()).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
+        let mut closed = Command::new("sh");
+        closed.args(["-c", "exec \"$0\" \"$@\" >&-", BINARY, "-b", "srv/web01"]).args(words);
+        // What was undone for the first run is done for the second.
+        match words {
+            ["undelete", "-r", _] => drop(world.run(&["forget", "-r", &last])),
+            ["forget", ..] => drop(world.run(&undelete)),
+            _ => {}
+        }
+        Run::of(closed.current_dir(world.path(""))).expect(1);
     }
     let output = world.bare(&[]).stdout(full()).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let closed = format!("{BINARY} check >&-");
+    Run::of(Command::new("sh").args(["-c", &closed]).current_dir(world.path(""))).expect(3);
+    // Not closed: programs that start others often open it so.
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null").unwrap();
+    assert!(world.command(&["status"]).stdout(null).status().unwrap().success());
     let output = world.command(&["check"]).stdout(full()).output().unwrap();
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     // A descriptor for reading only.

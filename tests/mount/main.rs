@@ -270,6 +270,23 @@ fn damage_is_an_input_output_error_for_its_frames_only() {
 }
 
 #[test]
+fn a_mount_in_the_background_keeps_nothing_open_that_its_caller_had() {
+    let Some(world) = Mounted::new() else { return };
+    tool("umount", &[path(&world.at("mnt"))]);
+    let runs = || Command::new("pgrep").args(["-f", path(&world.at("mnt"))]).output();
+    eventually("the first mount ends", || runs().is_ok_and(|output| !output.status.success()));
+    let script = "exec 9>\"$1\"; \"$2\" -b \"$3\" mount --background \"$4\"";
+    let lock = world.at("lock");
+    let (store, point) = (world.at("srv"), world.at("mnt"));
+    let words = [script, "sh", path(&lock), env!("CARGO_BIN_EXE_backy"), path(&store), path(&point)];
+    tool("sh", &[&["-c"], &words[..]].concat());
+    let open = fs::read_dir(format!("/proc/{}/fd", world.pid())).expect("descriptors can be listed");
+    let open: Vec<_> = open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()).collect();
+    assert!(!open.is_empty() && !open.contains(&lock), "{open:?}");
+    tool("cmp", &[path(&world.at("disk.img")), path(&world.image("last"))]);
+}
+
+#[test]
 fn signals_and_death_leave_a_mount_point_that_can_be_used_again() {
     let Some(world) = Mounted::new() else { return };
     let twice = world.backy("srv", &["mount", "--background", path(&world.at("mnt"))]);

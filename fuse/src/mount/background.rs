@@ -27,13 +27,10 @@ pub(crate) fn start() -> Result<()> {
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
-    let mut child = command
-        .args(arguments)
-        .env(VARIABLE, "1")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
+    command.args(arguments).env(VARIABLE, "1").stdin(Stdio::null()).stdout(Stdio::piped());
+    // What others had open when they started us, a lock of a script for instance, must not stay open as long as the mount.
+    backy_process::close_descriptors(&mut command);
+    let mut child = command.spawn().map_err(failed)?;
     let mut line = String::new();
     if let Some(output) = child.stdout.take() {
         // An error means the same as an early end.

@@ -6,7 +6,14 @@
 //! the environment, the working directory, the limits and the umask pass on: `PATH`, `CEPH_ARGS`, `BACKY_RBD` and the
 //! variables of an administrator's hooks are meant for children.
 //!
-//! Besides Ceph's libraries the only `unsafe` code: what runs between fork and exec makes system calls and nothing else.
+//! What this process itself was started with is known here, too: [`stdout_was_closed`].
+//!
+//! Besides Ceph's libraries the only `unsafe` code: what runs between fork and exec, or before `main`, makes system calls
+//! and nothing else.
+
+mod standard;
+
+pub use standard::stdout_was_closed;
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -52,6 +59,18 @@ pub fn prepare(command: &mut Command, descriptors: Descriptors) {
     // it makes system calls through libc, allocates nothing and takes no lock.
     unsafe {
         command.pre_exec(start_clean);
+    }
+}
+
+/// Lets a command start without the descriptors above standard error that this process has, whoever opened them.
+#[expect(unsafe_code, reason = "CommandExt::pre_exec is the only hook between fork and exec")]
+pub fn close_descriptors(command: &mut Command) {
+    // SAFETY: as in `prepare`.
+    unsafe {
+        command.pre_exec(|| {
+            close_on_exec();
+            Ok(())
+        });
     }
 }
 

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
 
+use super::devices::Node;
 use super::problem::TargetProblem;
 use super::target::{Wanted, refuse};
 use super::users;
@@ -54,9 +55,11 @@ impl Device {
             _ if users::is_read_only(number) => return refuse(path, TargetProblem::DeviceReadOnly),
             other => other.context("open", path)?,
         };
-        if !file.metadata().context("examine", path)?.file_type().is_block_device() {
+        let opened = file.metadata().context("examine", path)?;
+        if !opened.file_type().is_block_device() {
             return refuse(path, TargetProblem::Special);
         }
+        wanted.check_not_underlying(path, &Node::device(opened.rdev()))?;
         let room = file.seek(SeekFrom::End(0)).context("find the size of", path)?;
         if room < wanted.size {
             return refuse(path, TargetProblem::TooSmall { room, size: wanted.size });

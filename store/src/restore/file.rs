@@ -15,6 +15,7 @@ use nix::sys::statfs::{self, FsType};
 use nix::sys::statvfs::statvfs;
 
 use super::attributes;
+use super::devices::Node;
 use super::problem::TargetProblem;
 use super::target::{Wanted, refuse};
 use super::temporary::{self, Temporary};
@@ -37,6 +38,9 @@ impl NewFile {
         let (dir, target) = place(path)?;
         wanted.check_outside(path, &dir)?;
         check_name(path, &dir)?;
+        if let Some(old) = old {
+            wanted.check_not_underlying(path, &Node::file(old))?;
+        }
         if old.is_some_and(|old| old.len() > 0) && !wanted.force {
             wanted.check_unused(&target)?;
             return refuse(path, TargetProblem::FileHoldsData);

@@ -68,6 +68,12 @@ pub enum TargetProblem {
         /// Mount points and holders, as far as they are known.
         by: Vec<String>,
     },
+    /// What it holds is mounted or swapped to through other devices: overwriting it would destroy that.
+    #[error("what it holds is in use{}", and_by(by))]
+    Underlies {
+        /// Mounts and swap areas, with their devices.
+        by: Vec<String>,
+    },
     /// The device is set to read-only.
     #[error("the device is read-only")]
     DeviceReadOnly,

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
+use super::target::runs;
 use super::{Piece, Run};
 use crate::chunk::CHUNK_SIZE;
 use crate::chunk::layout::chunk_len;
@@ -88,20 +89,24 @@ fn copy_alone(run: &Run<'_>, first: u64, entries: &[Entry], out: &mut Box<dyn Wr
     for (number, entry) in (first..).zip(entries) {
         run.check_stop()?;
         let length = chunk_len(run.image.size_bytes(), number);
-        let data = match run.piece(number, *entry, &mut scratch)? {
-            Piece::Hole => &zeros[..length],
-            Piece::Data(data) => data,
-        };
-        write(run, data, out)?;
+        match run.piece(number, *entry, &mut scratch)? {
+            Piece::Hole => write(run, &zeros[..length], 0, out)?,
+            Piece::Data(data) => write(run, data, data_bytes(data), out)?,
+        }
     }
     Ok(())
 }
 
-fn write(run: &Run<'_>, data: &[u8], out: &mut Box<dyn Write + Send>) -> Result<()> {
-    out.write_all(data).map_err(|error| Error::io("write to", "standard output", error).of_target())?;
-    run.written.fetch_add(data.len() as u64, Ordering::Relaxed);
-    run.monitor.advance(data.len() as u64);
+/// Writes bytes of which `data_bytes` are not in runs of zeros: the others are in the stream, too, and no data.
+fn write(run: &Run<'_>, bytes: &[u8], data_bytes: u64, out: &mut Box<dyn Write + Send>) -> Result<()> {
+    out.write_all(bytes).map_err(|error| Error::io("write to", "standard output", error).of_target())?;
+    run.written.fetch_add(data_bytes, Ordering::Relaxed);
+    run.monitor.advance(bytes.len() as u64);
     Ok(())
+}
+
+fn data_bytes(data: &[u8]) -> u64 {
+    runs(data).filter(|(_, is_zero)| !is_zero).map(|(run, _)| run.len() as u64).sum()
 }
 
 fn write_in_order(
@@ -129,7 +134,10 @@ fn write_in_order(
         drop(state);
         changed.notify_all();
         let length = chunk_len(run.image.size_bytes(), first + at);
-        write(run, piece.as_deref().unwrap_or(&zeros[..length]), out)?;
+        match &piece {
+            None => write(run, &zeros[..length], 0, out)?,
+            Some(data) => write(run, data, data_bytes(data), out)?,
+        }
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::device::Device;
+use super::devices::{Node, Picture};
 use super::file::NewFile;
 use super::problem::TargetProblem;
 use super::users;
@@ -41,6 +42,13 @@ impl Wanted<'_> {
             return Ok(());
         }
         refuse(path, problem)
+    }
+
+    /// Fails if a mounted file system or a swap area has its bytes in the target, through whatever devices. That would be
+    /// destroyed, so nothing helps but to take it out of use.
+    pub(super) fn check_not_underlying(&self, path: &Path, target: &Node) -> Result<()> {
+        let by = users::shortened(Picture::take().uses_of(target));
+        if by.is_empty() { Ok(()) } else { refuse(path, TargetProblem::Underlies { by }) }
     }
 
     /// Fails if the directory, which is canonical, lies in the store: under its path or, seen through other mounts, by its

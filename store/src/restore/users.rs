@@ -55,7 +55,8 @@ fn number(device: u64) -> String {
     format!("{}:{}", major(device), minor(device))
 }
 
-fn shortened(mut users: Vec<String>) -> Vec<String> {
+/// Returns no more users than a message names.
+pub(super) fn shortened(mut users: Vec<String>) -> Vec<String> {
     users.dedup();
     if users.len() > NAMED_MAX {
         let rest = users.len() - NAMED_MAX;
