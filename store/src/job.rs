@@ -213,6 +213,7 @@ impl Job {
     /// are the same `Arc`s as before.
     pub fn revisions_again(&self, known: &mut KnownRevisions) -> Result<(Vec<Arc<Revision>>, Vec<Finding>)> {
         let (mut revisions, damaged) = index::list(self, known)?;
+        self.end_giving_up();
         // The one order that depends on the clock: nobody who lists can forget to ask for it.
         order::sort(&mut revisions, Timestamp::now());
         Ok((revisions, damaged))
@@ -466,6 +467,24 @@ impl Job {
             }
         }
         Ok(())
+    }
+
+    /// Ends an operator's word that the job was deleted, now that it is seen: who deletes it again must say so again.
+    /// Where nothing can be written, the next one who lists does it. What a purge is removing is left to it.
+    fn end_giving_up(&self) {
+        let register = Register::of(&self.repository);
+        let mut given_up = register.of_job(&self.name).unwrap_or_default();
+        given_up.retain(|record| matches!(record.state, State::Dropped(_)));
+        if given_up.is_empty() || self.repository.is_original() {
+            return;
+        }
+        let files = job_files(&self.dir).unwrap_or_default();
+        for record in given_up {
+            let is_here = files.iter().any(|(file, _)| file.of_manifest() == Some(&record.id));
+            if is_here && let Err(error) = register.change(&record, State::Current) {
+                tracing::debug!(job = %self.name, revision = %record.id, %error, "still given up");
+            }
+        }
     }
 
     /// The revisions of the store whose commit died, or that were given up, as the register says.

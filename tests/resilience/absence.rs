@@ -394,6 +394,55 @@ fn a_word_that_a_job_was_deleted_on_purpose_ends_when_the_job_is_back() {
 }
 
 #[test]
+fn whatever_sees_a_job_that_was_given_up_ends_that_word() {
+    let (world, _) = two_jobs();
+    let given_up = |world: &World| {
+        let records = fs::read_dir(world.store().join("maps").join(JOB)).unwrap();
+        records
+            .filter(|one| one.as_ref().unwrap().file_name().to_string_lossy().contains(".dropped-"))
+            .count()
+    };
+    hide(&world, "gone");
+    purge(&world, &["--without", JOB]).expect(0);
+    show(&world, "gone");
+    assert_eq!(given_up(&world), 2);
+    let readers: [&[&str]; 4] =
+        [&["status"], &["verify"], &["restore", "-"], &["find", "--uuid", "-r", "last"]];
+    for words in readers {
+        let world = world.copy();
+        world.ok(words);
+        assert_eq!(given_up(&world), 0, "{words:?}");
+        hide(&world, "gone");
+        purge(&world, &["--now"]).expect(1).says("job web01");
+        show(&world, "gone");
+        world.must_restore_all("after the second time");
+    }
+    // A list of all jobs sees it, too.
+    let listed = world.copy();
+    listed.on_store(&["status"]).expect(0);
+    assert_eq!(given_up(&listed), 0);
+    // Who may not write, reads all the same.
+    if let Some(run) = as_nobody_on(&world, &["status"]) {
+        run.expect(0);
+        assert_eq!(given_up(&world), 2);
+    }
+}
+
+/// Runs the binary on the job as a user who may only read.
+fn as_nobody_on(world: &World, words: &[&str]) -> Option<Run> {
+    let all = Command::new("chmod").arg("-R").arg("a+rX").arg(world.path("")).status().ok()?;
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    let known = Command::new("setpriv").args(["--reuid=65534", "true"]).status();
+    if !all.success() || !known.is_ok_and(|status| status.success()) {
+        println!("skipped: setpriv cannot be used");
+        return None;
+    }
+    command.arg(BINARY).args(["-b", "srv/web01"]).args(words).current_dir(world.path(""));
+    Some(Run::of(&mut command))
+}
+
+#[test]
 fn a_revision_whose_record_was_not_completed_is_missing_and_not_given_up() {
     let (world, _) = two_jobs();
     let image = Arc::new(Image::zeros(3 * CHUNK).words(1, 77).noise(2, 78));
