@@ -312,6 +312,14 @@ fn store_hint(error: &StoreError) -> Option<String> {
             "mount the disk that they are on; if they are lost for good, `mkdir -p {}` and back up again",
             text(&path.join("chunks").join("00"))
         ),
+        StoreError::StoreEntangled { .. } => {
+            "each store needs directories of its own: put a copy of the directory in place of the link".to_owned()
+        }
+        StoreError::ChunksClaimed { path } | StoreError::ChunksUnclaimed { path } => format!(
+            "if no other store uses them from now on, `backy -b {} purge --moved` makes them this one's; otherwise put a \
+             copy of them in place of the link: two stores would delete each other's chunks",
+            text(path)
+        ),
         StoreError::LocksUnusable { .. } => {
             "keep the store on a file system with `flock`, such as a local disk, or mount this one with locks".to_owned()
         }

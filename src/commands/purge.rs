@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
     /// The missing revisions of JOB were deleted on purpose: delete their chunks after the hold time
     #[arg(long, value_name = "JOB", value_parser = JobName::parse)]
     without: Vec<JobName>,
-    /// The store was moved to its present file system on purpose
+    /// The store was moved to its present file system on purpose, and no other store uses its chunks
     #[arg(long)]
     moved: bool,
     /// How long forgotten revisions can still be undeleted

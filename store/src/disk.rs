@@ -301,6 +301,16 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     })
 }
 
+/// Removes an empty directory; it is no error if it is gone already.
+pub(crate) fn remove_empty_dir(path: &Path) -> Result<()> {
+    step(Step::Unlink(path), || match std::fs::remove_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io("remove directory", path, error))
+        }
+        _ => Ok(()),
+    })
+}
+
 /// Makes a file's content durable.
 pub(crate) fn sync_file(file: &File, path: &Path) -> Result<()> {
     step(Step::SyncFile(path), || file.sync_all().context("sync", path))

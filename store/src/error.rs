@@ -42,6 +42,26 @@ pub enum Error {
         /// The store's root.
         path: PathBuf,
     },
+    /// A directory of the store is a link into another store.
+    #[error("{} leads into the store at {}", path.display(), other.display())]
+    StoreEntangled {
+        /// The link.
+        path: PathBuf,
+        /// The root of the other store.
+        other: PathBuf,
+    },
+    /// Another store has claimed the chunks that this one uses.
+    #[error("the chunks of the store at {} belong to another store, perhaps to the one that this is a copy of", path.display())]
+    ChunksClaimed {
+        /// The store's root.
+        path: PathBuf,
+    },
+    /// The chunks lie outside of the store's directory, and no store has claimed them.
+    #[error("the chunks of the store at {} lie elsewhere, and nothing shows that no other store uses them", path.display())]
+    ChunksUnclaimed {
+        /// The store's root.
+        path: PathBuf,
+    },
     /// File locks do not work where the store lies.
     #[error("file locks do not work at {}: {reason}", path.display())]
     LocksUnusable {

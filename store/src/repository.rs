@@ -21,6 +21,7 @@ use crate::register::{Record, Register, State};
 use crate::sweep::scan;
 use crate::timestamp::Timestamp;
 
+pub(crate) mod claim;
 mod site;
 
 const MARKER: &str = "backy.store";
@@ -179,6 +180,7 @@ impl Repository {
             file_system: disk::file_system(root)?.id,
             birth: disk::birth(&root.join(lock::SWEEP)),
         };
+        claim::begin(root)?;
         write_marker(root, &marker)?;
         if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             disk::sync_dir(parent)?;
@@ -592,6 +594,7 @@ impl Repository {
             return Ok(());
         }
         self.check_chunks()?;
+        claim::check(self.root())?;
         LocalBackend::check(self.root())
     }
 
@@ -599,6 +602,7 @@ impl Repository {
     pub fn check_layout(&self) -> Result<()> {
         self.check_ours()?;
         self.check_chunks()?;
+        claim::check(self.root())?;
         LocalBackend::prepare(self.root())
     }
 

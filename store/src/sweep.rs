@@ -39,6 +39,8 @@
 //!   do not have it either: the sweep refuses, also with `force`. Where there is no register yet, nothing is explained.
 //! - Any error but "not found", a directory nested too deep, a map that cannot be read and has no second copy, a
 //!   manifest whose map is lost, another file system than before: the sweep refuses.
+//! - Another store on the same directory of chunks, whose maps are all unseen: a purge runs only where the chunks are this
+//!   store's own (`repository/claim.rs`).
 //! - Where all that is lost at once, what was not explained still waits.
 //!
 //! What is needed and not in the store is reported, marked as damaged, and the revisions that use it are distrusted.
@@ -68,7 +70,7 @@ use crate::lock::{self, SweepGuard};
 use crate::monitor::Monitor;
 use crate::name::JobName;
 use crate::register::{self, Record, Register, State};
-use crate::repository::Repository;
+use crate::repository::{Repository, claim};
 use crate::revision::RevisionId;
 use crate::revision::map::ChunkMap;
 use crate::session::{self, LogTails, Session, Sessions};
@@ -87,7 +89,7 @@ pub struct SweepOptions {
     pub dry_run: bool,
     /// Go on where the sweep would refuse.
     pub force: bool,
-    /// The store was moved to its present file system on purpose.
+    /// The store was moved to its present file system on purpose, and the chunks that it uses are its own.
     pub moved: bool,
     /// Jobs whose missing revisions were deleted on purpose.
     pub without: Vec<JobName>,
@@ -172,10 +174,16 @@ pub fn sweep(repository: &Repository, options: &SweepOptions, monitor: &dyn Moni
         false => repository.with_reserve(|| lock::for_sweep(root))?,
     };
     repository.check_chunks()?;
+    if !options.moved {
+        claim::check(root)?;
+    }
     let backend = repository.backend()?;
     check_file_system(repository, options)?;
     // A purge is seen by other machines before it looks who may be using the store there.
     let _session = if options.dry_run { None } else { Session::begin_sweep(root)? };
+    if !options.dry_run {
+        repository.with_reserve(|| claim::for_purging(root, options.moved))?;
+    }
     let (sessions, temporary_deleted) = match options.dry_run {
         true => Sessions::count(root)?,
         false => repository.with_reserve(|| Sessions::scan(root))?,

@@ -308,6 +308,106 @@ fn chunks_on_another_disk_are_synced_there_and_half_of_them_is_refused() {
     assert!(!world.ok(&["status"]).text().contains("distrusted"));
 }
 
+/// Copies a store with all that is in it, as `cp -a` does.
+fn copy_store(world: &World, from: &str, to: &str) {
+    let done = Command::new("cp").arg("-a").args([world.path(from), world.path(to)]).status();
+    assert!(done.unwrap().success());
+}
+
+/// The binary on another store of the world.
+fn on(world: &World, store: &str, words: &[&str]) -> Run {
+    Run::of(world.bare(&["-b", store]).args(words))
+}
+
+#[test]
+fn a_copy_whose_chunks_are_links_deletes_nothing_of_the_other_store() {
+    let Scene { world, next, .. } = scene();
+    copy_store(&world, "srv", "copy");
+    world.write_image(&next);
+    for name in ["chunks", "tmp"] {
+        fs::remove_dir_all(world.path("copy").join(name)).unwrap();
+        symlink(world.store().join(name), world.path("copy").join(name)).unwrap();
+    }
+    on(&world, "copy/web01", &["forget", "-r", "all"]).expect(0);
+    for words in [&["purge", "--now"][..], &["purge", "--force", "--moved"], &["purge", "--dry-run"]] {
+        let run = on(&world, "copy", words).expect(1);
+        assert!(
+            run.stderr.contains("leads into the store at") && run.stderr.contains("hint: each store"),
+            "{run}"
+        );
+    }
+    let run = on(&world, "copy/web01", &["backup", "daily"]).expect(1);
+    assert!(run.stderr.contains("leads into the store at"), "{run}");
+    assert!(on(&world, "copy", &["doctor"]).text().contains("leads into the store at"));
+    world.must_restore_all("beside a copy with links");
+    // Who only reads may do so.
+    on(&world, "copy/web01", &["undelete", "-r", "all"]);
+    on(&world, "copy/web01", &["verify", "-r", "all"]).expect(0);
+    world.ok(&["backup", "daily"]);
+    assert_eq!(world.on_store(&["purge", "--now"]).code(), 0);
+}
+
+#[test]
+fn two_stores_whose_chunks_are_links_to_one_directory_do_not_share_it() {
+    let Scene { mut world, next, first, .. } = scene();
+    // Moved to another disk by hand: the claim was copied, and is this store's.
+    for name in ["chunks", "tmp"] {
+        let done = Command::new("cp").arg("-a").arg(world.store().join(name)).arg(world.path("")).status();
+        assert!(done.unwrap().success());
+        fs::remove_dir_all(world.store().join(name)).unwrap();
+        symlink(world.path(name), world.store().join(name)).unwrap();
+    }
+    copy_store(&world, "srv", "copy");
+    // Also before anybody has claimed the directory again.
+    for _ in 0..2 {
+        on(&world, "copy/web01", &["forget", "-r", "all"]);
+        for words in [&["purge", "--now"][..], &["purge", "--now", "--force"]] {
+            let run = on(&world, "copy", words).expect(1);
+            assert!(run.stderr.contains("belong to another store"), "{run}");
+            assert!(run.stderr.contains("copy purge --moved` makes them this one's"), "{run}");
+        }
+        world.write_image(&next);
+        on(&world, "copy/web01", &["backup", "daily"]).expect(1).says("belong to another store");
+        world.must_restore_all("beside a copy");
+        assert_eq!(world.on_store(&["purge", "--now"]).code(), 0);
+    }
+    world.backup(&next, "daily");
+    // The copy takes the place of the other one, which then may not write any more.
+    on(&world, "copy/web01", &["undelete", "-r", "all"]);
+    on(&world, "copy", &["purge", "--moved"]).expect(0);
+    on(&world, "copy/web01", &["verify", "-r", "all"]).expect(0);
+    world.run(&["backup", "daily"]).expect(1).says("belong to another store");
+    assert_eq!(world.on_store(&["purge", "--now"]).code(), 1);
+    // And back. What was never claimed, or whose claim is gone, is not purged behind a link.
+    assert_eq!(world.on_store(&["purge", "--moved"]).code(), 0);
+    world.ok(&["forget", "-r", &first]);
+    world.expected.remove(&first);
+    for entry in fs::read_dir(world.path("chunks")).unwrap().map(|entry| entry.unwrap()) {
+        if entry.file_name().to_string_lossy().starts_with(".store-") {
+            fs::remove_dir(entry.path()).unwrap();
+        }
+    }
+    let run = world.on_store(&["purge", "--now"]);
+    assert!(run.code() == 1 && run.stderr.contains("nothing shows that no other store"), "{run}");
+    world.backup(&next, "daily");
+    assert_eq!(world.on_store(&["purge", "--now"]).code(), 0);
+    world.must_restore_all("in the end");
+}
+
+#[test]
+fn a_whole_copy_is_a_store_of_its_own() {
+    let Scene { world, next, first, .. } = scene();
+    copy_store(&world, "srv", "copy");
+    world.write_image(&next);
+    on(&world, "copy/web01", &["forget", "-r", "all"]).expect(0);
+    on(&world, "copy", &["purge", "--now"]).expect(0);
+    on(&world, "copy/web01", &["backup", "daily"]).expect(0);
+    world.ok(&["backup", "daily"]);
+    world.ok(&["forget", "-r", &first]);
+    assert_eq!(world.on_store(&["purge", "--now"]).code(), 0);
+    on(&world, "copy/web01", &["verify", "-r", "all"]).expect(0);
+}
+
 #[test]
 fn a_purge_waits_for_another_machine_and_a_backup_for_its_purge() {
     let Scene { world, next, .. } = scene();

@@ -38,6 +38,7 @@ use crate::legacy::job::Known;
 use crate::lock::BackupGuard;
 use crate::monitor::Silent;
 use crate::name::Tag;
+use crate::repository::claim;
 use crate::session::{Session, Sessions, Suspects};
 use crate::timestamp::Timestamp;
 
@@ -154,6 +155,7 @@ impl RevisionWriter {
         let (sessions, _) = Sessions::scan(&root)?;
         let suspects = sessions.suspects(&root)?;
         let session = Session::begin_writer(&root)?;
+        claim::for_writing(&root)?;
         let backend = job.repository().backend()?;
         let base = new.base.as_ref().map(|base| super::reader::pin_for_writing(&job, base)).transpose()?;
         let siblings = match new.with_siblings && base.is_none() && new.reuse == Reuse::Header {
