@@ -133,7 +133,7 @@ mod tests {
         // The register's file can be the same one: a damaged file system damages both.
         for (number, revision) in made.iter().enumerate() {
             let path = job.manifest_path(&revision.id);
-            std::fs::remove_file(&path).unwrap();
+            crate::disk::remove(&path).unwrap();
             match number {
                 0 => std::fs::write(&path, "garbage").unwrap(),
                 1 => std::os::unix::fs::symlink(dir.path().join("nothing"), &path).unwrap(),
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(std::fs::read(job.manifest_path(&made[1].id)).unwrap(), kept);
         // What was not kept is reported.
         let register = job.repository().root().join("maps/web01").join(format!("{}.rev", made[0].id));
-        std::fs::remove_file(register).unwrap();
+        crate::disk::remove(&register).unwrap();
         std::fs::write(job.manifest_path(&made[0].id), "garbage").unwrap();
         let recovered = job.repository().recover_job(job.name()).unwrap();
         assert!(recovered.repaired.is_empty() && recovered.without_manifest == [made[0].id.clone()]);
