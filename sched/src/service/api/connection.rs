@@ -46,13 +46,16 @@ pub(super) struct Shared {
     pub(super) waiting: Places,
     /// Connections of the others.
     pub(super) lobby: Arc<Lobby>,
+    /// Connections that wait to be among them.
+    pub(super) waiting_strangers: Arc<Semaphore>,
     pub(super) handlers: Places,
     /// For those that need no disk: orders are taken also when the disk hangs.
     pub(super) quick_handlers: Places,
     pub(super) refusals: Brake,
 }
 
-/// Accepts connections until the server stops. New ones replace those whose clients show no token.
+/// Accepts connections until the server stops. New ones replace those whose clients show no token. One that has to wait
+/// for that does so beside the loop, and is closed where too many wait.
 pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
@@ -61,23 +64,13 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         }
     };
     loop {
-        let accepted = async {
-            let (stream, peer) = listener.accept().await?;
-            let (seat, left) = shared.lobby.enter(peer.ip()).await;
-            Ok::<_, std::io::Error>((stream, peer, seat, left))
-        };
         let accepted = tokio::select! {
-            accepted = accepted => accepted,
+            accepted = listener.accept() => accepted,
             () = shared.stopped() => return,
         };
         match accepted {
-            Ok((stream, peer, seat, left)) => {
-                tokio::spawn(converse(
-                    stream,
-                    Guest { peer, seat, place: OnceLock::new() },
-                    left,
-                    Arc::clone(&shared),
-                ));
+            Ok((stream, peer)) => {
+                receive(stream, peer, &shared);
                 // Its request may be there already: read it before the next connection is accepted.
                 tokio::task::yield_now().await;
             }
@@ -86,6 +79,27 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// Begins with a connection, now or when there is room for it.
+fn receive(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
+    let begin = move |(seat, left), shared| {
+        let guest = Guest { peer, seat, place: OnceLock::new() };
+        converse(stream, guest, left, shared)
+    };
+    let shared = Arc::clone(shared);
+    if let Ok(entered) = shared.lobby.try_enter(peer.ip()) {
+        tokio::spawn(begin(entered, shared));
+    } else if let Ok(waiting) = Arc::clone(&shared.waiting_strangers).try_acquire_owned() {
+        tokio::spawn(async move {
+            let entered = tokio::select! {
+                entered = shared.lobby.enter(peer.ip()) => entered,
+                () = shared.stopped() => return,
+            };
+            drop(waiting);
+            begin(entered, shared).await;
+        });
     }
 }
 

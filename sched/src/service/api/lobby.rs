@@ -4,7 +4,8 @@
 //! A new connection for which there is no room replaces the oldest one. So idle connections, however many, keep nobody
 //! out: a client that sends its request at once has its answer before it becomes the oldest. A connection is not
 //! replaced in its first moments ([`Bounds::age_min`]), since a burst of clients is no attack; meanwhile the next ones
-//! wait in the kernel's queue.
+//! wait, some of them: further ones are closed at once. Whoever has room does not wait for them, so a crowd from one
+//! address is in the way of nobody else.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -62,25 +63,31 @@ impl Lobby {
 
     /// Registers a connection. The receiver fires when another connection replaces it.
     pub(super) async fn enter(self: &Arc<Self>, from: IpAddr) -> (Seat, oneshot::Receiver<()>) {
-        let address = network_of(from);
         loop {
             let freed = self.freed.notified();
-            let wait = {
-                let mut state = self.state();
-                match state.make_room(&self.bounds, address, Instant::now()) {
-                    None => {
-                        let (leave, left) = oneshot::channel();
-                        let number = state.next;
-                        state.next += 1;
-                        state.guests.insert(number, Guest { address, since: Instant::now(), leave });
-                        return (Seat { lobby: Arc::clone(self), number }, left);
-                    }
-                    Some(wait) => wait,
-                }
-            };
-            // Until a connection ends, or the oldest one may be replaced.
-            let _ = tokio::time::timeout(wait, freed).await;
+            match self.try_enter(from) {
+                Ok(entered) => return entered,
+                // Until a connection ends, or the oldest one may be replaced.
+                Err(wait) => drop(tokio::time::timeout(wait, freed).await),
+            }
         }
+    }
+
+    /// The same for a connection that has room now; the error is the time after which that may be so.
+    pub(super) fn try_enter(
+        self: &Arc<Self>,
+        from: IpAddr,
+    ) -> Result<(Seat, oneshot::Receiver<()>), Duration> {
+        let address = network_of(from);
+        let mut state = self.state();
+        if let Some(wait) = state.make_room(&self.bounds, address, Instant::now()) {
+            return Err(wait);
+        }
+        let (leave, left) = oneshot::channel();
+        let number = state.next;
+        state.next += 1;
+        state.guests.insert(number, Guest { address, since: Instant::now(), leave });
+        Ok((Seat { lobby: Arc::clone(self), number }, left))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -168,6 +175,24 @@ mod tests {
         guest(&lobby, "2001:db8::3", later);
         assert_eq!(room("192.0.2.9", later), None);
         assert!(first.try_recv().is_ok() && third.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_crowd_from_one_address_is_in_nobody_elses_way() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let lobby = Lobby::new(Bounds { all: 3, per_address: 1, age_min: Duration::from_secs(3600) });
+            let (crowd, other) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+            let _first = lobby.try_enter(crowd).unwrap();
+            assert!(lobby.try_enter(crowd).is_err());
+            let waits = tokio::spawn({
+                let lobby = Arc::clone(&lobby);
+                async move { lobby.enter(crowd).await }
+            });
+            tokio::task::yield_now().await;
+            let _second = lobby.try_enter(other).unwrap();
+            waits.abort();
+        });
     }
 
     #[test]

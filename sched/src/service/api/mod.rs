@@ -83,7 +83,7 @@ impl Default for Limits {
     }
 }
 
-/// Clients with a token that wait for a connection of their own to be counted.
+/// Clients with a token that wait for a connection of their own to be counted; connections without one that wait for room.
 const WAITING_MAX: usize = 256;
 /// More connections of clients with a token than there can be.
 const CONNECTIONS_MAX: u32 = 1 << 20;
@@ -191,6 +191,7 @@ impl Shared {
             connections: Places::new(limits.connections),
             waiting: Places::new(WAITING_MAX),
             lobby: Lobby::new(limits.strangers),
+            waiting_strangers: Arc::new(Semaphore::new(WAITING_MAX)),
             handlers: Places::new(limits.handlers),
             quick_handlers: Places::new(QUICK_HANDLERS),
             refusals: Brake::default(),
