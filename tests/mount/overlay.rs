@@ -265,6 +265,8 @@ fn who_is_told_to_end_syncs_before_he_waits_for_readers() {
     let before = synced();
     tool("kill", &["-TERM", &world.pid()]);
     eventually("what was written is synced", || synced() != before);
+    // Until then the next mount is refused and does not wait.
+    eventually("it is taken out of the tree", || !world.is_mounted());
 
     // The next mount waits for the end of this one.
     let second = world.at("second");

@@ -55,7 +55,11 @@ pub(super) fn lock(dir: &Path, mountpoint: &Path, wait: Duration) -> Result<File
     let noted = file.set_len(0).and_then(|()| file.write_all_at(mountpoint.as_os_str().as_bytes(), 0));
     if let Err(error) = noted {
         // A full file system can still be read. The next mount only waits longer than it must.
-        tracing::debug!(error = backy_store::error::in_full(&error), path = %path.display(), "the mount point is not noted");
+        tracing::debug!(
+            error = backy_store::error::in_full(&error),
+            path = %path.display(),
+            "the mount point is not noted"
+        );
     }
     Ok(file)
 }
