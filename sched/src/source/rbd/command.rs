@@ -254,6 +254,13 @@ impl Running<'_> {
         Ok(Finished { command: std::mem::take(&mut self.command), status, stdout: Vec::new(), said })
     }
 
+    /// Waits for its end, but no longer than that.
+    fn wait_until(&mut self, end: Instant) {
+        while Instant::now() < end && matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn note_move(&mut self) {
         if self.is_stream {
             self.moved = Instant::now();
@@ -288,11 +295,13 @@ impl Drop for Running<'_> {
         if self.is_over {
             return;
         }
-        signal(&self.child, Signal::SIGTERM);
-        let begun = Instant::now();
-        while begun.elapsed() < GRACE && matches!(self.child.try_wait(), Ok(None)) {
-            std::thread::sleep(Duration::from_millis(10));
+        // A program that is fed sees the end of its input and closes its image. One that is killed seems to have it open for
+        // half a minute, and so long Ceph removes no image.
+        if self.stdin.take().is_some() {
+            self.wait_until(Instant::now() + GRACE);
         }
+        signal(&self.child, Signal::SIGTERM);
+        self.wait_until(Instant::now() + GRACE);
         signal(&self.child, Signal::SIGKILL);
         // It was killed: this does not wait for long, and there is nobody to tell of an error.
         let _ = self.child.wait();
