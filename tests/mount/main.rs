@@ -123,6 +123,12 @@ impl Mounted {
         self.ok("srv", &["mount", "--background", path(&self.at("mnt"))]);
     }
 
+    /// Whether no process serves the mount, or is still ending.
+    fn has_no_process(&self) -> bool {
+        let found = Command::new("pgrep").args(["-f", path(&self.at("mnt"))]).output();
+        found.is_ok_and(|found| !found.status.success())
+    }
+
     fn pid(&self) -> String {
         tool("pgrep", &["-f", &format!("mount --background {}", path(&self.at("mnt")))])
     }
@@ -296,7 +302,7 @@ fn signals_and_death_leave_a_mount_point_that_can_be_used_again() {
     let said = text(&wrong.stderr);
     assert_eq!((wrong.status.code(), said.matches("error: ").count()), (Some(2), 1), "{said}");
     tool("kill", &["-TERM", &world.pid()]);
-    eventually("SIGTERM unmounts", || !world.is_mounted());
+    eventually("SIGTERM unmounts", || !world.is_mounted() && world.has_no_process());
     world.mount();
     let reader = world.image("last");
     let reading = std::thread::spawn(move || drop(fs::read(reader)));
@@ -305,12 +311,7 @@ fn signals_and_death_leave_a_mount_point_that_can_be_used_again() {
     world.mount();
     tool("cmp", &[path(&world.at("disk.img")), path(&world.image("last"))]);
     tool("umount", &[path(&world.at("mnt"))]);
-    eventually("the process ends with its mount", || {
-        Command::new("pgrep")
-            .args(["-f", path(&world.at("mnt"))])
-            .output()
-            .is_ok_and(|output| !output.status.success())
-    });
+    eventually("the process ends with its mount", || world.has_no_process());
 }
 
 #[test]
