@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use super::{IMAGE_SIZE, Mounted, OFFSET, eventually, path, text, tool};
+use super::{IMAGE_SIZE, Mounted, OFFSET, eventually, path, text, tool, unmount};
 
 impl Mounted {
     /// Mounts with an overlay, and more arguments.
@@ -23,7 +23,7 @@ impl Mounted {
     }
 
     fn unmount(&self) {
-        tool("umount", &[path(&self.at("mnt"))]);
+        unmount(&self.at("mnt"));
         self.has_ended();
     }
 
@@ -55,7 +55,7 @@ impl Mounted {
         self.mounts.push(inside.clone());
         tool("mount", &["-o", options, device, path(&inside)]);
         change(&inside);
-        tool("umount", &[path(&inside)]);
+        unmount(&inside);
         self.mounts.pop();
     }
 
@@ -236,7 +236,7 @@ fn data_is_durable_before_anything_says_so() {
     eventually("it is mounted", || image.exists());
     let (made, _) = dd(&image, &["count=1", "conv=notrunc"]);
     let (written, _) = dd(&image, &["count=1", "seek=9", "conv=notrunc,fsync"]);
-    tool("umount", &[path(&point)]);
+    unmount(&point);
     let ended = backy_testkit::ended(&mut traced);
     assert!(made && written && ended.success());
     // The first write made the files; at the end nothing was left to sync but what only this start needs.

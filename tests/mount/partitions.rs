@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::{LoopDevice, path, text, tool};
+use crate::{LoopDevice, path, text, tool, unmount};
 
 const MIB: u64 = 1 << 20;
 
@@ -74,7 +74,7 @@ impl Disks {
                 tool("mkfs.xfs", &["-q", path(&file)]);
                 tool("mount", &["-t", kind, "-o", "loop", path(&file), path(&self.at("inside"))]);
                 tool("cp", &["-a", &format!("{}/.", path(&files)), path(&self.at("inside"))]);
-                tool("umount", &[path(&self.at("inside"))]);
+                unmount(&self.at("inside"));
             }
         }
         file
@@ -100,7 +100,7 @@ impl Disks {
         let inside = self.at("inside");
         tool("mount", &["-t", kind, "-o", options, path(file), path(&inside)]);
         let (wanted, found) = (checksums(&self.at("files")), checksums(&inside));
-        tool("umount", &[path(&inside)]);
+        unmount(&inside);
         assert_eq!(wanted.lines().count(), 31);
         assert_eq!(wanted, found, "{}", file.display());
     }
