@@ -229,6 +229,10 @@ pub fn sweep(repository: &Repository, options: &SweepOptions, monitor: &dyn Moni
     damage::remove_stale_marks(repository, &sweep.backend, &is_named)?;
     sweep.unexplained.save(repository)?;
     sweep.close_register(&registered, &tree)?;
+    if !sessions.suspects(repository.root())?.unproven.is_empty() {
+        // The lists of what must be read before it is used go now: what stays of it has to be durable.
+        sweep.backend.barrier()?;
+    }
     sessions.remove_dead(repository.root())?;
     sweep.purge_originals()?;
     repository.refill_reserve();

@@ -136,6 +136,8 @@ pub struct RevisionWriter {
     session: Session,
     suspects: Suspects,
     counters: Counters,
+    /// A file was used that the base did not have: it may not be durable yet.
+    found_new: AtomicBool,
     /// Damage was met during the run: from then on every chunk is read completely before it is used again.
     met_damage: AtomicBool,
     healed: Mutex<Vec<ChunkId>>,
@@ -174,6 +176,7 @@ impl RevisionWriter {
             session,
             suspects,
             counters,
+            found_new: AtomicBool::new(false),
             met_damage,
             healed,
             known: None,
@@ -293,7 +296,7 @@ impl RevisionWriter {
     ) -> Result<Revision> {
         // Where nothing was written and nothing found that the base did not have, all is durable since the base was.
         let sums = self.stats();
-        if sums.new_bytes + sums.known_bytes > 0 {
+        if sums.new_bytes + sums.known_bytes > 0 || self.found_new.load(Ordering::Relaxed) {
             self.barrier()?;
         }
         let (seal, data_bytes) = self.map.seal()?;

@@ -168,7 +168,9 @@ impl ChunkWriter<'_> {
         let length = chunk_len(writer.size_bytes(), number);
         let Existing::Usable(found) = self.existing(&name, length)? else { return Ok(false) };
         if found != name {
-            // A delta that was written anew as a full chunk leans on nothing any more. The base's map names the chunk.
+            // A delta that was written anew as a full chunk leans on nothing any more. The base's map names the chunk, but
+            // not this file, which a run may have written that died before it was durable.
+            writer.found_new.store(true, Ordering::Relaxed);
             writer.backend.use_existing(&found);
             writer.map.set(number, Some(found))?;
         }

@@ -289,6 +289,28 @@ fn deltas_end_when_together_they_are_as_large_as_their_base() {
 }
 
 #[test]
+fn a_full_chunk_that_the_base_did_not_have_is_made_durable() {
+    let Pair { job, images, revisions, delta, .. } = &pair();
+    // Another run has written the chunk in full, and died.
+    let other = new_job_beside(job, "web02");
+    let guard = other.lock_for_backup().unwrap();
+    let dead = other.new_revision(&guard, new_revision(&images[1], None)).unwrap();
+    dead.chunk_writer().unwrap().put(1, &images[1][CHUNK..]).unwrap();
+    drop(dead);
+    let guard = job.lock_for_backup().unwrap();
+    let new = new_revision(&images[1], Some(revisions[1].clone()));
+    let writer = job.new_revision(&guard, new).unwrap();
+    assert!(writer.chunk_writer().unwrap().keep(0).unwrap());
+    assert!(!writer.found_new.load(Ordering::Relaxed), "the base had it");
+    assert!(writer.chunk_writer().unwrap().keep(1).unwrap());
+    let full = delta.split_once('.').unwrap().0;
+    assert_eq!(writer.map.get(1).unwrap().unwrap().to_string(), full);
+    assert!(writer.found_new.load(Ordering::Relaxed), "and a barrier is due");
+    let third = writer.finish(&guard, Stats::default(), BTreeMap::new()).unwrap();
+    assert!(read(job, &third).unwrap() == images[1]);
+}
+
+#[test]
 fn a_change_of_most_of_a_chunk_is_stored_in_full() {
     let Pair { job, images, revisions, .. } = &pair();
     let mut data = images[1].clone();
