@@ -30,6 +30,7 @@ use crate::compare::{self, CompareStats, Difference, Selection};
 use crate::config::{JobConfig, VerifyMode};
 use crate::error::Error;
 use crate::error::Result;
+use crate::listing;
 use crate::release;
 use crate::source::content::Content;
 use crate::source::shape::{self, Shape, Suspicion};
@@ -84,11 +85,7 @@ pub fn run(
     if unfinished_removed > 0 {
         tracing::warn!(job = %job.name(), count = unfinished_removed, "clean-incomplete");
     }
-    let Listing { revisions: mut history, damaged: unreadable } = job.revisions()?;
-    for finding in &unreadable {
-        tracing::warn!(job = %job.name(), reason = %finding, "manifest-unreadable");
-    }
-    order::sort(&mut history, (request.clock)());
+    let Listing { revisions: history, damaged: unreadable } = listing::in_order(job, (request.clock)())?;
     let mut source = source::open(&config.source, &request.environment);
     source.check_ready(monitor)?;
     let is_history_whole = unreadable.is_empty();

@@ -6,20 +6,20 @@
 //! past the hold time. Between two revisions nothing is half done; a run that dies is finished by the next
 //! one.
 
-use backy_store::revision::order;
-use backy_store::{Job, Listing, Revision, Timestamp};
+use backy_store::{Job, Timestamp};
 
 use crate::error::Result;
+use crate::listing;
 use crate::policy::Schedule;
 pub use crate::policy::retention::{Decision, Plan, plan};
 
 /// Applies the plan under the manifest lock and returns it. With `dry_run` it only returns the plan.
 pub fn expire(job: &Job, schedule: &Schedule, now: Timestamp, force: bool, dry_run: bool) -> Result<Plan> {
     if dry_run {
-        return Ok(plan(&list(job, now)?, schedule, now, force));
+        return Ok(plan(&listing::in_order(job, now)?.revisions, schedule, now, force));
     }
     let guard = job.lock_manifests()?;
-    let plan = plan(&list(job, now)?, schedule, now, force);
+    let plan = plan(&listing::in_order(job, now)?.revisions, schedule, now, force);
     for decision in &plan.decisions {
         let id = &decision.revision.id;
         if decision.removed {
@@ -35,14 +35,4 @@ pub fn expire(job: &Job, schedule: &Schedule, now: Timestamp, force: bool, dry_r
         tracing::warn!(job = %job.name(), reason = %held, "expire-held-back");
     }
     Ok(plan)
-}
-
-/// The revisions in order, as seen at the time `now`.
-fn list(job: &Job, now: Timestamp) -> Result<Vec<Revision>> {
-    let Listing { mut revisions, damaged } = job.revisions()?;
-    for finding in &damaged {
-        tracing::warn!(job = %job.name(), reason = %finding, "manifest-unreadable");
-    }
-    order::sort(&mut revisions, now);
-    Ok(revisions)
 }

@@ -36,6 +36,7 @@ pub mod error;
 pub mod expire;
 pub mod histories;
 mod http;
+mod listing;
 pub mod policy;
 pub mod prepare;
 pub mod release;

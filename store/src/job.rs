@@ -449,17 +449,12 @@ impl Job {
     /// given up and is back, of a purge that was cut off. Durable when it returns.
     fn reclaim(&self) -> Result<()> {
         let register = Register::of(&self.repository);
-        let files = job_files(&self.dir)?;
-        let is_here = |id: &RevisionId| files.iter().any(|(file, _)| file.of_manifest() == Some(id));
-        for record in register.of_job(&self.name)? {
-            let is_settled = match &record.state {
-                State::Current => true,
-                State::Pending(session) => session::is_running(self.repository.root(), session)?,
-                State::Dropped(_) | State::Purged => false,
-            };
-            if is_settled || !is_here(&record.id) {
-                continue;
-            }
+        let is_wanted = |state: &State| match state {
+            State::Current => Ok(false),
+            State::Pending(session) => Ok(!session::is_running(self.repository.root(), session)?),
+            State::Dropped(_) | State::Purged => Ok(true),
+        };
+        for record in self.records_here(&register, is_wanted)? {
             match self.repository.with_reserve(|| register.change(&record, State::Current)) {
                 // A purge was quicker.
                 Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => {}
@@ -472,19 +467,36 @@ impl Job {
     /// Ends an operator's word that the job was deleted, now that it is seen: who deletes it again must say so again.
     /// Where nothing can be written, the next one who lists does it. What a purge is removing is left to it.
     fn end_giving_up(&self) {
-        let register = Register::of(&self.repository);
-        let mut given_up = register.of_job(&self.name).unwrap_or_default();
-        given_up.retain(|record| matches!(record.state, State::Dropped(_)));
-        if given_up.is_empty() || self.repository.is_original() {
+        if self.repository.is_original() {
             return;
         }
-        let files = job_files(&self.dir).unwrap_or_default();
-        for record in given_up {
-            let is_here = files.iter().any(|(file, _)| file.of_manifest() == Some(&record.id));
-            if is_here && let Err(error) = register.change(&record, State::Current) {
-                tracing::debug!(job = %self.name, revision = %record.id, %error, "still given up");
+        let register = Register::of(&self.repository);
+        let is_wanted = |state: &State| Ok(matches!(state, State::Dropped(_)));
+        for record in self.records_here(&register, is_wanted).unwrap_or_default() {
+            if let Err(error) = register.change(&record, State::Current) {
+                let error = crate::error::in_full(&error);
+                tracing::debug!(job = %self.name, revision = %record.id, error, "still given up");
             }
         }
+    }
+
+    /// Returns the job's records in the wanted states whose revisions are here.
+    fn records_here(
+        &self,
+        register: &Register,
+        is_wanted: impl Fn(&State) -> Result<bool>,
+    ) -> Result<Vec<Record>> {
+        let mut wanted = Vec::new();
+        for record in register.of_job(&self.name)? {
+            if is_wanted(&record.state)? {
+                wanted.push(record);
+            }
+        }
+        if !wanted.is_empty() {
+            let files = job_files(&self.dir)?;
+            wanted.retain(|record| files.iter().any(|(file, _)| file.of_manifest() == Some(&record.id)));
+        }
+        Ok(wanted)
     }
 
     /// The revisions of the store whose commit died, or that were given up, as the register says.

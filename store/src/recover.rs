@@ -77,7 +77,7 @@ fn kept_manifest(register: &Register, record: &Record) -> Result<Option<Vec<u8>>
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.context("read", &path)?,
     };
-    Ok(manifest::read(&path, &record.id).is_ok().then_some(text))
+    Ok(manifest::parse(&text).is_ok_and(|revision| revision.id == record.id).then_some(text))
 }
 
 /// Replaces the manifests in the job's directory that cannot be read.

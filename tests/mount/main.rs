@@ -286,8 +286,7 @@ fn damage_is_an_input_output_error_for_its_frames_only() {
 fn a_mount_in_the_background_keeps_nothing_open_that_its_caller_had() {
     let Some(world) = Mounted::new() else { return };
     unmount(&world.at("mnt"));
-    let runs = || Command::new("pgrep").args(["-f", path(&world.at("mnt"))]).output();
-    eventually("the first mount ends", || runs().is_ok_and(|output| !output.status.success()));
+    eventually("the first mount ends", || world.has_no_process());
     let script = "exec 9>\"$1\"; \"$2\" -b \"$3\" mount --background \"$4\"";
     let lock = world.at("lock");
     let (store, point) = (world.at("srv"), world.at("mnt"));

@@ -28,10 +28,7 @@ impl Mounted {
     }
 
     fn has_ended(&self) {
-        let pattern = format!("mount --background {}", path(&self.at("mnt")));
-        eventually("the process has ended", || {
-            Command::new("pgrep").args(["-f", &pattern]).output().is_ok_and(|output| !output.status.success())
-        });
+        eventually("the process has ended", || self.has_no_process());
     }
 
     /// A loop device of the file system in a file, which can be written.

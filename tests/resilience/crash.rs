@@ -1,5 +1,7 @@
 //! SIGKILL before every single change that a command makes to the file system, and after half of every write.
 
+use std::fs;
+use std::process::Command;
 use std::sync::Arc;
 
 use backy_testkit::{Image, Random, Run, World, every};
@@ -57,6 +59,31 @@ fn kill_backups(syncfs: &str, action: &str) {
     });
     assert!(trials > 20, "{trials} points");
     println!("backup, syncfs {syncfs}: {action} at {} points", trials - 1);
+}
+
+/// A purge removes the list of chunks that a dead run may not have made durable: what stays of them is durable by then.
+#[test]
+fn a_purge_syncs_before_it_removes_the_list_of_what_was_not_synced() {
+    let mut scene = scene();
+    scene.world.set("BACKY_SYNCFS", "yes");
+    let recorded = |world: &World, command: &mut Command| {
+        let record = world.path("record");
+        Run::of(command.env("BACKY_RECORD", &record)).expect(0);
+        fs::read_to_string(&record).expect("changes were recorded")
+    };
+    let place = |text: &str, operation: &str, end: &str| {
+        let operation = format!("\"op\":\"{operation}\"");
+        text.lines().position(|line| line.contains(&operation) && line.contains(end))
+    };
+    let whole = scene.world.copy();
+    let text = recorded(&whole, whole.command(&["backup", "daily"]).args(["--threads", "1"]));
+    let number = place(&text, "syncfs", "").expect("a backup syncs") + 1;
+    let world = scene.world.copy();
+    let run = world.run_with_fault(&["backup", "daily"], &format!("kill:{number}"));
+    assert!(run.was_killed() && run.fault().is_some_and(|(operation, _)| operation == "syncfs"), "{run}");
+    let text = recorded(&world, &mut world.bare(&["-b", "srv", "purge", "--now"]));
+    let (synced, removed) = (place(&text, "syncfs", ""), place(&text, "unlink", ".new\""));
+    assert!(removed.is_some() && synced.is_some() && synced < removed, "{text}");
 }
 
 #[test]

@@ -58,8 +58,7 @@ fn limited(server: &Server, program: &std::path::Path, limit: u32, words: &[&str
 #[test]
 fn a_command_with_too_few_threads_takes_longer() {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: another user's limits need root");
-        return;
+        return println!("{NOT_ROOT}");
     }
     let server = Server::new();
     write_image(&server.world, "image.img", 2);
@@ -84,20 +83,26 @@ fn a_command_with_too_few_threads_takes_longer() {
     }
 }
 
+const NOT_ROOT: &str = "skipped: another user's limits need root";
 const SERVICE: [&str; 5] = ["-l", "scheduler.log", "scheduler", "-c", "backy.conf"];
 
-/// Whatever the limit: the service ends with an error, or it works.
-#[test]
-fn no_limit_leaves_a_service_that_does_nothing() {
+/// A service with a job for a user of limits, and the program that this user may run; nothing without root.
+fn configured() -> Option<(Server, PathBuf)> {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: another user's limits need root");
-        return;
+        return None;
     }
-    let mut server = Server::new();
+    let server = Server::new();
     write_image(&server.world, "image1", 1);
     server.configure(&[("vm1", "image1", "quick")]);
     let program = program(&server);
     give(&server.world.path("."));
+    Some((server, program))
+}
+
+/// Whatever the limit: the service ends with an error, or it works.
+#[test]
+fn no_limit_leaves_a_service_that_does_nothing() {
+    let Some((mut server, program)) = configured() else { return println!("{NOT_ROOT}") };
     let log = server.world.path("scheduler.log");
     let (mut refused, mut worked) = (0, 0);
     for limit in 1..60 {
@@ -133,15 +138,7 @@ fn limit_of(server: &Server, limit: u32) {
 
 #[test]
 fn a_service_that_can_start_nothing_any_more_is_seen_and_recovers() {
-    if !nix::unistd::geteuid().is_root() {
-        println!("skipped: another user's limits need root");
-        return;
-    }
-    let mut server = Server::new();
-    write_image(&server.world, "image1", 1);
-    server.configure(&[("vm1", "image1", "quick")]);
-    let program = program(&server);
-    give(&server.world.path("."));
+    let Some((mut server, program)) = configured() else { return println!("{NOT_ROOT}") };
     let silence = ("BACKY_TEST_SILENCE_MAX_SECS", "2");
     server.launch(limited(&server, &program, 60, &SERVICE).env(silence.0, silence.1));
     until("a backup", || server.revisions("vm1").len() == 1);

@@ -98,10 +98,11 @@ pub(super) fn begin(root: &Path) -> Result<()> {
 
 /// Makes sure that the chunks are this store's before any is written.
 pub(crate) fn for_writing(root: &Path) -> Result<()> {
-    check(root)?;
+    check_links(root)?;
     match standing(root)? {
         Some((own, Standing::Free | Standing::Unknown)) => make(root, own),
-        _ => Ok(()),
+        Some((_, Standing::Others)) => Err(Error::ChunksClaimed { path: root.to_owned() }),
+        Some((_, Standing::Ours)) | None => Ok(()),
     }
 }
 

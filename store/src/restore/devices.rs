@@ -7,11 +7,11 @@
 //! for ever.
 
 use std::collections::BTreeSet;
-use std::fs::{read_dir, read_link, read_to_string};
+use std::fs::{read_link, read_to_string};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::sys::stat::{major, minor};
+use super::users::{self, children};
 
 /// File systems whose servers can be away.
 const REMOTE: [&str; 10] =
@@ -31,7 +31,7 @@ pub(super) enum Node {
 impl Node {
     /// The block device with this number.
     pub(super) fn device(number: u64) -> Self {
-        Self::Device(format!("{}:{}", major(number), minor(number)))
+        Self::Device(users::number(number))
     }
 
     /// The file with this metadata.
@@ -189,7 +189,7 @@ impl Picture {
         let swaps =
             swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next().map(str::to_owned));
         let members = children(Path::new("/sys/fs/btrfs"));
-        let members = members.iter().flat_map(|one| children(&one.join("devices")));
+        let members = members.iter().flat_map(|one| children(one.join("devices")));
         Self { devices, mounts, swaps: swaps.collect(), members: members.map(|path| name(&path)).collect() }
     }
 }
@@ -219,7 +219,7 @@ fn devices(class: &Path, mounts: &[Mount]) -> Vec<Device> {
             name: name(&dir),
             volume: volume.map(|volume| volume.trim().to_owned()),
             whole: if dir.join("partition").exists() { whole() } else { None },
-            parts: children(&dir.join("slaves")).iter().filter_map(|part| number(part)).collect(),
+            parts: children(dir.join("slaves")).iter().filter_map(|part| number(part)).collect(),
             backing: backing(&dir, mounts),
         })
     };
@@ -252,10 +252,6 @@ fn is_remote(path: &str, mounts: &[Mount]) -> bool {
 /// Reads a path as the table of mounts writes it.
 fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
-}
-
-fn children(dir: &Path) -> Vec<PathBuf> {
-    read_dir(dir).map(|list| list.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
 }
 
 fn name(path: &Path) -> String {

@@ -89,24 +89,23 @@ fn copy_alone(run: &Run<'_>, first: u64, entries: &[Entry], out: &mut Box<dyn Wr
     for (number, entry) in (first..).zip(entries) {
         run.check_stop()?;
         let length = chunk_len(run.image.size_bytes(), number);
-        match run.piece(number, *entry, &mut scratch)? {
-            Piece::Hole => write(run, &zeros[..length], 0, out)?,
-            Piece::Data(data) => write(run, data, data_bytes(data), out)?,
-        }
+        let data = match run.piece(number, *entry, &mut scratch)? {
+            Piece::Hole => None,
+            Piece::Data(data) => Some(data),
+        };
+        write(run, data, &zeros[..length], out)?;
     }
     Ok(())
 }
 
-/// Writes bytes of which `data_bytes` are not in runs of zeros: the others are in the stream, too, and no data.
-fn write(run: &Run<'_>, bytes: &[u8], data_bytes: u64, out: &mut Box<dyn Write + Send>) -> Result<()> {
+/// Writes data, or zeros in the place of a hole. Zeros are in the stream, too, and do not count as data.
+fn write(run: &Run<'_>, data: Option<&[u8]>, zeros: &[u8], out: &mut Box<dyn Write + Send>) -> Result<()> {
+    let bytes = data.unwrap_or(zeros);
     out.write_all(bytes).map_err(|error| Error::io("write to", "standard output", error).of_target())?;
-    run.written.fetch_add(data_bytes, Ordering::Relaxed);
+    let data = data.into_iter().flat_map(runs).filter(|(_, is_zero)| !is_zero);
+    run.written.fetch_add(data.map(|(run, _)| run.len() as u64).sum(), Ordering::Relaxed);
     run.monitor.advance(bytes.len() as u64);
     Ok(())
-}
-
-fn data_bytes(data: &[u8]) -> u64 {
-    runs(data).filter(|(_, is_zero)| !is_zero).map(|(run, _)| run.len() as u64).sum()
 }
 
 fn write_in_order(
@@ -134,10 +133,7 @@ fn write_in_order(
         drop(state);
         changed.notify_all();
         let length = chunk_len(run.image.size_bytes(), first + at);
-        match &piece {
-            None => write(run, &zeros[..length], 0, out)?,
-            Some(data) => write(run, data, data_bytes(data), out)?,
-        }
+        write(run, piece.as_deref(), &zeros[..length], out)?;
     }
     Ok(())
 }

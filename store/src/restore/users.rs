@@ -51,7 +51,8 @@ pub(super) fn is_mount_point(path: &Path) -> bool {
     table.lines().any(|line| line.split(' ').nth(4) == Some(escaped.as_str()))
 }
 
-fn number(device: u64) -> String {
+/// Writes the number of a device as `/sys` and `/proc` do.
+pub(super) fn number(device: u64) -> String {
     format!("{}:{}", major(device), minor(device))
 }
 
@@ -66,7 +67,8 @@ pub(super) fn shortened(mut users: Vec<String>) -> Vec<String> {
     users
 }
 
-fn children(dir: impl AsRef<Path>) -> Vec<PathBuf> {
+/// Returns what lies in a directory; nothing where it cannot be listed.
+pub(super) fn children(dir: impl AsRef<Path>) -> Vec<PathBuf> {
     read_dir(dir).map(|list| list.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
 }
 
