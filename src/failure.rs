@@ -364,7 +364,7 @@ fn store_hint(error: &StoreError) -> Option<String> {
             "run `backy verify -r {revision}`, then restore an older revision, or what is left of this one \
              with `--salvage`"
         ),
-        StoreError::ChunkMissing { .. } | StoreError::ChunkCorrupt { .. } => {
+        StoreError::ChunkMissing { .. } | StoreError::ChunkCorrupt { .. } | StoreError::GroupDamaged { .. } => {
             "run `backy verify -r all`; the next backup stores damaged chunks anew where the source still has them"
                 .to_owned()
         }

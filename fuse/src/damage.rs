@@ -106,7 +106,12 @@ impl DamageLog {
                 self.record(place, Damage::Map(disk.job.clone(), place.1.clone()));
             }
             (cause, Some(id)) if cause.is_damage() => {
-                self.record(place, Damage::Chunk(disk.job.repository().clone(), id));
+                let mut files = cause.damaged_files();
+                files.push(id);
+                files.dedup();
+                for id in files {
+                    self.record(place, Damage::Chunk(disk.job.repository().clone(), id));
+                }
             }
             // A failing system says nothing about the data.
             _ => {}

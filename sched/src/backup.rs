@@ -462,7 +462,9 @@ impl Backup<'_> {
         };
         let revision = writer.finish(self.guard, stats, facts)?;
         tracing::info!(job = %self.job.name(), revision = %revision.id, duration_secs, "backup-committed");
-        Ok((revision, sums))
+        // The end of a run writes as well: lists, and runs that are moved.
+        let stored_bytes = revision.stored_bytes.unwrap_or(sums.stored_bytes);
+        Ok((revision, WriteStats { stored_bytes, ..sums }))
     }
 
     /// Verifies the newest distrusted revision: this backup may have written anew what it lacked. The new

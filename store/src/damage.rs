@@ -4,12 +4,12 @@
 //! A mark is an empty file `damaged/<id>` in the store: the next backup that needs the chunk writes it anew
 //! from its source, which heals every revision that shares it, and removes the mark.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
 
 use crate::backend::Backend;
 use crate::chunk::id;
-use crate::chunk::name::ChunkName;
+use crate::chunk::name::FileName;
 use crate::chunk::{CHUNK_LEN, ChunkId};
 use crate::disk;
 use crate::error::Result;
@@ -19,7 +19,7 @@ use crate::monitor::{Finding, Monitor};
 use crate::name::JobName;
 use crate::ownership;
 use crate::repository::Repository;
-use crate::revision::map::ids;
+use crate::revision::map::{files_of, ids};
 use crate::revision::{Revision, RevisionId, Trust};
 use crate::timestamp::Timestamp;
 
@@ -110,17 +110,21 @@ fn uses(
 ) -> Result<bool> {
     let map = job.open_map(revision)?;
     for page in 0..map.page_count() {
-        let mut is_in = |hash: Option<&[u8; 32]>, bytes: &dyn Fn() -> Result<Vec<u8>>| -> Result<bool> {
+        let mut is_in = |hash: Option<&[u8; 32]>, named: &dyn Fn() -> Result<Vec<ChunkId>>| -> Result<bool> {
             let Some(hash) = hash.filter(|hash| !clean.contains(*hash)) else { return Ok(false) };
-            let found = ids(&bytes()?).any(|id| wanted.contains(&id));
+            let found = named()?.iter().any(|id| wanted.contains(id));
             if !found {
                 clean.insert(*hash);
             }
             Ok(found)
         };
-        // A revision uses what its deltas lean on, too.
-        if is_in(Some(map.page_hash(page)), &|| map.read_page(page))?
-            || is_in(map.bases_hash(page), &|| map.read_bases(page).map(Option::unwrap_or_default))?
+        let named_by_places = || {
+            let places = map.read_places(page)?.unwrap_or_default();
+            Ok(files_of(&places).unwrap_or_default().iter().map(|file| file.id).collect())
+        };
+        // A revision uses what its recipes refer to, too.
+        if is_in(Some(map.page_hash(page)), &|| Ok(ids(&map.read_page(page)?).collect()))?
+            || is_in(map.places_hash(page), &named_by_places)?
         {
             return Ok(true);
         }
@@ -140,8 +144,8 @@ fn mark(repository: &Repository, id: &ChunkId) -> Result<()> {
     })
 }
 
-/// Removes the marks of chunks that are not in the store any more, and that `is_named` does not know: one that is missing
-/// and needed stays marked, to be written in full. Returns how many there were.
+/// Removes the marks of chunks and groups that are not in the store any more, and that `is_named` does not know: one that is
+/// missing and needed stays marked, to be written in full. Returns how many there were.
 pub(crate) fn remove_stale_marks(
     repository: &Repository,
     backend: &dyn Backend,
@@ -149,24 +153,18 @@ pub(crate) fn remove_stale_marks(
 ) -> Result<u64> {
     let dir = repository.root().join("damaged");
     ownership::refuse_link(&dir)?;
-    let mut marks = HashMap::new();
+    let mut removed = 0;
     for entry in disk::list(&dir)? {
         if let Some(id) = entry.file_name().to_str().and_then(ChunkId::parse)
             && !is_named(&id)
-            && backend.open(&ChunkName::full(id))?.is_none()
+            && backend.open(&FileName::chunk(id))?.is_none()
+            && backend.open(&FileName::group(id))?.is_none()
         {
-            marks.insert(id, entry.path());
+            disk::remove(&entry.path())?;
+            removed += 1;
         }
     }
-    // What is left may be there as a delta, whose name cannot be told from the id.
-    let shards: BTreeSet<u8> = marks.keys().map(ChunkId::shard).collect();
-    for shard in shards {
-        backend.list(shard, &mut |name| drop(marks.remove(&name.id)))?;
-    }
-    for path in marks.values() {
-        disk::remove(path)?;
-    }
-    Ok(marks.len() as u64)
+    Ok(removed)
 }
 
 /// One difference between what a source or a map says and what was found.

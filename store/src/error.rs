@@ -230,6 +230,16 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A chunk cannot be made, because a group that its recipe refers to is missing or damaged.
+    #[error("chunk {chunk} cannot be made: group {group} {reason}")]
+    GroupDamaged {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The group.
+        group: ChunkId,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Damage met at a place of an image.
     #[error("revision {revision} of job {job} is damaged at byte {offset} of the image")]
     ImageDamaged {
@@ -403,16 +413,28 @@ impl Error {
                 | Self::MapCorrupt { .. }
                 | Self::ChunkMissing { .. }
                 | Self::ChunkCorrupt { .. }
+                | Self::GroupDamaged { .. }
                 | Self::ImageDamaged { .. }
         )
     }
 
-    /// Returns the chunk that is missing or damaged. Of a delta that is its base where the damage is there.
+    /// Returns the chunk that is missing or damaged, or cannot be made. Where its base is damaged, that is the base.
     pub fn damaged_chunk(&self) -> Option<ChunkId> {
         match self {
             Self::ChunkMissing { id } | Self::ChunkCorrupt { id, .. } => Some(*id),
+            Self::GroupDamaged { chunk, .. } => Some(*chunk),
             Self::ImageDamaged { cause, .. } => cause.damaged_chunk(),
             _ => None,
+        }
+    }
+
+    /// Returns the chunks and groups that are to be recorded as damaged: whatever uses one of them is affected, and a chunk
+    /// is written in full when its content is met again.
+    pub fn damaged_files(&self) -> Vec<ChunkId> {
+        match self {
+            Self::GroupDamaged { chunk, group, .. } => vec![*chunk, *group],
+            Self::ImageDamaged { cause, .. } => cause.damaged_files(),
+            other => other.damaged_chunk().into_iter().collect(),
         }
     }
 

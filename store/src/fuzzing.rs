@@ -5,9 +5,14 @@
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use crate::chunk::container::{HEADER_LEN_MAX, delta_header_len, header_len, parse_header};
+use crate::backend::StoredChunk;
+use crate::chunk::container::{HEADER_LEN_MAX, header_len, parse_header};
 use crate::chunk::frame::{Decoder, Kind, decode_patch};
+use crate::chunk::group::{check, read_lists};
 use crate::chunk::id::{self, ChunkId, combine};
+use crate::chunk::name::FileName;
+use crate::chunk::recipe::Recipe;
+use crate::chunk::run;
 use crate::chunk::{CHUNK_LEN, FRAME_LEN};
 use crate::legacy;
 use crate::revision::map::ChunkMap;
@@ -20,8 +25,7 @@ pub fn chunk(data: &[u8]) {
     if let Some((id, file)) = data.split_first_chunk() {
         chunk_of(file, &ChunkId::from_bytes(*id));
     }
-    let table_at = if data.get(11) == Some(&1) { 64 } else { 32 };
-    let Some(table) = data.get(table_at..) else { return };
+    let Some(table) = data.get(32..) else { return };
     let plain_len = u32::from_le_bytes([data[12], data[13], data[14], data[15]]) as usize;
     if !(1..=CHUNK_LEN).contains(&plain_len) {
         return;
@@ -38,12 +42,8 @@ fn chunk_of(file: &[u8], id: &ChunkId) {
         return;
     };
     assert!(header.plain_len <= CHUNK_LEN && header.frames.len() == header.plain_len.div_ceil(FRAME_LEN));
-    let mut at = match header.delta {
-        Some(_) => delta_header_len(header.plain_len),
-        None => header_len(header.plain_len),
-    };
+    let mut at = header_len(header.plain_len);
     let mut out = vec![0; FRAME_LEN];
-    let base: Vec<u8> = (0..FRAME_LEN).map(|at| (at / 7) as u8).collect();
     // The process is short of memory for a decoder only when something else has gone wrong.
     let Ok(mut decoder) = Decoder::new() else { return };
     for (number, frame) in header.frames.iter().enumerate() {
@@ -51,12 +51,61 @@ fn chunk_of(file: &[u8], id: &ChunkId) {
         at += frame.stored_len as usize;
         let length = FRAME_LEN.min(header.plain_len - number * FRAME_LEN);
         let stored = &file[frame.offset as usize..at];
-        let _ = match frame.kind {
-            Kind::Patch => decode_patch(stored, &base[..length], &mut out[..length]),
-            kind => decoder.decode(kind, stored, &mut out[..length]),
-        };
+        let _ = decoder.decode(frame.kind, stored, &mut out[..length]);
     }
     assert_eq!(at, file.len(), "bytes behind the last frame");
+}
+
+/// A file in memory.
+#[derive(Debug)]
+struct Bytes(Vec<u8>);
+
+impl StoredChunk for Bytes {
+    fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        let from = self.0.get(offset.min(self.len()) as usize..).unwrap_or_default();
+        let length = from.len().min(buf.len());
+        buf[..length].copy_from_slice(&from[..length]);
+        Ok(length)
+    }
+
+    fn will_need(&self, _offset: u64, _len: u64) {}
+}
+
+/// Parses a group, as it is and with hashes made right, and any bytes as a run and as a recipe.
+pub fn group(data: &[u8]) {
+    const TRAILER: usize = 128;
+    let id = ChunkId::of(b"a group");
+    for length in [1, FRAME_LEN, CHUNK_LEN] {
+        if let Ok(pieces) = run::parse(data, data.len() as u32, length) {
+            let end = pieces.last().map_or(0, |piece| (piece.offset + piece.stored_len) as usize);
+            assert_eq!(end, data.len());
+        }
+    }
+    let files: Vec<FileName> = (0..64u8)
+        .map(|number| ChunkId::of(&[number]))
+        .map(|id| if id.shard() < 128 { FileName::chunk(id) } else { FileName::group(id) })
+        .collect();
+    for frames in 2..=64 {
+        let Some(values) = data.len().checked_sub(frames * 32).and_then(|at| data.get(at..)) else { break };
+        let values: Vec<[u8; 32]> =
+            values.chunks_exact(32).map(|value| std::array::from_fn(|at| value[at])).collect();
+        if let Ok(recipe) = Recipe::parse(data, &combine(&values), &id, &files) {
+            assert!(recipe.values.len() == frames && !recipe.runs.is_empty());
+        }
+    }
+    let mut file = Bytes(data.to_vec());
+    let _ = check(&id, &file);
+    let Some(at) = data.len().checked_sub(TRAILER) else { return };
+    let lists_at = data[at + 8..at + 16].iter().rev().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
+    let lists = data.get(lists_at.min(at as u64) as usize..at).unwrap_or_default();
+    file.0[at + 32..at + 64].copy_from_slice(&id::seal(&[lists]));
+    let hash = id::seal(&[&file.0[at..at + 64], id.as_bytes()]);
+    file.0[at + 64..at + 96].copy_from_slice(&hash);
+    let _ = read_lists(&id, &file);
 }
 
 /// Decodes a frame: two bytes of length, then what is stored; and the same as a patch on a part of itself.
@@ -86,25 +135,28 @@ pub fn map(data: &[u8]) {
     for (place, hash) in sealed[HEADER..table_end].chunks_exact_mut(32).zip(&hashes) {
         place.copy_from_slice(hash);
     }
-    let bases =
-        base_table(&mut sealed, (entries as usize).saturating_mul(32).saturating_add(table_end), pages);
-    let seal = id::seal(&[&sealed[..32], &sealed[HEADER..table_end], &bases]);
+    let places =
+        places_table(&mut sealed, (entries as usize).saturating_mul(32).saturating_add(table_end), pages);
+    let seal = id::seal(&[&sealed[..32], &sealed[HEADER..table_end], &places]);
     sealed[32..HEADER].copy_from_slice(&seal);
     open_map(&sealed);
 }
 
-/// Makes the hashes right in the table of the pages of bases that begins at `at`, and returns it; empty for a map that has
+/// Makes the hashes right in the table of the pages of places that begins at `at`, and returns it; empty for a map that has
 /// none.
-fn base_table(map: &mut [u8], at: usize, pages: usize) -> Vec<u8> {
-    if map.get(8) != Some(&2) || at.saturating_add(pages * 32) > map.len() {
+fn places_table(map: &mut [u8], at: usize, pages: usize) -> Vec<u8> {
+    if map.get(11) != Some(&1) || at.saturating_add(pages * 40) > map.len() {
         return Vec::new();
     }
-    let (table, pages) = map[at..].split_at_mut(pages * 32);
-    let mut bodies = pages.chunks(2048 * 32);
-    for place in table.chunks_exact_mut(32).filter(|place| **place != [0; 32]) {
-        if let Some(body) = bodies.next() {
-            place.copy_from_slice(&id::seal(&[body]));
+    let (table, mut rest) = map[at..].split_at_mut(pages * 40);
+    for entry in table.chunks_exact_mut(40) {
+        let len = entry[32..].iter().rev().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
+        if len == 0 || len > rest.len() as u64 {
+            continue;
         }
+        let (page, behind) = std::mem::take(&mut rest).split_at_mut(len as usize);
+        entry[..32].copy_from_slice(&id::seal(&[page]));
+        rest = behind;
     }
     table.to_vec()
 }
@@ -197,6 +249,7 @@ mod tests {
             chunk(data);
             map(data);
             frame(data);
+            group(data);
             original(data);
             let _ = sealed_manifest(data);
         }

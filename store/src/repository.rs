@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::local::LocalBackend;
 use crate::bounds;
+use crate::chunk::files::{Files, OpenGroups};
 use crate::disk;
 use crate::error::{Context, Error, Result};
 use crate::job::Job;
@@ -56,6 +57,7 @@ struct Inner {
     root: PathBuf,
     marker: Marker,
     is_original: bool,
+    groups: OpenGroups,
 }
 
 /// What a directory is: a store and, if it is a job's directory, that job.
@@ -221,7 +223,14 @@ impl Repository {
         }
         let marker: Marker = serde_yaml::from_str(&text).map_err(unreadable)?;
         ownership::check_readable(root)?;
-        Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), marker, is_original: false }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                root: root.to_owned(),
+                marker,
+                is_original: false,
+                groups: OpenGroups::default(),
+            }),
+        })
     }
 
     /// Opens a base directory of the original as it is. It is no store: revisions can be read, and manifests changed.
@@ -229,7 +238,14 @@ impl Repository {
         let created = Timestamp::from_secs(0).ok_or_else(|| Error::StoreMissing { path: root.to_owned() })?;
         let marker =
             Marker { format: 0, id: String::new(), created, file_system: String::new(), birth: None };
-        Ok(Self { inner: Arc::new(Inner { root: root.to_owned(), marker, is_original: true }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                root: root.to_owned(),
+                marker,
+                is_original: true,
+                groups: OpenGroups::default(),
+            }),
+        })
     }
 
     /// Opens the store whose root is `root`, or the jobs of the original that lie there where there is none.
@@ -355,8 +371,13 @@ impl Repository {
     }
 
     /// Opens the chunk files.
-    pub(crate) fn backend(&self) -> Result<LocalBackend> {
-        LocalBackend::open(self.root())
+    pub(crate) fn backend(&self) -> Result<Files> {
+        LocalBackend::open(self.root()).map(|backend| Files::new(backend, &OpenGroups::default()))
+    }
+
+    /// As [`Repository::backend`], sharing the groups that are open with all other readers: a mount has many images open.
+    pub(crate) fn shared_backend(&self) -> Result<Files> {
+        LocalBackend::open(self.root()).map(|backend| Files::new(backend, &self.inner.groups))
     }
 
     /// The path under which a chunk is marked as damaged.

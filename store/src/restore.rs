@@ -23,6 +23,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::chunk::layout::{chunk_len, frame_len};
+use crate::chunk::name::Place;
 use crate::chunk::store::Scratch;
 use crate::chunk::{CHUNK_SIZE, ChunkId, FRAME_SIZE};
 use crate::damage;
@@ -247,7 +248,7 @@ impl Run<'_> {
                     let length = chunk_len(self.image.size_bytes(), number) as u64;
                     let mut step = || -> Result<()> {
                         self.check_stop()?;
-                        match self.piece(number, *entry, &mut scratch)? {
+                        match self.piece(number, entry.as_ref(), &mut scratch)? {
                             Piece::Hole => zero(number * CHUNK_SIZE, length),
                             Piece::Data(data) => {
                                 let written = write(number * CHUNK_SIZE, data)?;
@@ -291,8 +292,8 @@ impl Run<'_> {
         }
     }
 
-    /// The entries of one page of the map; with `salvage` a damaged page is all lost. Of a damaged page of bases nothing
-    /// need be lost, and it is told.
+    /// The entries of one page of the map; with `salvage` a damaged page is all lost. Of a damaged page of places nothing
+    /// need be lost, and it is reported.
     fn page(&self, page: u64) -> Result<Vec<Entry>> {
         match self.image.page(page) {
             Ok(Page { entries, damage }) => {
@@ -313,17 +314,17 @@ impl Run<'_> {
     }
 
     /// Reads one chunk of the image.
-    fn piece<'s>(&self, number: u64, entry: Entry, scratch: &'s mut Scratch) -> Result<Piece<'s>> {
-        let Some(name) = entry else { return Ok(Piece::Hole) };
+    fn piece<'s>(&self, number: u64, entry: Option<&Place>, scratch: &'s mut Scratch) -> Result<Piece<'s>> {
+        let Some(place) = entry else { return Ok(Piece::Hole) };
         let length = chunk_len(self.image.size_bytes(), number);
         let start = number * CHUNK_SIZE;
-        let plain = match self.image.read_any(number, &name, scratch) {
+        let plain = match self.image.read_any(number, place, scratch) {
             Ok((plain, avoided)) => {
-                avoided.iter().for_each(|error| self.avoid(&name.id, error));
+                avoided.iter().for_each(|error| self.avoid(&place.id, error));
                 plain
             }
             Err(error) if error.is_damage() => {
-                self.lose(start, length as u64, Some(name.id), error)?;
+                self.lose(start, length as u64, Some(place.id), error)?;
                 return Ok(Piece::Hole);
             }
             Err(error) => return Err(error),
@@ -333,14 +334,15 @@ impl Run<'_> {
             (at, length, error)
         });
         for (at, length, error) in damage::merged(bad) {
-            self.lose(start + at, length, Some(name.id), error)?;
+            self.lose(start + at, length, Some(place.id), error)?;
         }
         Ok(Piece::Data(plain.data))
     }
 
     /// Notes damage that loses nothing, since the chunk has another file.
     fn avoid(&self, chunk: &ChunkId, error: &Error) {
-        lock(&self.bad_chunks).push(error.damaged_chunk().unwrap_or(*chunk));
+        let files = error.damaged_files();
+        lock(&self.bad_chunks).extend(if files.is_empty() { vec![*chunk] } else { files });
         let problem = format!("{error}; what it lacks was taken from another file of the chunk");
         self.monitor.finding(&Finding {
             chunk: Some(*chunk),
@@ -350,7 +352,8 @@ impl Run<'_> {
 
     /// Notes a lost range, or fails when nothing may be lost.
     fn lose(&self, offset: u64, length: u64, chunk: Option<ChunkId>, cause: Error) -> Result<()> {
-        // What is damaged may be the base that the chunk leans on.
+        // What is damaged may be the base of the chunk, or a group.
+        lock(&self.bad_chunks).extend(cause.damaged_files());
         let chunk = cause.damaged_chunk().or(chunk);
         lock(&self.bad_chunks).extend(chunk);
         let (job, revision) = (self.job.name().clone(), self.revision.id.clone());

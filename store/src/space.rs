@@ -1,15 +1,15 @@
 //! What revisions cost: the bytes that would be free if they were forgotten and purged, each by itself and all together,
 //! and what the whole store takes.
 //!
-//! A file belongs to a group of revisions alone when no map outside of the group names it, as a chunk or as the base of
-//! a delta. Maps are compared page by page, and a page that many revisions share is read twice at most. Forgotten
+//! A file belongs to a group of revisions alone when no map outside of the group names it, for a chunk or for what a
+//! recipe refers to. Maps are compared page by page, and a page that many revisions share is read twice at most. Forgotten
 //! revisions do not count: a purge removes them anyway.
 
 use std::collections::hash_map::Entry as Place;
 use std::collections::{HashMap, HashSet};
 
 use crate::backend::Backend;
-use crate::chunk::name::ChunkName;
+use crate::chunk::name::{FileKind, FileName};
 use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::monitor::{Finding, Monitor};
@@ -20,14 +20,14 @@ use crate::revision::map::{ChunkMap, PageKey};
 /// What a store takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreSpace {
-    /// Chunk files, deltas included.
+    /// Files of chunks and groups.
     pub chunks: u64,
     /// Bytes in them.
     pub chunk_bytes: u64,
-    /// Of the chunk files, deltas.
-    pub deltas: u64,
+    /// Of the files, groups.
+    pub groups: u64,
     /// Bytes in those.
-    pub delta_bytes: u64,
+    pub group_bytes: u64,
     /// Bytes of images that all revisions hold, without holes.
     pub image_bytes: u64,
 }
@@ -65,9 +65,9 @@ pub fn store_space(repository: &Repository, monitor: &dyn Monitor) -> Result<Sto
             let Some(bytes) = backend.len(&name)? else { continue };
             space.chunks += 1;
             space.chunk_bytes += bytes;
-            if name.base.is_some() {
-                space.deltas += 1;
-                space.delta_bytes += bytes;
+            if name.kind == FileKind::Group {
+                space.groups += 1;
+                space.group_bytes += bytes;
             }
         }
         monitor.advance(1);
@@ -137,7 +137,7 @@ fn facts_bytes(job: &Job, revision: &Revision) -> u64 {
 /// The files that groups use, and to whom they belong.
 #[derive(Default)]
 struct Owners {
-    files: HashMap<ChunkName, Owner>,
+    files: HashMap<FileName, Owner>,
     pages: HashMap<PageKey, Owner>,
 }
 
@@ -164,17 +164,17 @@ impl Owners {
             if known == Some(owner) {
                 continue;
             }
-            for name in map.read_entries(page)?.into_iter().flatten() {
-                // A chunk that is there in full, too, is needed by whoever names it in any form.
-                let full = name.ids().map(ChunkName::full);
-                full.chain(name.base.map(|_| name)).for_each(|file| self.add_file(file, owner));
+            for place in map.read_entries(page)?.into_iter().flatten() {
+                // A chunk that is there in full, too, is needed by whoever names it by a recipe.
+                self.add_file(FileName::chunk(place.id), owner);
+                place.files().for_each(|file| self.add_file(file, owner));
             }
             self.pages.insert(key, owner);
         }
         Ok(())
     }
 
-    fn add_file(&mut self, file: ChunkName, owner: Owner) {
+    fn add_file(&mut self, file: FileName, owner: Owner) {
         match self.files.entry(file) {
             Place::Occupied(mut place) => {
                 let merged = merged(*place.get(), owner);
@@ -233,29 +233,29 @@ mod tests {
         };
         let facts = |revision| facts_bytes(&job, revision);
         let total = store_space(job.repository(), &Silent).unwrap();
-        // First: four chunks; second: one and a delta; third: one.
-        assert_eq!((total.chunks, total.deltas), (7, 1));
+        // First: four chunks; second: one and a group; third: one.
+        assert_eq!((total.chunks, total.groups), (7, 1));
         assert_eq!(total.image_bytes, 13 * CHUNK_SIZE);
         let whole = CHUNK_SIZE + 2336;
-        assert_eq!(total.chunk_bytes, 6 * whole + total.delta_bytes);
+        assert_eq!(total.chunk_bytes, 6 * whole + total.group_bytes);
         let space = of(&[&first, &second, &third]);
-        // The first's chunk 3 is the base of a delta that the others use.
+        // The first's chunk 3 is the base of a recipe that the others use.
         assert_eq!(space.exclusive_bytes[0], whole + facts(&first));
         assert_eq!(space.exclusive_bytes[1], facts(&second));
         assert_eq!(space.exclusive_bytes[2], whole + facts(&third));
         let all = facts(&first) + facts(&second) + facts(&third);
-        assert_eq!(space.together_bytes, 5 * whole + total.delta_bytes + all, "the other job has one chunk");
+        assert_eq!(space.together_bytes, 5 * whole + total.group_bytes + all, "the other job has one chunk");
         // Two that share what no third one has.
         let both = of(&[&second, &third]);
-        assert_eq!(both.together_bytes, 2 * whole + total.delta_bytes + facts(&second) + facts(&third));
+        assert_eq!(both.together_bytes, 2 * whole + total.group_bytes + facts(&second) + facts(&third));
         // It is what a purge frees, one after the other.
         assert_eq!(purge(&job, &first), whole);
         assert_eq!(
             of(&[&second, &third]).together_bytes - facts(&second) - facts(&third),
-            4 * whole + total.delta_bytes
+            4 * whole + total.group_bytes
         );
         assert_eq!(purge(&job, &third), whole);
-        assert_eq!(purge(&job, &second), 3 * whole + total.delta_bytes);
+        assert_eq!(purge(&job, &second), 3 * whole + total.group_bytes);
         assert_eq!(purge(&other, &fourth), whole);
     }
 

@@ -1,13 +1,18 @@
-//! Removes chunks that nothing refers to, beside running backups, restores and mounts.
+//! Removes chunks and groups that nothing refers to, beside running backups, restores and mounts.
 //!
 //! # What may be deleted
 //!
-//! A chunk is **needed** when a map names it, as an entry or as the base of a delta, or a running session's log does.
-//! Maps are those in the register (`register.rs`), those in any directory of the store, and those that a reader or
-//! writer has pinned. A delta's file is needed when a map names it, or a log names its chunk. What a writer relies on
-//! comes from a map that it has pinned, its base's or another disk's, or was put by itself and is in its log.
+//! A file is **needed** when a map names it, or a running session's log does. For a chunk that is made by a recipe a map
+//! names every file that the recipe refers to: the group in which it is, the groups of its runs, and its base. A map names
+//! no more than that, so a group goes when no needed recipe refers to it, and nothing has to be read but maps and logs. The
+//! full chunk of an id that a map names by a recipe is kept where there is one, since readers prefer it.
 //!
-//! A chunk that is not needed is deleted when its end is **explained**: a map names it that this or an earlier purge has
+//! Maps are those in the register (`register.rs`), those in any directory of the store, and those that a reader or
+//! writer has pinned. A new recipe refers to the new group of its own backup, whose id is in the log before the file
+//! exists, and to files that come from a map that the writer has pinned, its base's or another disk's. The pin ends after
+//! the commit, when the new map names them.
+//!
+//! A file that is not needed is deleted when its end is **explained**: a map names it that this or an earlier purge has
 //! removed past the hold time (a `purged` record), or a session that died before its commit has written it. Without such
 //! an explanation it waits until purges at least the hold time apart, and at least 7 days, have found it so
 //! (`sweep/unexplained.rs`).
@@ -58,10 +63,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::backend::Backend;
-use crate::backend::local::LocalBackend;
 use crate::chunk::ChunkId;
-use crate::chunk::forms;
-use crate::chunk::name::ChunkName;
+use crate::chunk::files::Files;
+use crate::chunk::name::FileName;
 use crate::damage;
 use crate::disk;
 use crate::error::{Error, Refusal, Result};
@@ -151,7 +155,7 @@ struct Sweep<'s> {
     repository: &'s Repository,
     options: &'s SweepOptions,
     monitor: &'s dyn Monitor,
-    backend: LocalBackend,
+    backend: Files,
     register: Register,
     needs: Needs,
     tails: LogTails,
@@ -203,6 +207,8 @@ pub fn sweep(repository: &Repository, options: &SweepOptions, monitor: &dyn Moni
         incomplete: HashSet::new(),
         report: SweepReport { temporary_deleted, ..SweepReport::default() },
     };
+    let suspects = sessions.suspects(root)?;
+    sweep.needs.doubt(suspects.unproven.into_iter().chain(suspects.failed));
     let registered = Registered::load(repository)?;
     let has_register = disk::exists(&repository.root().join(register::DIR))?;
     let mut gone = sweep.remove_forgotten(&guard)?;
@@ -218,7 +224,7 @@ pub fn sweep(repository: &Repository, options: &SweepOptions, monitor: &dyn Moni
     if !tree.dangling.is_empty() {
         sweep.unexplained.suspend();
     }
-    sweep.find_missing_chunks()?;
+    sweep.find_missing_chunks(&tree)?;
     if options.dry_run {
         sweep.count()?;
         return Ok(sweep.report);
@@ -226,7 +232,7 @@ pub fn sweep(repository: &Repository, options: &SweepOptions, monitor: &dyn Moni
     sweep.repair(&tree, &records, &unregistered)?;
     sweep.delete(&guard)?;
     let is_named = |id: &ChunkId| sweep.needs.has(id) || sweep.unexplained.is_waiting(id);
-    damage::remove_stale_marks(repository, &sweep.backend, &is_named)?;
+    damage::remove_stale_marks(repository, &*sweep.backend, &is_named)?;
     sweep.unexplained.save(repository)?;
     sweep.close_register(&registered, &tree)?;
     if !sessions.suspects(repository.root())?.unproven.is_empty() {
@@ -291,7 +297,7 @@ impl Sweep<'_> {
             }
         }
         for pin in &pins {
-            self.has_ghosts |= self.needs.add_pinned(pin)?;
+            self.has_ghosts |= self.needs.add_pinned(pin, &self.backend)?;
         }
         // What only a running writer names may have no name at all when that writer fails.
         for id in logged {
@@ -328,30 +334,73 @@ impl Sweep<'_> {
     }
 
     /// Reports chunks that are needed and not there, marks them, and distrusts the revisions that use them.
-    fn find_missing_chunks(&mut self) -> Result<()> {
+    fn find_missing_chunks(&mut self, tree: &Tree) -> Result<()> {
         let mut missing = HashSet::new();
         for shard in 0..=255 {
             let mut present = HashSet::new();
             self.backend.list(shard, &mut |name| {
-                present.insert(name.id);
+                present.insert(name);
             })?;
-            missing.extend(self.needs.of_shard(shard).difference(&present).copied());
+            missing.extend(self.needs.of_shard(shard).filter(|file| !present.contains(file)));
         }
         // A writer logs a chunk before it writes it. What an upgrade found damaged was never written.
-        missing.retain(|id| !self.needs.is_logged(id) && id.original().is_none());
-        if missing.is_empty() {
-            return Ok(());
-        }
+        missing.retain(|file| !self.needs.is_logged(&file.id) && file.id.original().is_none());
         // One that a backup repaired while its directory was listed can have been left out.
-        for name in forms::find(&self.backend, &missing)? {
-            missing.remove(&name.id);
-        }
+        let mut missing: Vec<FileName> = missing.into_iter().collect();
+        let mut error = None;
+        missing.retain(|file| match self.backend.len(file) {
+            Ok(length) => length.is_none(),
+            Err(failed) => {
+                error = Some(failed);
+                true
+            }
+        });
+        error.map_or(Ok(()), Err)?;
+        let missing = self.missed(missing, tree)?;
         self.report.chunks_missing = missing.len() as u64;
         if !self.options.dry_run && !missing.is_empty() {
-            let missing: Vec<ChunkId> = missing.into_iter().collect();
+            let missing: Vec<ChunkId> = missing.iter().map(|file| file.id).collect();
             self.report.distrusted = damage::record_chunks(self.repository, &missing, self.monitor)?;
         }
         Ok(())
+    }
+
+    /// Leaves out the missing files that are not missed: a chunk that was written again in full needs neither its group nor
+    /// its base. What no map explains so is missed.
+    fn missed(&self, missing: Vec<FileName>, tree: &Tree) -> Result<Vec<FileName>> {
+        if missing.is_empty() {
+            return Ok(missing);
+        }
+        let wanted: HashSet<FileName> = missing.iter().copied().collect();
+        let (mut missed, mut done_without, mut seen) = (HashSet::new(), HashSet::new(), HashSet::new());
+        let records = self.register.list()?;
+        let records = records.iter().filter(|record| record.state != State::Purged);
+        let paths = records.map(|record| self.register.path(record));
+        for path in paths.chain(tree.maps.iter().map(|(_, path)| path.clone())) {
+            let map = match ChunkMap::open(&path) {
+                // What a damaged map needs is not known: nothing that is missing is done without.
+                Err(error) if error.is_damage() => return Ok(missing),
+                other => other?,
+            };
+            for page in 0..map.page_count() {
+                if !seen.insert(map.page_key(page)) {
+                    continue;
+                }
+                let entries = match map.read_entries(page) {
+                    Err(error) if error.is_damage() => return Ok(missing),
+                    other => other?,
+                };
+                for place in entries.into_iter().flatten() {
+                    let mut lacks = place.files().filter(|file| wanted.contains(file)).peekable();
+                    if lacks.peek().is_none() {
+                        continue;
+                    }
+                    let is_full = self.backend.len(&FileName::chunk(place.id))?.is_some();
+                    if is_full { &mut done_without } else { &mut missed }.extend(lacks);
+                }
+            }
+        }
+        Ok(missing.into_iter().filter(|file| missed.contains(file) || !done_without.contains(file)).collect())
     }
 
     /// Counts what a purge would delete.
@@ -371,7 +420,7 @@ impl Sweep<'_> {
     }
 
     /// Lists the files of a shard that are not needed, and counts the others as kept.
-    fn candidates(&mut self, shard: u8) -> Result<Vec<ChunkName>> {
+    fn candidates(&mut self, shard: u8) -> Result<Vec<FileName>> {
         let (mut candidates, mut kept) = (Vec::new(), 0);
         let needs = &self.needs;
         self.backend.list(shard, &mut |name| match needs.needs(&name) {
@@ -383,7 +432,7 @@ impl Sweep<'_> {
     }
 
     /// Whether a file that is not needed can be deleted now.
-    fn may_go(&mut self, name: &ChunkName) -> bool {
+    fn may_go(&mut self, name: &FileName) -> bool {
         self.is_explained(&name.id) || self.unexplained.is_due(name.id)
     }
 
@@ -411,7 +460,7 @@ impl Sweep<'_> {
     }
 
     /// Deletes files of a shard, but for those that a writer has named since.
-    fn delete_in(&mut self, shard: u8, files: Vec<(ChunkName, u64)>) -> Result<()> {
+    fn delete_in(&mut self, shard: u8, files: Vec<(FileName, u64)>) -> Result<()> {
         let _shard = self.backend.lock_shard(shard, true)?;
         let needs = &mut self.needs;
         self.tails.read(self.repository.root(), &mut |id| {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::backend::Backend;
 use crate::chunk::layout::{chunk_len, frame_count, frame_len};
-use crate::chunk::name::ChunkName;
+use crate::chunk::name::{FileName, Place};
 use crate::chunk::store::Scratch;
 use crate::chunk::{CHUNK_SIZE, ChunkId, FRAME_SIZE};
 use crate::damage::{self, Difference};
@@ -48,17 +48,24 @@ pub struct VerifyReport {
 struct Badness {
     /// The bad frames and their problems; all frames where none can be read.
     frames: BTreeMap<usize, String>,
-    /// What is damaged: the chunk, or the base that it leans on.
+    /// What is damaged: the chunk, its base, or a group.
     damaged: BTreeSet<ChunkId>,
 }
 
-/// A chunk's file, and the length that the chunk is expected to have.
-type Expected = (ChunkName, u32);
+/// The place of a chunk, and the length that the chunk is expected to have.
+type Expected = (Place, u32);
+
+/// What tells places apart: the chunk, its length, and where its recipe is.
+type Key = (ChunkId, u32, Option<(ChunkId, u32)>);
+
+fn key((place, length): &Expected) -> Key {
+    (place.id, *length, place.recipe.as_ref().map(|recipe| (recipe.group, recipe.offset)))
+}
 
 struct Verifier<'v> {
     job: &'v Job,
     /// Chunks read so far, with the length they were expected to have.
-    seen: HashSet<Expected>,
+    seen: HashSet<Key>,
     bad: HashMap<Expected, Badness>,
     threads: usize,
     monitor: &'v dyn Monitor,
@@ -148,14 +155,14 @@ impl Verifier<'_> {
     fn page(&mut self, revision: &Revision, image: &Image, page: u64, entries: &[Entry]) -> Result<bool> {
         let places: Vec<(u64, Expected)> = (page * PAGE_ENTRIES..)
             .zip(entries)
-            .filter_map(|(number, name)| {
-                Some((number, ((*name)?, chunk_len(image.size_bytes(), number) as u32)))
+            .filter_map(|(number, place)| {
+                Some((number, (place.clone()?, chunk_len(image.size_bytes(), number) as u32)))
             })
             .collect();
         let mut unread = Vec::new();
         for (number, chunk) in &places {
-            if self.seen.insert(*chunk) {
-                unread.push((*number, *chunk));
+            if self.seen.insert(key(chunk)) {
+                unread.push((*number, chunk.clone()));
             }
         }
         self.read(image, &unread)?;
@@ -188,7 +195,9 @@ impl Verifier<'_> {
                     return Err(Error::Cancelled);
                 }
                 if let Some(badness) = check(image, *number, chunk, &mut scratch)? {
-                    bad.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((*chunk, badness));
+                    bad.lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner)
+                        .push((chunk.clone(), badness));
                 }
                 bytes.fetch_add(u64::from(chunk.1), Ordering::Relaxed);
                 monitor.advance(u64::from(chunk.1));
@@ -228,10 +237,10 @@ impl Verifier<'_> {
     }
 
     fn quarantine(&self, report: &VerifyReport) -> Result<()> {
-        for ((name, _), badness) in &self.bad {
+        for ((place, _), badness) in &self.bad {
             // A run that was stopped knows the chunk, but no revision as a whole.
             let Some(first) = report.bad.first() else { break };
-            let bytes = read_file(self.job, name, &badness.damaged);
+            let bytes = read_file(self.job, place, &badness.damaged);
             let difference = Difference {
                 revision: first,
                 offset: 0,
@@ -239,7 +248,7 @@ impl Verifier<'_> {
                 stored: bytes.as_deref(),
                 problem: &format!(
                     "chunk {}: {}",
-                    name.id,
+                    place.id,
                     badness.frames.values().next().map_or("", String::as_str)
                 ),
             };
@@ -271,17 +280,18 @@ impl Verifier<'_> {
     }
 }
 
-/// Returns the file of a damaged chunk as it is, for the quarantine: the base's where that is what is damaged.
-fn read_file(job: &Job, name: &ChunkName, damaged: &BTreeSet<ChunkId>) -> Option<Vec<u8>> {
-    if name.id.original().is_some() {
+/// Returns the file of a damaged chunk as it is, for the quarantine: the base or group where that is what is damaged.
+fn read_file(job: &Job, place: &Place, damaged: &BTreeSet<ChunkId>) -> Option<Vec<u8>> {
+    if place.id.original().is_some() {
         let mut bytes = Vec::new();
-        return OldChunks::open(job.dir()).ok()?.read_file(&name.id, &mut bytes).ok().map(|_| bytes);
+        return OldChunks::open(job.dir()).ok()?.read_file(&place.id, &mut bytes).ok().map(|_| bytes);
     }
-    let base = name.base.filter(|base| damaged.contains(base)).map(ChunkName::full);
     let backend = job.repository().backend().ok()?;
-    // As it is read: the full form, where there is one.
-    let names = base.map_or_else(|| vec![ChunkName::full(name.id), *name], |base| vec![base]);
-    let file = names.iter().find_map(|name| backend.open(name).ok()?)?;
+    // The file that is damaged; as it is read, the full chunk comes first.
+    let full = FileName::chunk(place.id);
+    let names = std::iter::once(full).chain(place.files());
+    let file =
+        names.filter(|name| damaged.contains(&name.id)).find_map(|name| backend.open(&name).ok()?)?;
     let mut bytes = vec![0; file.len().min(CHUNK_SIZE + 4096) as usize];
     let length = file.read_at(&mut bytes, 0).ok()?;
     bytes.truncate(length);
@@ -292,15 +302,16 @@ fn read_file(job: &Job, name: &ChunkName, damaged: &BTreeSet<ChunkId>) -> Option
 fn check(
     image: &Image,
     number: u64,
-    (name, length): &Expected,
+    (place, length): &Expected,
     scratch: &mut Scratch,
 ) -> Result<Option<Badness>> {
     let mut badness = Badness::default();
     let mut add = |frame: usize, error: &Error| {
         badness.frames.insert(frame, error.to_string());
-        badness.damaged.insert(error.damaged_chunk().unwrap_or(name.id));
+        let files = error.damaged_files();
+        badness.damaged.extend(if files.is_empty() { vec![place.id] } else { files });
     };
-    match image.read(number, name, scratch) {
+    match image.read(number, place, scratch) {
         Err(error) if error.is_damage() => {
             (0..frame_count(*length as usize)).for_each(|frame| add(frame, &error));
         }

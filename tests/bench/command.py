@@ -24,6 +24,7 @@ def parse(description):
     parser.add_argument("case", nargs="*", help="default: all")
     parser.add_argument("--gib", type=float, help="GiB of files in the image (default: 2.2; quick: 0.2)")
     parser.add_argument("--repeat", type=int, help="runs of each case (default: 3; quick: 1)")
+    parser.add_argument("--days", type=int, default=365, help="days of the cases `year` and `mixed` (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
     parser.add_argument(
         "--backy", metavar="BINARY", help="measure this binary, with the examples beside it, instead of building one"

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Checks the frame values of one chunk file against docs/format.md section 3, with a BLAKE3 in plain Python.
+"""Checks frame values against docs/format.md section 3, with a BLAKE3 in plain Python: of chunk files, that they are
+those of the frames and combine to the id, and of the recipes of a group, that they combine to the ids of their chunks.
 
 The blake3 module hashes whole inputs only, so the chaining values are made here, slowly: about a second for
 each frame. `tests/format/check` runs this on small chunks.
@@ -73,15 +74,30 @@ def packed(value):
     return struct.pack("<8I", *value)
 
 
+def check_group(path, content):
+    lists_at, files, recipes = struct.unpack("<QII", content[-120:-104])
+    for number in range(recipes):
+        listed = lists_at + 33 * files + 40 * number
+        identity, offset, _length = struct.unpack_from("<32sII", content, listed)
+        runs, length = struct.unpack_from("<HI", content, offset + 2)
+        at = offset + 16 + 20 * runs
+        values = [list(struct.unpack_from("<8I", content, at + 32 * frame)) for frame in range(-(-length // FRAME))]
+        if packed(combine(values, ROOT)) != identity:
+            sys.exit(f"error: {path}: the values of the recipe at {offset} do not combine to its id")
+
+
 def check(path):
     with open(path, "rb") as file:
         content = file.read()
+    if path.endswith(".group"):
+        check_group(path, content)
+        return
     length, frames = struct.unpack_from("<II", content, 12)
     position, values, whole = 32 + 36 * frames, [], b""
     for number in range(frames):
         word, value = struct.unpack_from("<I32s", content, 32 + 36 * number)
         stored = content[position : position + (word & 0xFFFFFF)]
-        frame = decode(word >> 24, stored, min(FRAME, length - number * FRAME), f"{path}: frame {number}", b"")
+        frame = decode(word >> 24, stored, min(FRAME, length - number * FRAME), f"{path}: frame {number}")
         if packed(tree(frame, number * FRAME // 1024, ROOT if frames == 1 else 0)) != value:
             sys.exit(f"error: {path}: wrong value of frame {number}")
         position, whole = position + len(stored), whole + frame

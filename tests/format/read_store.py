@@ -2,6 +2,7 @@
 """Restores one revision of a backy store. Written from docs/format.md alone, to show that the page is enough."""
 
 import argparse
+import functools
 import os
 import re
 import struct
@@ -10,8 +11,9 @@ import sys
 import blake3
 import zstandard
 
-CHUNK, FRAME, PAGE = 4 << 20, 64 << 10, 2048
-HOLE = bytes(32)
+CHUNK, FRAME, PAGE, PAGE_ENTRIES = 4 << 20, 64 << 10, 4 << 10, 2048
+CHUNK_FILE, GROUP = 1, 2
+ZEROS = bytes(32)
 
 
 class Damaged(Exception):
@@ -21,6 +23,43 @@ class Damaged(Exception):
 def require(condition, what):
     if not condition:
         raise Damaged(what)
+
+
+class Bytes:
+    """Takes numbers and names from the front of bytes; `name` is for errors."""
+
+    def __init__(self, data, name):
+        self.data, self.name, self.at = data, name, 0
+
+    def take(self, length):
+        taken = self.data[self.at : self.at + length]
+        require(len(taken) == length, f"{self.name}: cut off")
+        self.at += length
+        return taken
+
+    def number(self, length):
+        return int.from_bytes(self.take(length), "little")
+
+    def file(self):
+        """The name of a file: its kind and id."""
+        kind, identity = self.number(1), self.take(32)
+        require(kind in (CHUNK_FILE, GROUP), f"{self.name}: a file of kind {kind}")
+        return kind, identity
+
+    def pick(self, files, otherwise=None):
+        """The file whose number in a list comes next; 2^32 - 1 stands for `otherwise`, where there is such a thing."""
+        number = self.number(4)
+        if number == 0xFFFFFFFF and otherwise is not None:
+            return otherwise
+        require(number < len(files), f"{self.name}: file {number} of {len(files)}")
+        return files[number]
+
+    def end(self):
+        require(self.at == len(self.data), f"{self.name}: bytes behind its end")
+
+
+def frame_len(length, number):
+    return max(0, min(FRAME, length - number * FRAME))
 
 
 def blake(*parts):
@@ -64,96 +103,173 @@ def read_manifest(path, revision):
 
 
 def read_map(path, size, seal):
-    """What lies at each place: the chunk's id, and its base's or zeros."""
+    """What lies at each place of the image: None for a hole, or the chunk's id and the place of its recipe or None."""
     entries = -(-size // CHUNK)
-    pages = -(-entries // PAGE)
-    content = read(path, 64 + 64 * pages + 64 * entries)
-    version = int.from_bytes(content[8:10], "little")
-    head = struct.pack("<8sHBBIQQ", b"BACKYMAP", version, 22, 0, PAGE, size, entries)
-    require(version in (1, 2) and content[:32] == head, f"{path}: header does not fit an image of {size} bytes")
-    table, body = content[64 : 64 + 32 * pages], content[64 + 32 * pages :]
-    base_table, rest = b"", b""
-    if version == 2:
-        base_table, rest = body[32 * entries :][: 32 * pages], body[32 * entries + 32 * pages :]
-        body = body[: 32 * entries]
-    require(len(body) == 32 * entries and len(table) == 32 * pages, f"{path}: wrong length")
-    require(content[32:64] == seal == blake(head, table, base_table), f"{path}: wrong seal")
-    bases = b""
+    pages = -(-entries // PAGE_ENTRIES)
+    content = Bytes(read(path, 1 << 32), path)
+    flags = content.data[11] if len(content.data) >= 64 else 0
+    require(flags in (0, 1), f"{path}: flags {flags:#x} are not supported")
+    head = struct.pack("<8sHBBIQQ", b"BACKYMAP", 1, 22, flags, PAGE_ENTRIES, size, entries)
+    require(content.take(32) == head, f"{path}: its header does not fit an image of {size} bytes")
+    own_seal, table, ids = content.take(32), content.take(32 * pages), content.take(32 * entries)
+    places_table = content.take(40 * pages if flags else 0)
+    require(own_seal == seal == blake(head, table, places_table), f"{path}: wrong seal")
+    found = []
     for page in range(pages):
-        part = body[32 * PAGE * page : 32 * PAGE * (page + 1)]
+        part = ids[32 * PAGE_ENTRIES * page : 32 * PAGE_ENTRIES * (page + 1)]
         require(blake(part) == table[32 * page : 32 * page + 32], f"{path}: page {page} is damaged")
-        expected = base_table[32 * page : 32 * page + 32]
-        if expected in (b"", HOLE):
-            bases += bytes(len(part))
-        else:
-            require(blake(rest[: len(part)]) == expected, f"{path}: page of bases {page} is damaged")
-            bases, rest = bases + rest[: len(part)], rest[len(part) :]
-    require(not rest, f"{path}: wrong length")
-    return [(body[at : at + 32], bases[at : at + 32]) for at in range(0, 32 * entries, 32)]
+        expected, length = struct.unpack_from("<32sQ", places_table, 40 * page) if flags else (ZEROS, 0)
+        places = [None] * (len(part) // 32)
+        if (expected, length) != (ZEROS, 0):
+            stored = content.take(length)
+            require(blake(stored) == expected, f"{path}: page of places {page} is damaged")
+            places = read_places(Bytes(stored, f"{path}: page of places {page}"), len(places))
+        page_ids = (part[at : at + 32] for at in range(0, len(part), 32))
+        for identity, place in zip(page_ids, places):
+            require(identity != ZEROS or place is None, f"{path}: a recipe for a hole")
+            found.append(None if identity == ZEROS else (identity, place))
+    content.end()
+    return found
 
 
-def decode(kind, stored, length, name, base):
+def read_places(page, count):
+    """For each entry of a page None, or group, offset, length and the other files of its recipe."""
+    files = [page.file() for _ in range(page.number(4))]
+    places = []
+    for _ in range(count):
+        named = page.number(1)
+        if named == 0:
+            places.append(None)
+            continue
+        require(named <= 33, f"{page.name}: a recipe with {named} files")
+        offset, length = page.number(4), page.number(4)
+        # How much of each file is needed, which a reader does not need to know, stands behind its number.
+        (kind, group), *others = [(page.pick(files), page.number(4))[0] for _ in range(named)]
+        require(kind == GROUP, f"{page.name}: a recipe that is in no group")
+        places.append((group, offset, length, set(others)))
+    page.end()
+    return places
+
+
+@functools.lru_cache(maxsize=64)
+def read_group(root, identity):
+    """All bytes of a group and the list of files that its recipes refer to."""
+    path = f"{root}/chunks/{identity.hex()[:2]}/{identity.hex()}.group"
+    data = read(path, 256 << 20)
+    require(data[:64] == struct.pack("<8sH6x32s16x", b"BACKYGRP", 1, identity), f"{path}: header")
+    magic, lists_at, files, recipes, version, flags = struct.unpack("<8sQIIH6s", data[-128:-96])
+    require((magic, version, flags) == (b"BACKYEND", 1, bytes(6)), f"{path}: version {version}, flags {flags.hex()}")
+    require(blake(data[:-32]) == data[-32:], f"{path}: wrong hash")
+    require(blake(data[-128:-64], identity) == data[-64:-32], f"{path}: is another group's")
+    lists = Bytes(data[lists_at:-128], path)
+    require(lists_at >= 64 and blake(lists.data) == data[-96:-64], f"{path}: wrong hash of the lists")
+    names = [lists.file() for _ in range(files)]
+    lists.take(40 * recipes)
+    lists.end()
+    return data, names
+
+
+def record(root, group, offset, length):
+    """The bytes of a recipe or run, and the list of files of its group."""
+    data, files = read_group(root, group)
+    require(64 <= offset and offset + length <= len(data) - 128, f"{group.hex()}.group at {offset}: lies outside")
+    return Bytes(data[offset : offset + length], f"{group.hex()}.group at {offset}"), files
+
+
+def decode(kind, stored, length, name, prefix=None):
+    """The bytes of a frame or piece; kind 4 is unpacked with a prefix, and only there is one."""
     if kind == 0 and not stored:
         return bytes(length)
     if kind == 1 and len(stored) == length:
         return stored
-    if kind == 3 and base and not stored:
-        return base
-    require(kind == 2 or kind == 4 and base, f"{name}: kind {kind}")
+    require(kind == 2 or kind == 4 and prefix, f"{name}: kind {kind}")
     require(1 <= len(stored) < length, f"{name}: kind {kind} with {len(stored)} stored bytes")
     require(zstandard.frame_content_size(stored) in (-1, length), f"{name}: unpacks to another length")
-    prefix = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if kind == 4 else None
-    decompressor = zstandard.ZstdDecompressor(dict_data=prefix)
-    unpacked = decompressor.decompress(stored, max_output_size=length, allow_extra_data=False)
+    base = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if kind == 4 else None
+    unpacked = zstandard.ZstdDecompressor(base).decompress(stored, length, allow_extra_data=False)
     require(len(unpacked) == length, f"{name}: unpacks to {len(unpacked)} bytes")
     return unpacked
 
 
-def read_chunk(root, identity, base, length):
-    """A chunk's bytes, from its full form if that is there and can be read."""
-    folder = f"{root}/chunks/{identity.hex()[:2]}"
-    full = f"{folder}/{identity.hex()}"
-    try:
-        return read_file(full, identity, length, None, b"")
-    except (Damaged, OSError):
-        if base == HOLE:
-            raise
-    leaning_on = read_chunk(root, base, HOLE, length)
-    return read_file(f"{full}.{base.hex()}", identity, length, base, leaning_on)
-
-
-def read_file(path, identity, length, base, base_bytes):
-    content = read(path, 64 + 64 * 36 + CHUNK)
+def read_full(root, identity, length):
+    """A chunk that has a file of its own."""
+    path = f"{root}/chunks/{identity.hex()[:2]}/{identity.hex()}"
+    content = Bytes(read(path, 32 + 36 * 64 + CHUNK), path)
     frames = -(-length // FRAME)
-    head, total = content[:20], int.from_bytes(content[20:24], "little")
-    flags, table = (1, 64) if base else (0, 32)
-    require(head == struct.pack("<8sHBBII", b"BACKYCHK", 1, 16, flags, length, frames), f"{path}: wrong header")
-    if base:
-        require(content[32:64] == base != identity and frames > 1, f"{path}: wrong base")
-    else:
-        require(content[24:32] == bytes(8), f"{path}: wrong header")
-    position = table + 36 * frames
-    require(len(content) == position + total, f"{path}: wrong length")
-    chunk = bytearray()
-    for number in range(frames):
-        word, _value = struct.unpack_from("<I32s", content, table + 36 * number)
-        kind, stored = word >> 24, content[position : position + (word & 0xFFFFFF)]
-        name = f"{path}: frame {number}"
-        require(len(stored) == word & 0xFFFFFF, f"{name}: lies beyond the end")
-        from_base = base_bytes[number * FRAME : (number + 1) * FRAME]
-        chunk += decode(kind, stored, min(FRAME, length - number * FRAME), name, from_base)
-        position += len(stored)
-    require(position == len(content), f"{path}: bytes behind the last frame")
+    table = [struct.unpack_from("<I", content.data, at)[0] for at in range(32, 32 + 36 * frames, 36)]
+    stored_len = sum(word & 0xFFFFFF for word in table)
+    head = struct.pack("<8sHBBIIIQ", b"BACKYCHK", 1, 16, 0, length, frames, stored_len, 0)
+    require(content.take(32) == head, f"{path}: header does not fit a chunk of {length} bytes")
+    content.take(36 * frames)
+    chunk = b""
+    for number, word in enumerate(table):
+        stored = content.take(word & 0xFFFFFF)
+        chunk += decode(word >> 24, stored, frame_len(length, number), f"{path}: frame {number}")
+    content.end()
     require(blake(chunk) == identity, f"{path}: content does not match the id")
     return chunk
 
 
+def read_made(root, identity, place, length):
+    """A chunk that is made by a recipe."""
+    group, offset, recipe_len, named = place
+    recipe, files = record(root, group, offset, recipe_len)
+    frames, flags, count, plain_len = -(-length // FRAME), recipe.number(2), recipe.number(2), recipe.number(4)
+    require(flags == 0 and 1 <= count <= 31, f"{recipe.name}: flags {flags:#x}, {count} runs")
+    require(plain_len == length and frames > 1, f"{recipe.name}: is for a chunk of {plain_len} bytes")
+    kind, base = recipe.pick(files, (CHUNK_FILE, None))
+    require(kind == CHUNK_FILE and base != identity and recipe.number(4) == 0, f"{recipe.name}: its base")
+    runs = [(recipe.pick(files, (GROUP, group)), *(recipe.number(size) for size in (4, 4, 8))) for _ in range(count)]
+    recipe.take(32 * frames)
+    recipe.end()
+    used = {(kind, base)} if base else set()
+    used |= {file for file, *_ in runs if file != (GROUP, group)}
+    require(used == named, f"{recipe.name}: refers to other files than the map says")
+    base = read_full(root, base, length) if base else bytes(length)
+    chunk = bytearray(base)
+    for (kind, where), offset, run_len, wanted in runs:
+        require(kind == GROUP and 0 < wanted < 1 << frames, f"{recipe.name}: an impossible run")
+        put_run(record(root, where, offset, run_len)[0], wanted, base, chunk)
+    require(blake(chunk) == identity, f"{recipe.name}: content does not match the id")
+    return bytes(chunk)
+
+
+def put_run(run, wanted, base, chunk):
+    """Puts the pieces of the frames in `wanted` into the chunk."""
+    count, reserved, digest = run.number(2), run.number(2), run.take(32)
+    require(1 <= count <= 64 and reserved == 0 and digest == blake(run.data[36:]), f"{run.name}: head or hash")
+    pieces = [struct.unpack("<BBHI", run.take(8)) for _ in range(count)]
+    frames = [frame for frame, *_ in pieces]
+    require(frames == sorted(set(frames)), f"{run.name}: its frames are not in order")
+    for frame, kind, pages, stored_len in pieces:
+        start, length, name = frame * FRAME, frame_len(len(chunk), frame), f"{run.name}: frame {frame}"
+        bounds = [(at, min(at + PAGE, length)) for at in range(0, FRAME, PAGE) if pages >> at // PAGE & 1]
+        require(bounds and bounds[-1][0] < length, f"{name}: pages {pages:#x}")
+        require(kind in (1, 2, 4), f"{name}: kind {kind}")
+        plain_len = sum(end - begin for begin, end in bounds)
+        packed = decode(kind, run.take(stored_len), plain_len, name, base[start : start + length])
+        for begin, end in bounds if wanted >> frame & 1 else ():
+            chunk[start + begin : start + end], packed = packed[: end - begin], packed[end - begin :]
+    run.end()
+    require(all(wanted >> frame & 1 == 0 or frame in frames for frame in range(64)), f"{run.name}: lacks a frame")
+
+
+def read_chunk(root, identity, place, length):
+    """A chunk's bytes: from its own file if that is there and can be read."""
+    try:
+        return read_full(root, identity, length)
+    except (Damaged, OSError, struct.error, zstandard.ZstdError):
+        if place is None:
+            raise
+    return read_made(root, identity, place, length)
+
+
 def write_image(root, places, size, target):
     target.truncate(size)
-    for number, (identity, base) in enumerate(places):
-        if identity != HOLE:
+    for number, found in enumerate(places):
+        if found is not None:
             target.seek(number * CHUNK)
-            target.write(read_chunk(root, identity, base, min(CHUNK, size - number * CHUNK)))
+            target.write(read_chunk(root, *found, min(CHUNK, size - number * CHUNK)))
 
 
 def restore(store, job, revision, output):
@@ -177,7 +293,7 @@ def main():
     arguments = parser.parse_args()
     try:
         restore(**vars(arguments))
-    except (Damaged, OSError, ValueError, KeyError, zstandard.ZstdError) as error:
+    except (Damaged, OSError, ValueError, KeyError, struct.error, zstandard.ZstdError) as error:
         sys.exit(f"error: {type(error).__name__}: {error}")
 
 

@@ -316,8 +316,8 @@ impl Model {
         }
         let run = self.world.run(&["verify", "-r", "all"]);
         if run.code() == 0 {
-            // A part of a base that no delta leans on, or a delta whose chunk was written in full since: nobody misses it.
-            // It is put back, or a later backup might lean on it.
+            // A part of a base or group that no recipe needs, or a recipe whose chunk was written in full since: nobody misses it.
+            // It is put back, or a later backup might need it.
             self.count("damage, not missed");
             self.check_all(when);
             fs::write(&path, bytes).expect("write a chunk");
@@ -330,7 +330,7 @@ impl Model {
         for id in self.revisions.keys() {
             let (run, image) = self.world.restore(id);
             let is_bad = bad.contains(id);
-            // Another file of the chunk can have what the damaged one lacks.
+            // Another file can have what the damaged one lacks.
             let is_recovered = is_bad && run.stderr.contains("taken from another file");
             assert_eq!(run.code(), i32::from(is_bad && !is_recovered), "{when}: {run}");
             assert!(image.is_none() == (run.code() == 1), "{when}: {run}");

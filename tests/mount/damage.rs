@@ -280,8 +280,8 @@ fn a_damaged_page_of_the_map_costs_its_range() {
     world.expected.clear();
 }
 
-/// Backs up for the job `twin`, the second time with two chunks as deltas on the first; returns the ids of the two.
-fn twin_of_deltas(world: &World, good: &Image) -> Vec<String> {
+/// Backs up for the job `twin`, the second time with changes of two chunks; returns the ids of the two.
+fn twin_with_runs(world: &World, good: &Image) -> Vec<String> {
     world.add_job("twin", "image.img");
     let backup = |image: &Image| {
         world.write_image(image);
@@ -291,11 +291,8 @@ fn twin_of_deltas(world: &World, good: &Image) -> Vec<String> {
     [1, 3].into_iter().for_each(|chunk| before.0[chunk * CHUNK + 9 * FRAME] ^= 1);
     backup(&before);
     backup(good);
-    let names = world.chunks().into_iter().filter_map(|chunk| {
-        let name = chunk.file_name()?.to_str()?.to_owned();
-        Some(name.split_once('.')?.0.to_owned())
-    });
-    names.collect()
+    let id = |chunk: usize| backy_store::ChunkId::of(&good.0[chunk * CHUNK..(chunk + 1) * CHUNK]).to_string();
+    [1, 3].into_iter().map(id).collect()
 }
 
 #[test]
@@ -305,7 +302,7 @@ fn what_is_read_from_another_file_of_a_chunk_is_marked_and_told_once() {
     }
     let mut world = World::new(env!("CARGO_BIN_EXE_backy"));
     let good = Arc::new(image());
-    let chunks = twin_of_deltas(&world, &good);
+    let chunks = twin_with_runs(&world, &good);
     let [first, second] = &chunks[..] else { panic!("{chunks:?}") };
     let mark = |id: &str| world.store().join("damaged").join(id);
     let marks = [mark(first), mark(second)];
@@ -336,11 +333,11 @@ fn what_is_read_from_another_file_of_a_chunk_is_marked_and_told_once() {
     assert!(!marks.iter().any(|mark| mark.exists()), "they are healed");
     Run::of(&mut world.command_for("twin", &["forget", "-r", "all"])).expect(0);
     world.ok(&["purge", "--now"]);
-    world.must_restore_all("after the deltas were purged");
+    world.must_restore_all("after the groups were purged");
 }
 
 #[test]
-fn a_page_of_bases_that_is_done_without_distrusts_its_revision() {
+fn a_page_of_places_that_is_done_without_distrusts_its_revision() {
     if !can_mount() {
         return;
     }
@@ -360,6 +357,6 @@ fn a_page_of_bases_that_is_done_without_distrusts_its_revision() {
     assert_eq!(trust(&world, "web01", &other), "trusted");
     let lines = logged(&world, "got-around-damage-of-an-image");
     assert_eq!(lines.len(), 1, "{lines:#?}");
-    assert!(lines[0].contains("page of bases 0"), "{lines:#?}");
+    assert!(lines[0].contains("page of places 0"), "{lines:#?}");
     mount.finish();
 }

@@ -7,9 +7,9 @@
 mod absence;
 mod crash;
 mod damage;
-mod deltas;
 mod errors;
 mod full_disk;
+mod groups;
 mod harm;
 mod locks;
 mod peers;

@@ -14,7 +14,7 @@ pub(crate) struct Scene {
     pub(crate) first: String,
     /// The newer one.
     pub(crate) second: String,
-    /// The image on disk: changed, new, duplicate, zeroed and unchanged chunks, one changed a little that was a delta before,
+    /// The image on disk: changed, new, duplicate, zeroed and unchanged chunks, one changed a little that was changed a little before,
     /// and a longer end.
     pub(crate) next: Arc<Image>,
 }

@@ -128,8 +128,8 @@ fn store_json(repository: &Repository, total: &StoreSpace) -> Value {
         "path": repository.root().to_string_lossy(),
         "chunks": total.chunks,
         "chunk_bytes": total.chunk_bytes,
-        "deltas": total.deltas,
-        "delta_bytes": total.delta_bytes,
+        "groups": total.groups,
+        "group_bytes": total.group_bytes,
         "image_bytes": total.image_bytes,
     })
 }
@@ -144,8 +144,8 @@ fn store_line(repository: &Repository, total: &StoreSpace) -> String {
         repository.root().display(),
         count(total.chunks, "chunk", "chunks"),
         human_bytes(total.chunk_bytes),
-        count(total.deltas, "delta", "deltas"),
-        human_bytes(total.delta_bytes),
+        count(total.groups, "group", "groups"),
+        human_bytes(total.group_bytes),
         human_bytes(total.image_bytes)
     )
 }

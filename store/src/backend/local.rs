@@ -1,4 +1,4 @@
-//! Chunk files in a local directory: `chunks/ab/<id>` and `chunks/ab/<id>.<base>`, 256 directories made with the store.
+//! Chunk files in a local directory: `chunks/ab/<id>` and `chunks/ab/<id>.group`, 256 directories made with the store.
 //! One that is missing is empty, as in a copy made by a program that skips empty directories; who writes makes it.
 //!
 //! `chunks` and `tmp` may be links to another disk, both to the same: what is synced is the file system of `chunks`.
@@ -7,12 +7,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use super::{Backend, ShardLock, StoredChunk};
-use crate::chunk::name::ChunkName;
+use super::{Backend, NewFile, ShardLock, StoredChunk};
+use crate::chunk::name::FileName;
 use crate::disk;
 use crate::error::{Context, Error, Result};
 use crate::lock;
@@ -26,7 +27,7 @@ pub(crate) struct LocalBackend {
     dir: Option<File>,
     reliable_syncfs: bool,
     /// Shards with new or newly used names; only consulted where `syncfs` is not relied on.
-    touched: Vec<AtomicBool>,
+    touched: Arc<Vec<AtomicBool>>,
 }
 
 impl std::fmt::Debug for LocalBackend {
@@ -51,7 +52,7 @@ impl LocalBackend {
             reliable_syncfs: dir.as_ref().is_some_and(disk::has_reliable_syncfs),
             chunks,
             dir,
-            touched: (0..256).map(|_| AtomicBool::new(false)).collect(),
+            touched: Arc::new((0..256).map(|_| AtomicBool::new(false)).collect()),
         })
     }
 
@@ -127,7 +128,7 @@ impl LocalBackend {
         self.chunks.join(format!("{shard:02x}"))
     }
 
-    fn path(&self, name: &ChunkName) -> PathBuf {
+    fn path(&self, name: &FileName) -> PathBuf {
         self.shard_dir(name.id.shard()).join(name.to_string())
     }
 }
@@ -162,14 +163,57 @@ impl StoredChunk for LocalChunk {
         Ok(done)
     }
 
-    fn will_need(&self) {
-        // A length of zero means up to the end. Advice that is not taken costs nothing but time.
-        let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+    fn will_need(&self, offset: u64, len: u64) {
+        let (offset, len) = (offset.cast_signed(), len.cast_signed());
+        // Advice that is not taken costs nothing but time.
+        let _ = posix_fadvise(&self.file, offset, len, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+    }
+}
+
+/// A file in `tmp`.
+#[derive(Debug)]
+struct LocalNewFile {
+    file: File,
+    temporary: PathBuf,
+    target: PathBuf,
+    shard: u8,
+    is_synced: bool,
+    is_placed: bool,
+    touched: Arc<Vec<AtomicBool>>,
+}
+
+impl NewFile for LocalNewFile {
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        disk::append(&self.file, bytes, &self.temporary)
+    }
+
+    fn reader(&self) -> Result<Box<dyn StoredChunk>> {
+        let file = disk::open(&self.temporary).context("open", &self.temporary)?;
+        Ok(Box::new(LocalChunk { file, len: u64::MAX }))
+    }
+
+    fn place(&mut self) -> Result<()> {
+        if self.is_synced {
+            disk::sync_file(&self.file, &self.temporary)?;
+        }
+        self.touched[usize::from(self.shard)].store(true, Ordering::Relaxed);
+        disk::rename(&self.temporary, &self.target)?;
+        self.is_placed = true;
+        Ok(())
+    }
+}
+
+impl Drop for LocalNewFile {
+    fn drop(&mut self) {
+        if !self.is_placed {
+            // What is left over is removed by the next scan of sessions.
+            drop(disk::remove(&self.temporary));
+        }
     }
 }
 
 impl Backend for LocalBackend {
-    fn open(&self, name: &ChunkName) -> Result<Option<Box<dyn StoredChunk>>> {
+    fn open(&self, name: &FileName) -> Result<Option<Box<dyn StoredChunk>>> {
         let path = self.path(name);
         match disk::open(&path).and_then(|file| file.metadata().map(|facts| (file, facts))) {
             Ok((_, facts)) if !facts.is_file() => {
@@ -181,7 +225,7 @@ impl Backend for LocalBackend {
         }
     }
 
-    fn len(&self, name: &ChunkName) -> Result<Option<u64>> {
+    fn len(&self, name: &FileName) -> Result<Option<u64>> {
         let path = self.path(name);
         match std::fs::symlink_metadata(&path) {
             Ok(facts) => Ok(Some(facts.len())),
@@ -190,7 +234,7 @@ impl Backend for LocalBackend {
         }
     }
 
-    fn put(&self, name: &ChunkName, bytes: &[u8], temporary: &str, replace: bool) -> Result<()> {
+    fn put(&self, name: &FileName, bytes: &[u8], temporary: &str, replace: bool) -> Result<()> {
         let temporary = self.temporaries.join(temporary);
         let target = self.path(name);
         let file = disk::create_new(&temporary)?;
@@ -222,10 +266,22 @@ impl Backend for LocalBackend {
         }
     }
 
-    fn use_existing(&self, name: &ChunkName) {
-        for id in name.ids() {
-            self.touched[usize::from(id.shard())].store(true, Ordering::Relaxed);
-        }
+    fn begin(&self, name: &FileName, temporary: &str) -> Result<Box<dyn NewFile>> {
+        let temporary = self.temporaries.join(temporary);
+        let file = disk::create_new(&temporary)?;
+        Ok(Box::new(LocalNewFile {
+            file,
+            temporary,
+            target: self.path(name),
+            shard: name.id.shard(),
+            is_synced: !self.reliable_syncfs,
+            is_placed: false,
+            touched: Arc::clone(&self.touched),
+        }))
+    }
+
+    fn use_existing(&self, name: &FileName) {
+        self.touched[usize::from(name.id.shard())].store(true, Ordering::Relaxed);
     }
 
     fn barrier(&self) -> Result<()> {
@@ -243,17 +299,17 @@ impl Backend for LocalBackend {
         Ok(())
     }
 
-    fn delete(&self, name: &ChunkName) -> Result<()> {
+    fn delete(&self, name: &FileName) -> Result<()> {
         disk::remove(&self.path(name))
     }
 
-    fn list(&self, shard: u8, visit: &mut dyn FnMut(ChunkName)) -> Result<()> {
+    fn list(&self, shard: u8, visit: &mut dyn FnMut(FileName)) -> Result<()> {
         let dir = self.shard_dir(shard);
         if disk::is_missing(&self.chunks) {
             return Ok(());
         }
         for entry in disk::list(&dir)? {
-            let Some(name) = entry.file_name().to_str().and_then(ChunkName::parse) else { continue };
+            let Some(name) = entry.file_name().to_str().and_then(FileName::parse) else { continue };
             if name.id.shard() == shard {
                 visit(name);
             }
@@ -282,7 +338,7 @@ mod tests {
         (dir, backend)
     }
 
-    fn read(backend: &LocalBackend, name: &ChunkName) -> Vec<u8> {
+    fn read(backend: &LocalBackend, name: &FileName) -> Vec<u8> {
         let chunk = backend.open(name).unwrap().unwrap();
         let mut bytes = vec![0; chunk.len() as usize];
         assert_eq!(chunk.read_at(&mut bytes, 0).unwrap(), bytes.len());
@@ -292,7 +348,7 @@ mod tests {
     #[test]
     fn what_is_there_stays_unless_it_is_replaced() {
         let (dir, backend) = store();
-        let name = ChunkName::full(ChunkId::of(b"x"));
+        let name = FileName::chunk(ChunkId::of(b"x"));
         assert!(backend.open(&name).unwrap().is_none());
         backend.put(&name, b"first", "t.1", false).unwrap();
         backend.put(&name, b"second", "t.1", false).unwrap();
@@ -306,7 +362,7 @@ mod tests {
     #[test]
     fn listing_skips_what_is_no_chunk_and_deleting_twice_is_fine() {
         let (dir, backend) = store();
-        let name = ChunkName::full(ChunkId::of(b"x"));
+        let name = FileName::chunk(ChunkId::of(b"x"));
         backend.put(&name, b"abc", "t", false).unwrap();
         std::fs::write(dir.path().join(format!("chunks/{:02x}/notes.txt", name.id.shard())), b"").unwrap();
         let mut seen = Vec::new();

@@ -17,7 +17,7 @@ use super::id::ChunkId;
 use super::store::SharedChunk;
 use super::{CHUNK_LEN, FRAME_LEN, FRAMES_MAX};
 
-/// Open chunk files kept with their frame tables: each costs a descriptor and about 4 KiB, a delta twice that.
+/// Open chunk files kept with their frame tables: each costs a descriptor and about 4 KiB, one that is made by a recipe twice that.
 const OPEN_CHUNKS_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 /// Failed loads that are remembered.
@@ -41,8 +41,6 @@ pub(crate) enum Key {
     Chunk(u64, ChunkId),
     /// A page of the map with this seal.
     MapPage([u8; 32], u64),
-    /// A page of bases of the map with this seal.
-    BasePage([u8; 32], u64),
 }
 
 /// The cache. Share it with `Arc`.

@@ -12,14 +12,12 @@ pub(crate) const MAGIC: &[u8; 8] = b"BACKYCHK";
 pub(crate) const VERSION: u16 = 1;
 const FRAME_LOG: u8 = 16;
 const FIXED_LEN: usize = 32;
-const BASE_LEN: usize = 32;
 const ENTRY_LEN: usize = 36;
-const FLAG_DELTA: u8 = 1;
 
-/// The longest header: a delta of 64 frames.
-pub(crate) const HEADER_LEN_MAX: usize = FIXED_LEN + BASE_LEN + FRAMES_MAX * ENTRY_LEN;
+/// The longest header: that of a chunk of 64 frames.
+pub(crate) const HEADER_LEN_MAX: usize = FIXED_LEN + FRAMES_MAX * ENTRY_LEN;
 
-const _: () = assert!(1 << FRAME_LOG == FRAME_LEN && HEADER_LEN_MAX == 2368);
+const _: () = assert!(1 << FRAME_LOG == FRAME_LEN && HEADER_LEN_MAX == 2336);
 
 /// Where one frame lies in the file and what it must hash to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,18 +38,6 @@ pub(crate) struct Header {
     pub(crate) frames: Vec<Frame>,
     /// Length of the whole file.
     pub(crate) file_len: u64,
-    /// Present for a delta.
-    pub(crate) delta: Option<Delta>,
-}
-
-/// What a delta says of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Delta {
-    /// The full chunk that it leans on.
-    pub(crate) base: ChunkId,
-    /// Length of this file and of the deltas on the same base that came before it at its place. Advice: it says when a
-    /// full chunk is due.
-    pub(crate) spent_bytes: u64,
 }
 
 /// Returns the length of the header of a full chunk of `plain_len` bytes.
@@ -59,22 +45,15 @@ pub(crate) fn header_len(plain_len: usize) -> usize {
     FIXED_LEN + frame_count(plain_len) * ENTRY_LEN
 }
 
-/// Returns the length of the header of a delta of `plain_len` bytes.
-pub(crate) fn delta_header_len(plain_len: usize) -> usize {
-    header_len(plain_len) + BASE_LEN
-}
-
-/// Writes the header of a chunk into `out`, which has exactly [`header_len`] or [`delta_header_len`] bytes.
+/// Writes the header of a chunk into `out`, which has exactly [`header_len`] bytes.
 pub(crate) fn write_header(
     out: &mut [u8],
     plain_len: usize,
     frames: &[(Kind, usize)],
     values: &[FrameValue],
-    delta: Option<&Delta>,
 ) {
-    let table_at = FIXED_LEN + delta.map_or(0, |_| BASE_LEN);
     assert!(
-        out.len() == table_at + frame_count(plain_len) * ENTRY_LEN
+        out.len() == header_len(plain_len)
             && frames.len() == values.len()
             && frames.len() == frame_count(plain_len)
     );
@@ -86,19 +65,12 @@ pub(crate) fn write_header(
     out[12..16].copy_from_slice(&(plain_len as u32).to_le_bytes());
     out[16..20].copy_from_slice(&(frames.len() as u32).to_le_bytes());
     out[20..24].copy_from_slice(&(stored as u32).to_le_bytes());
-    if let Some(delta) = delta {
-        out[11] = FLAG_DELTA;
-        out[24..32].copy_from_slice(&delta.spent_bytes.to_le_bytes());
-        out[FIXED_LEN..table_at].copy_from_slice(delta.base.as_bytes());
-    }
-    let entries = out[table_at..].chunks_exact_mut(ENTRY_LEN);
+    let entries = out[FIXED_LEN..].chunks_exact_mut(ENTRY_LEN);
     for ((entry, (kind, length)), value) in entries.zip(frames).zip(values) {
         let kind = match kind {
             Kind::Zero => 0u32,
             Kind::Raw => 1,
             Kind::Zstd => 2,
-            Kind::Same => 3,
-            Kind::Patch => 4,
         };
         entry[..4].copy_from_slice(&(kind << 24 | *length as u32).to_le_bytes());
         entry[4..].copy_from_slice(value);
@@ -126,25 +98,24 @@ pub(crate) fn parse_header(bytes: &[u8], file_len: u64, id: &ChunkId) -> Result<
             "its header says format version {version}, and the store's files have version {VERSION}"
         ));
     }
-    let is_delta = fixed[11] == FLAG_DELTA;
-    if fixed[10] != FRAME_LOG || !is_delta && (fixed[11] != 0 || fixed[24..] != [0; 8]) {
-        return corrupt("its header has flags that this version does not know");
+    if fixed[10] != FRAME_LOG || fixed[11] != 0 || fixed[24..] != [0; 8] {
+        let (log, flags) = (fixed[10], fixed[11]);
+        return Err(format!(
+            "its header has the frame size {log} and the flags {flags:#x}, which this version does not know"
+        ));
     }
     let plain_len = word(12) as usize;
     if plain_len == 0 || plain_len > CHUNK_LEN || word(16) as usize != frame_count(plain_len) {
         return corrupt("its header has impossible lengths");
     }
-    let (start, table_at) = match is_delta {
-        true => (delta_header_len(plain_len), FIXED_LEN + BASE_LEN),
-        false => (header_len(plain_len), FIXED_LEN),
-    };
+    let start = header_len(plain_len);
     if (start as u64) + u64::from(word(20)) != file_len {
         return corrupt("its file does not have the length that its header says");
     }
-    let Some(table) = bytes.get(table_at..start) else {
+    let Some(table) = bytes.get(FIXED_LEN..start) else {
         return corrupt("its file is cut off in the frame table");
     };
-    let frames = parse_table(table, start as u32, plain_len, is_delta).map_err(str::to_owned)?;
+    let frames = parse_table(table, start as u32, plain_len).map_err(str::to_owned)?;
     let end = frames.last().map_or(start as u32, |frame| frame.offset + frame.stored_len);
     if u64::from(end) != file_len {
         return corrupt("its frames do not fill the file");
@@ -153,26 +124,10 @@ pub(crate) fn parse_header(bytes: &[u8], file_len: u64, id: &ChunkId) -> Result<
     if combine(&values) != *id {
         return corrupt("its frame table does not belong to this id");
     }
-    let mut delta = None;
-    if is_delta {
-        let mut base = [0; BASE_LEN];
-        base.copy_from_slice(&bytes[FIXED_LEN..table_at]);
-        let spent_bytes = fixed[24..].iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
-        delta = Some(Delta { base: ChunkId::from_bytes(base), spent_bytes });
-        // The value of a lone frame is the id itself: nothing of it could be shared with another chunk.
-        if frames.len() == 1 || base == *id.as_bytes() {
-            return corrupt("it cannot be a delta");
-        }
-    }
-    Ok(Header { plain_len, frames, file_len, delta })
+    Ok(Header { plain_len, frames, file_len })
 }
 
-fn parse_table(
-    table: &[u8],
-    start: u32,
-    plain_len: usize,
-    is_delta: bool,
-) -> Result<Vec<Frame>, &'static str> {
+fn parse_table(table: &[u8], start: u32, plain_len: usize) -> Result<Vec<Frame>, &'static str> {
     let mut frames = Vec::with_capacity(table.len() / ENTRY_LEN);
     let mut offset = start;
     for (number, entry) in table.chunks_exact(ENTRY_LEN).enumerate() {
@@ -182,15 +137,13 @@ fn parse_table(
             0 => Kind::Zero,
             1 => Kind::Raw,
             2 => Kind::Zstd,
-            3 if is_delta => Kind::Same,
-            4 if is_delta => Kind::Patch,
             _ => return Err("a frame is of a kind that this version does not know"),
         };
         let plain = frame_len(plain_len, number) as u32;
         let fits = match kind {
-            Kind::Zero | Kind::Same => stored_len == 0,
+            Kind::Zero => stored_len == 0,
             Kind::Raw => stored_len == plain,
-            Kind::Zstd | Kind::Patch => stored_len > 0 && stored_len < plain,
+            Kind::Zstd => stored_len > 0 && stored_len < plain,
         };
         if !fits {
             return Err("a frame has an impossible length");
@@ -220,46 +173,9 @@ mod tests {
             data.len(),
             &[(Kind::Zstd, 20), (Kind::Zero, 0), (Kind::Raw, 3)],
             &digest.values,
-            None,
         );
         file.extend_from_slice(&[5; 23]);
         (id, file)
-    }
-
-    fn sample_delta() -> (ChunkId, Vec<u8>, Delta) {
-        let data = [vec![7; FRAME_LEN], vec![0; FRAME_LEN], vec![1, 2, 3]].concat();
-        let mut digest = Digest::default();
-        let id = digest.update(&data).unwrap();
-        let mut file = vec![0; delta_header_len(data.len())];
-        let delta = Delta { base: ChunkId::of(b"base"), spent_bytes: 0x0123_4567_89ab };
-        let frames = [(Kind::Patch, 20), (Kind::Same, 0), (Kind::Raw, 3)];
-        write_header(&mut file, data.len(), &frames, &digest.values, Some(&delta));
-        file.extend_from_slice(&[5; 23]);
-        (id, file, delta)
-    }
-
-    #[test]
-    fn a_delta_is_read_as_it_was_written_and_every_flipped_bit_but_of_its_advice_is_seen() {
-        let (id, file, delta) = sample_delta();
-        let header = parse_header(&file, file.len() as u64, &id).unwrap();
-        assert_eq!(header.delta, Some(delta));
-        let kinds: Vec<_> = header.frames.iter().map(|frame| (frame.kind, frame.stored_len)).collect();
-        assert_eq!(kinds, [(Kind::Patch, 20), (Kind::Same, 0), (Kind::Raw, 3)]);
-        assert_eq!(header.frames[0].offset as usize, file.len() - 23);
-        for length in 0..file.len() {
-            assert!(parse_header(&file[..length], length as u64, &id).is_err(), "cut to {length}");
-        }
-        for bit in (0..delta_header_len(2 * FRAME_LEN + 3) * 8).filter(|bit| !(24 * 8..32 * 8).contains(bit))
-        {
-            let mut flipped = file.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            // The base's name is compared with the file's name by who opens it.
-            let parsed = parse_header(&flipped, file.len() as u64, &id);
-            assert!(parsed.is_err() || parsed.unwrap().delta.unwrap().base != delta.base, "bit {bit}");
-        }
-        let mut on_itself = file.clone();
-        on_itself[32..64].copy_from_slice(id.as_bytes());
-        assert!(parse_header(&on_itself, file.len() as u64, &id).is_err());
     }
 
     #[test]
@@ -304,8 +220,6 @@ mod tests {
             let _ = parse_header(&bytes, length, &ChunkId::of(b""));
             if bytes.len() > 12 {
                 bytes[..12].copy_from_slice(b"BACKYCHK\x01\x00\x10\x00");
-                let _ = parse_header(&bytes, bytes.len() as u64, &ChunkId::of(b""));
-                bytes[11] = 1;
                 let _ = parse_header(&bytes, bytes.len() as u64, &ChunkId::of(b""));
             }
         }

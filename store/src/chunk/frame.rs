@@ -20,10 +20,6 @@ pub(crate) enum Kind {
     Raw,
     /// One zstd frame.
     Zstd,
-    /// The base's frame of the same number; nothing kept.
-    Same,
-    /// One zstd frame with the base's frame of the same number as prefix.
-    Patch,
 }
 
 /// Compresses frames; has its own context, reused.
@@ -120,19 +116,28 @@ fn zstd_error(code: usize) -> std::io::Error {
     std::io::Error::other(zstd_safe::get_error_name(code))
 }
 
+/// Refuses what is not one zstd frame and nothing behind it: the library decodes several as one.
+fn one_frame(stored: &[u8]) -> Result<&[u8], String> {
+    match zstd_safe::find_frame_compressed_size(stored) {
+        Ok(length) if length == stored.len() => Ok(stored),
+        Ok(_) => Err("there are bytes behind a zstd frame".to_owned()),
+        Err(code) => Err(format!("a frame cannot be decoded: {}", zstd_safe::get_error_name(code))),
+    }
+}
+
 /// Decodes a patch on the bytes of the base's frame into the whole of `out`; an error says what is wrong with it.
 pub(crate) fn decode_patch(stored: &[u8], base: &[u8], out: &mut [u8]) -> Result<(), String> {
     // A context refers to its prefix as long as it lives, so this one lives as long as the call.
     let mut context = DCtx::try_create().ok_or("there is no memory to decode a patch")?;
     context.ref_prefix(base).map_err(|code| zstd_safe::get_error_name(code).to_owned())?;
-    match context.decompress(out, stored) {
+    match context.decompress(out, one_frame(stored)?) {
         Ok(length) if length == out.len() => Ok(()),
         Ok(length) => Err(format!("a patch decodes to {length} bytes instead of {}", out.len())),
         Err(code) => Err(format!("a patch cannot be decoded: {}", zstd_safe::get_error_name(code))),
     }
 }
 
-/// Decodes frames that lean on no base; has its own context, reused.
+/// Decodes frames that need no base; has its own context, reused.
 pub(crate) struct Decoder(Decompressor<'static>);
 
 impl std::fmt::Debug for Decoder {
@@ -154,14 +159,13 @@ impl Decoder {
             Kind::Raw => {
                 return Err(format!("a raw frame has {} bytes instead of {}", stored.len(), out.len()));
             }
-            Kind::Zstd => match self.0.decompress_to_buffer(stored, out) {
+            Kind::Zstd => match self.0.decompress_to_buffer(one_frame(stored)?, out) {
                 Ok(length) if length == out.len() => {}
                 Ok(length) => {
                     return Err(format!("a frame decodes to {length} bytes instead of {}", out.len()));
                 }
                 Err(error) => return Err(format!("a frame cannot be decoded: {error}")),
             },
-            Kind::Same | Kind::Patch => return Err("a frame needs a base".to_owned()),
         }
         Ok(())
     }
@@ -213,6 +217,16 @@ mod tests {
         }
         let other = crate::testing::noise(3, FRAME_LEN);
         assert_eq!(patcher.encode(&other, &base, &mut stored).unwrap(), None);
+    }
+
+    #[test]
+    fn only_one_frame_is_decoded() {
+        let one = zstd::bulk::compress(&[7; 1000], 1).unwrap();
+        let mut out = [0; 2000];
+        assert!(Decoder::new().unwrap().decode(Kind::Zstd, &[&one[..], &one].concat(), &mut out).is_err());
+        assert!(decode_patch(&[&one[..], &one].concat(), &[1; 10], &mut out).is_err());
+        let skippable = [&one[..], &[0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0]].concat();
+        assert!(Decoder::new().unwrap().decode(Kind::Zstd, &skippable, &mut out[..1000]).is_err());
     }
 
     #[test]

@@ -156,6 +156,28 @@ pub(crate) fn seal(parts: &[&[u8]]) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
+/// Hashes a file that is written or read in parts.
+#[derive(Clone, Default)]
+pub(crate) struct Sealer(blake3::Hasher);
+
+impl Sealer {
+    /// Takes the next bytes.
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// Returns the hash of all bytes so far.
+    pub(crate) fn seal(&self) -> [u8; 32] {
+        *self.0.finalize().as_bytes()
+    }
+}
+
+impl fmt::Debug for Sealer {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Sealer")
+    }
+}
+
 /// Returns the value of frame `number` of a chunk with more than one frame.
 pub(crate) fn frame_value(number: usize, frame: &[u8]) -> FrameValue {
     debug_assert!(number < FRAMES_MAX && !frame.is_empty() && frame.len() <= FRAME_LEN);

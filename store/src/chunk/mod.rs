@@ -4,11 +4,15 @@
 pub(crate) mod block;
 pub mod cache;
 pub(crate) mod container;
+pub(crate) mod files;
 pub(crate) mod forms;
 pub(crate) mod frame;
+pub(crate) mod group;
 pub(crate) mod id;
 pub mod layout;
 pub(crate) mod name;
+pub(crate) mod recipe;
+pub(crate) mod run;
 pub(crate) mod store;
 
 pub use id::{ChunkCheck, ChunkId};

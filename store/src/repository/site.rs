@@ -51,7 +51,7 @@ pub(super) fn was_used(root: &Path) -> Result<bool> {
     }
     for shard in disk::list(&chunks)? {
         let is_shard = shard.file_name().len() == 2 && shard.path().is_dir();
-        if is_shard && holds(&shard.path(), &|name| crate::chunk::name::ChunkName::parse(name).is_some())? {
+        if is_shard && holds(&shard.path(), &|name| crate::chunk::name::FileName::parse(name).is_some())? {
             return Ok(true);
         }
     }

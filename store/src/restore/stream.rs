@@ -54,10 +54,11 @@ fn copy_page(run: &Run<'_>, first: u64, entries: &[Entry], out: &mut Box<dyn Wri
                         return;
                     }
                     drop(state);
-                    let piece = run.piece(first + at, *entry, &mut scratch).map(|piece| match piece {
-                        Piece::Hole => None,
-                        Piece::Data(data) => Some(data.to_vec()),
-                    });
+                    let piece =
+                        run.piece(first + at, entry.as_ref(), &mut scratch).map(|piece| match piece {
+                            Piece::Hole => None,
+                            Piece::Data(data) => Some(data.to_vec()),
+                        });
                     let mut state = lock();
                     match piece {
                         Ok(piece) => drop(state.ready.insert(at, piece)),
@@ -89,7 +90,7 @@ fn copy_alone(run: &Run<'_>, first: u64, entries: &[Entry], out: &mut Box<dyn Wr
     for (number, entry) in (first..).zip(entries) {
         run.check_stop()?;
         let length = chunk_len(run.image.size_bytes(), number);
-        let data = match run.piece(number, *entry, &mut scratch)? {
+        let data = match run.piece(number, entry.as_ref(), &mut scratch)? {
             Piece::Hole => None,
             Piece::Data(data) => Some(data),
         };

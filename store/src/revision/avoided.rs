@@ -40,7 +40,7 @@ impl Avoided {
     }
 }
 
-/// Where it was met, and which chunk is damaged: of a delta and its base both may be.
+/// Where it was met, and which chunk is damaged: a chunk that cannot be made and its base both may be.
 fn place(error: &Error) -> (Option<u64>, Option<ChunkId>) {
     let offset = match error {
         Error::ImageDamaged { offset, .. } => Some(*offset),

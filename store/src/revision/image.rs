@@ -6,15 +6,16 @@ use std::collections::HashSet;
 use super::map::{self, ChunkMap, Entry, PAGE_ENTRIES};
 use super::reader::pin;
 use super::{Revision, RevisionId};
-use crate::backend::local::LocalBackend;
+use crate::chunk::files::Files;
 use crate::chunk::layout::{chunk_count, chunk_len, frame_len};
-use crate::chunk::name::ChunkName;
+use crate::chunk::name::Place;
 use crate::chunk::store::{self, FrameScratch, OpenChunk, PlainChunk, Scratch};
-use crate::chunk::{CHUNK_SIZE, ChunkId, FRAME_LEN, forms};
+use crate::chunk::{CHUNK_SIZE, FRAME_LEN, forms};
 use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::legacy::image::OldImage;
 use crate::name::JobName;
+use crate::repository::Repository;
 use crate::session::Session;
 
 /// So many files of a damaged chunk are open at once.
@@ -33,7 +34,7 @@ pub(crate) enum Image {
 #[derive(Debug)]
 pub(crate) struct Framed {
     pub(crate) map: ChunkMap,
-    pub(crate) backend: LocalBackend,
+    pub(crate) backend: Files,
     job: JobName,
     revision: RevisionId,
     /// `None` where nothing can be written.
@@ -44,29 +45,35 @@ pub(crate) struct Framed {
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) entries: Vec<Entry>,
-    /// Its page of bases is damaged: the entries name the files that there are.
+    /// Its page of places is damaged: the entries have what was found among the files of the store.
     pub(crate) damage: Option<Error>,
 }
 
 impl Framed {
-    /// Reads the page of bases beside a page whose entries are `ids`; `None` where there are no deltas. Of a damaged one
-    /// the error comes with bases that do as well: each chunk is verified against its id, whatever file it is read from.
-    pub(crate) fn bases(&self, page: u64, ids: &[u8]) -> Result<(Option<Vec<u8>>, Option<Error>)> {
-        let damage = match self.map.read_bases(page) {
+    /// Reads what lies at the places of a page whose ids are `ids`. Where the page of places is damaged, the error comes with
+    /// places that were found among the files of the store and do as well: each chunk is verified against its id, whatever
+    /// it is read from.
+    pub(crate) fn entries(&self, page: u64, ids: &[u8]) -> Result<(Vec<Entry>, Option<Error>)> {
+        let read = self.map.read_places(page);
+        let damage = match read.and_then(|places| self.map.entries_of(page, ids, places.as_deref())) {
             Err(error) if error.is_damage() => error,
             // A medium that cannot be read is damage of this page, as it is of a chunk.
             Err(Error::Io { path, source, .. }) => {
-                Error::MapCorrupt { path, reason: format!("page of bases {page} cannot be read: {source}") }
+                Error::MapCorrupt { path, reason: format!("page of places {page} cannot be read: {source}") }
             }
             other => return Ok((other?, None)),
         };
-        let files = forms::find(&self.backend, &map::ids(ids).collect())?;
-        Ok((Some(map::bases_of(ids, &files)), Some(damage)))
+        let found = forms::find(&self.backend, &map::ids(ids).collect())?;
+        let place = |id: &[u8]| {
+            let id = map::id_of(id)?;
+            Some(found.get(&id).and_then(|places| places.first()).cloned().unwrap_or(Place::full(id)))
+        };
+        Ok((ids.chunks_exact(32).map(place).collect(), Some(damage)))
     }
 
     /// Opens a chunk that the map names.
-    pub(crate) fn open(&self, name: &ChunkName) -> Result<OpenChunk> {
-        store::open(&self.backend, name).map_err(|error| self.explained(error))
+    pub(crate) fn open(&self, place: &Place) -> Result<OpenChunk> {
+        store::open(&self.backend, place).map_err(|error| self.explained(error))
     }
 
     /// A chunk that is missing is damage, unless all of them are away, or the reader has no session and the map is gone as
@@ -82,10 +89,14 @@ impl Framed {
         self.backend.unless_away(error)
     }
 
-    /// Passes on what was read of a chunk, unless a base that it lacks was purged with the revision.
+    /// Passes on what was read of a chunk, unless a file that it lacks was purged with the revision.
     fn unless_purged<'s>(&self, plain: PlainChunk<'s>) -> Result<PlainChunk<'s>> {
         let mut missing = plain.bad.iter().filter_map(|(_, error)| match error {
             Error::ChunkMissing { id } => Some(self.explained(Error::ChunkMissing { id: *id })),
+            Error::GroupDamaged { chunk, .. } => {
+                // Of a group that is missing the error does not say so by its kind.
+                Some(self.explained(Error::ChunkMissing { id: *chunk }))
+            }
             _ => None,
         });
         let purged = missing.find(|error| !error.is_damage());
@@ -93,34 +104,36 @@ impl Framed {
     }
 
     /// Opens the file of a chunk that the map names, whose length is known.
-    fn open_chunk(&self, name: &ChunkName, length: usize) -> Result<OpenChunk> {
-        let chunk = self.open(name)?;
+    fn open_chunk(&self, place: &Place, length: usize) -> Result<OpenChunk> {
+        let chunk = self.open(place)?;
         chunk.must_have_len(length)?;
         Ok(chunk)
     }
 
-    /// Opens all files of a chunk, whoever they were written for: for what the one that the map names cannot give. What
-    /// cannot be opened is none.
-    pub(crate) fn open_forms(&self, id: &ChunkId, length: usize) -> Vec<OpenChunk> {
-        let files = forms::find(&self.backend, &HashSet::from([*id])).unwrap_or_default();
-        let opened = files.iter().filter_map(|name| store::open_form(&self.backend, name).ok());
+    /// Opens a chunk in every other way there is: by the place itself, where the full chunk came first, and whatever groups
+    /// have of it. For what the first way cannot give. What cannot be opened is none.
+    pub(crate) fn open_forms(&self, place: &Place, length: usize) -> Vec<OpenChunk> {
+        let mut found = forms::find(&self.backend, &HashSet::from([place.id])).unwrap_or_default();
+        let mut places = vec![place.clone()];
+        places.extend(found.remove(&place.id).unwrap_or_default().into_iter().filter(|other| other != place));
+        let opened = places.iter().filter_map(|place| store::open_as(&self.backend, place).ok());
         opened.filter(|chunk| chunk.plain_len() == length).take(FORMS_MAX).collect()
     }
 
     /// Takes the bad frames of a chunk from other files of it, and adds what was got around so.
-    fn mend(&self, id: &ChunkId, plain: &mut PlainChunk<'_>, avoided: &mut Vec<Error>) {
+    fn mend(&self, place: &Place, plain: &mut PlainChunk<'_>, avoided: &mut Vec<Error>) {
         if plain.bad.is_empty() {
             return;
         }
         let length = plain.data.len();
-        let forms = self.open_forms(id, length);
+        let forms = self.open_forms(place, length);
         let mut scratch = FrameScratch::new();
         for (number, error) in std::mem::take(&mut plain.bad) {
             let start = number * FRAME_LEN;
             let out = &mut plain.data[start..start + frame_len(length, number)];
             if forms.iter().any(|form| form.read_frame(number, &mut scratch, out).is_ok()) {
-                // A delta's own file and its base's may both be damaged, and other chunks may lean on that base.
-                if avoided.iter().all(|known| known.damaged_chunk() != error.damaged_chunk()) {
+                // A group and a base may both be damaged, and other chunks may need that base.
+                if avoided.iter().all(|known| known.damaged_files() != error.damaged_files()) {
                     avoided.push(error);
                 }
             } else {
@@ -132,23 +145,33 @@ impl Framed {
 }
 
 impl Image {
+    /// Opens an image to read all of it.
     pub(crate) fn open(job: &Job, revision: &Revision) -> Result<Self> {
+        Self::open_by(job, revision, Repository::backend)
+    }
+
+    /// Opens an image that may stay open for long, one of many.
+    pub(crate) fn open_shared(job: &Job, revision: &Revision) -> Result<Self> {
+        Self::open_by(job, revision, Repository::shared_backend)
+    }
+
+    fn open_by(job: &Job, revision: &Revision, files: fn(&Repository) -> Result<Files>) -> Result<Self> {
         if revision.is_old() {
             return match OldImage::open(job, revision) {
                 // It may have been upgraded, or forgotten and purged, since it was listed.
                 Err(error) if error.is_damage() => match job.revision(&revision.id)? {
                     now if now.is_old() => Err(error),
-                    now => Self::open_framed(job, &now),
+                    now => Self::open_framed(job, &now, files),
                 },
                 other => other.map(Self::Old),
             };
         }
-        Self::open_framed(job, revision)
+        Self::open_framed(job, revision, files)
     }
 
-    fn open_framed(job: &Job, revision: &Revision) -> Result<Self> {
+    fn open_framed(job: &Job, revision: &Revision, files: fn(&Repository) -> Result<Files>) -> Result<Self> {
         let (session, map) = pin(job, revision)?;
-        let backend = job.repository().backend()?;
+        let backend = files(job.repository())?;
         let (job, revision) = (job.name().clone(), revision.id.clone());
         Ok(Self::Framed(Box::new(Framed { map, backend, job, revision, session })))
     }
@@ -180,13 +203,13 @@ impl Image {
         match self {
             Self::Framed(framed) => {
                 let ids = framed.map.read_page(page)?;
-                let (bases, damage) = framed.bases(page, &ids)?;
-                Ok(Page { entries: map::entries_of(&ids, bases.as_deref()).collect(), damage })
+                let (entries, damage) = framed.entries(page, &ids)?;
+                Ok(Page { entries, damage })
             }
             Self::Old(old) => {
                 let first = page * PAGE_ENTRIES;
                 let end = (first + PAGE_ENTRIES).min(self.chunk_count());
-                let entries = (first..end).map(|number| old.get(number).map(ChunkName::full));
+                let entries = (first..end).map(|number| old.get(number).map(Place::full));
                 Ok(Page { entries: entries.collect(), damage: None })
             }
         }
@@ -196,14 +219,14 @@ impl Image {
     pub(crate) fn read<'s>(
         &self,
         number: u64,
-        name: &ChunkName,
+        place: &Place,
         scratch: &'s mut Scratch,
     ) -> Result<PlainChunk<'s>> {
         let framed = match self {
             Self::Framed(framed) => framed,
-            Self::Old(old) => return old.read(number, &name.id, scratch),
+            Self::Old(old) => return old.read(number, &place.id, scratch),
         };
-        let chunk = framed.open_chunk(name, chunk_len(self.size_bytes(), number))?;
+        let chunk = framed.open_chunk(place, chunk_len(self.size_bytes(), number))?;
         framed.unless_purged(scratch.salvage(&chunk))
     }
 
@@ -212,24 +235,24 @@ impl Image {
     pub(crate) fn read_any<'s>(
         &self,
         number: u64,
-        name: &ChunkName,
+        place: &Place,
         scratch: &'s mut Scratch,
     ) -> Result<(PlainChunk<'s>, Vec<Error>)> {
         let mut avoided = Vec::new();
         let Self::Framed(framed) = self else {
-            return self.read(number, name, scratch).map(|plain| (plain, avoided));
+            return self.read(number, place, scratch).map(|plain| (plain, avoided));
         };
         let length = chunk_len(self.size_bytes(), number);
-        let chunk = match framed.open_chunk(name, length) {
+        let chunk = match framed.open_chunk(place, length) {
             Err(error) if error.is_damage() => {
-                let Some(other) = framed.open_forms(&name.id, length).pop() else { return Err(error) };
+                let Some(other) = framed.open_forms(place, length).pop() else { return Err(error) };
                 avoided.push(error);
                 other
             }
             other => other?,
         };
         let mut plain = scratch.salvage(&chunk);
-        framed.mend(&name.id, &mut plain, &mut avoided);
+        framed.mend(place, &mut plain, &mut avoided);
         Ok((framed.unless_purged(plain)?, avoided))
     }
 }

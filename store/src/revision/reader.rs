@@ -3,18 +3,19 @@
 //! written there is none; then a purge ends the reading with `RevisionPurged`.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::avoided::Avoided;
 use super::image::{Framed, Image};
-use super::map::{self, ChunkMap, PAGE_ENTRIES};
+use super::map::{self, ChunkMap, Entry, PAGE_ENTRIES};
 use super::{Revision, RevisionId};
 use crate::chunk::block::Block;
 use crate::chunk::cache::{FrameCache, Key};
 use crate::chunk::layout::{chunk_len, frame_len};
-use crate::chunk::name::ChunkName;
+use crate::chunk::name::Place;
 use crate::chunk::store::{OpenChunk, Scratch, SharedChunk};
 use crate::chunk::{CHUNK_LEN, CHUNK_SIZE, ChunkId, FRAME_SIZE};
 use crate::error::{Error, Result};
@@ -68,17 +69,39 @@ pub struct RevisionReader {
     store: u64,
     cache: Arc<FrameCache>,
     avoided: Avoided,
+    places: PlacesCache,
+}
+
+/// Pages of entries with the places of recipes, decoded: the last few that were asked for.
+#[derive(Debug, Default)]
+struct PlacesCache(Mutex<VecDeque<(u64, Arc<Vec<Entry>>)>>);
+
+/// So many are kept.
+const PLACES_MAX: usize = 4;
+
+impl PlacesCache {
+    fn get_or_load(&self, page: u64, load: impl FnOnce() -> Result<Vec<Entry>>) -> Result<Arc<Vec<Entry>>> {
+        let mut pages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, entries)) = pages.iter().find(|(number, _)| *number == page) {
+            return Ok(Arc::clone(entries));
+        }
+        // Others who want the same page wait for it here.
+        let entries = Arc::new(load()?);
+        pages.truncate(PLACES_MAX - 1);
+        pages.push_front((page, Arc::clone(&entries)));
+        Ok(entries)
+    }
 }
 
 impl RevisionReader {
     pub(crate) fn open(job: &Job, revision: &Revision, cache: Arc<FrameCache>) -> Result<Self> {
-        let image = Image::open(job, revision)?;
+        let image = Image::open_shared(job, revision)?;
         let store = match &image {
             Image::Framed(_) => job.repository().key(),
             Image::Old(old) => old.key(),
         };
         let (job, revision, avoided) = (job.name().clone(), revision.id.clone(), Avoided::default());
-        Ok(Self { job, revision, image, store, cache, avoided })
+        Ok(Self { job, revision, image, store, cache, avoided, places: PlacesCache::default() })
     }
 
     /// Size of the image.
@@ -277,23 +300,23 @@ impl RevisionReader {
         self.cache.get_or_load(&Key::MapPage(*map.seal(), page), || map.read_page(page).map(Block::from))
     }
 
-    /// Names the file of the chunk `id`, which lies at a place.
-    fn name(&self, framed: &Framed, number: u64, id: &ChunkId) -> Result<ChunkName> {
+    /// Returns where the chunk `id`, which lies at a place of the image, is kept.
+    fn place(&self, framed: &Framed, number: u64, id: &ChunkId) -> Result<Place> {
         let page = number / PAGE_ENTRIES;
-        if framed.map.bases_hash(page).is_none() {
-            return Ok(ChunkName::full(*id));
+        if framed.map.places_hash(page).is_none() {
+            return Ok(Place::full(*id));
         }
-        let key = Key::BasePage(*framed.map.seal(), page);
         let load = || {
             let ids = self.ids(&framed.map, page)?;
-            let (bases, damage) = framed.bases(page, &ids)?;
+            let (entries, damage) = framed.entries(page, &ids)?;
             if let Some(error) = damage {
                 self.avoided.note(self.damaged(page * PAGE_ENTRIES * CHUNK_SIZE, error));
             }
-            Ok::<_, Error>(Block::from(bases.unwrap_or_default()))
+            Ok(entries)
         };
-        let bytes = self.cache.get_or_load(&key, load)?;
-        Ok(ChunkName { id: *id, base: map::id_at(&bytes, number % PAGE_ENTRIES) })
+        let entries = self.places.get_or_load(page, load)?;
+        let place = entries.get((number % PAGE_ENTRIES) as usize).cloned().flatten();
+        Ok(place.unwrap_or(Place::full(*id)))
     }
 
     fn chunk_len(&self, number: u64) -> usize {
@@ -303,8 +326,8 @@ impl RevisionReader {
     fn open_chunk(&self, number: u64, id: &ChunkId) -> Result<SharedChunk> {
         let Image::Framed(framed) = &self.image else { return Err(Error::ChunkMissing { id: *id }) };
         let open = || {
-            let name = self.name(framed, number, id)?;
-            framed.open(&name).map(Arc::new)
+            let place = self.place(framed, number, id)?;
+            framed.open(&place).map(Arc::new)
         };
         let chunk = self.cache.chunk(self.store, id, open)?;
         chunk.must_have_len(self.chunk_len(number))?;
@@ -329,7 +352,8 @@ impl RevisionReader {
         // What is repaired meanwhile is to be seen.
         self.cache.forget_chunk(self.store, id);
         let Image::Framed(framed) = &self.image else { return Err(error) };
-        let forms = framed.open_forms(id, self.chunk_len(number));
+        let place = self.place(framed, number, id).unwrap_or(Place::full(*id));
+        let forms = framed.open_forms(&place, self.chunk_len(number));
         let read = forms.iter().find_map(|form| self.read_frame(form, frame).ok());
         let Some(data) = read else { return Err(error) };
         self.avoided.note(self.damaged(number * CHUNK_SIZE, error));
@@ -525,7 +549,7 @@ mod tests {
         let other = write_revision(&job, &short, None);
         // A map that names a short chunk where a full one belongs: no program of ours writes it, but it has a seal.
         let map = crate::revision::map::MapWriter::create(&job.dir().join("m"), 5 << 20).unwrap();
-        map.set(0, Some(ChunkName::full(ChunkId::of(&short)))).unwrap();
+        map.set(0, Some(Place::full(ChunkId::of(&short)))).unwrap();
         let (seal, _) = map.seal().unwrap();
         let cache = Arc::new(FrameCache::new(1 << 25));
         let whole = job.open_revision(&other, &cache).unwrap();

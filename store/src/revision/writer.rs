@@ -11,23 +11,26 @@
 
 mod chunks;
 mod encode;
+mod groups;
+mod moving;
 mod rest;
 mod siblings;
 #[cfg(test)]
-mod tests_of_deltas;
+mod tests_of_runs;
 
 pub use chunks::ChunkWriter;
+use groups::Groups;
 use siblings::Siblings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::map::{ChunkMap, MapWriter};
 use super::{BackendType, Revision, RevisionId, Stats, Trust};
 use crate::backend::Backend;
-use crate::backend::local::LocalBackend;
+use crate::chunk::files::Files;
 use crate::chunk::id::{self, ChunkCheck, ChunkId};
 use crate::chunk::store::{self, Scratch};
 use crate::damage;
@@ -73,7 +76,7 @@ pub struct NewRevision {
     pub reuse: Reuse,
     /// zstd level, 1 to 19.
     pub level: i32,
-    /// Without a base: whether chunks may lean on those of other jobs' disks.
+    /// Without a base: whether runs may be put on chunks of other jobs' disks.
     pub with_siblings: bool,
 }
 
@@ -132,7 +135,7 @@ pub struct RevisionWriter {
     job: Job,
     new: NewRevision,
     map: MapWriter,
-    backend: LocalBackend,
+    backend: Files,
     session: Session,
     suspects: Suspects,
     counters: Counters,
@@ -144,9 +147,12 @@ pub struct RevisionWriter {
     /// The revision of the original that this one continues.
     known: Option<Known>,
     /// The base's map, and what keeps its chunks alive.
-    base: Option<(Session, ChunkMap)>,
-    /// Without a base: other disks that deltas may lean on.
+    base: Option<(Session, Arc<ChunkMap>)>,
+    /// Without a base: other disks whose chunks runs may be put on.
     siblings: Option<Siblings>,
+    groups: Groups,
+    /// What is moved out of groups of which little is needed.
+    moved: Groups,
     finished: bool,
 }
 
@@ -160,6 +166,7 @@ impl RevisionWriter {
         claim::for_writing(&root)?;
         let backend = job.repository().backend()?;
         let base = new.base.as_ref().map(|base| super::reader::pin_for_writing(&job, base)).transpose()?;
+        let base = base.map(|(session, map)| (session, Arc::new(map)));
         let siblings = match new.with_siblings && base.is_none() && new.reuse == Reuse::Header {
             true => Some(Siblings::find(&job, new.image_size_bytes)?),
             false => None,
@@ -168,7 +175,7 @@ impl RevisionWriter {
         let counters = Counters::default();
         let healed = Mutex::new(Vec::new());
         let met_damage = AtomicBool::new(false);
-        let writer = Self {
+        let mut writer = Self {
             job,
             new,
             map,
@@ -182,10 +189,12 @@ impl RevisionWriter {
             known: None,
             base,
             siblings,
+            groups: Groups::default(),
+            moved: Groups::default(),
             finished: false,
         };
         if let Some((_, base)) = &writer.base {
-            // Chunks of the base count as found here: the barrier must cover their names as well.
+            // Files of the base count as found here: the barrier must cover their names as well.
             writer.map.copy_from(base, &mut |name| writer.backend.use_existing(name))?;
         }
         Ok(writer)
@@ -236,21 +245,26 @@ impl RevisionWriter {
 
     /// A comparison with what is recorded at place `number`.
     pub fn check(&self, number: u64) -> Result<ChunkCheck> {
-        Ok(ChunkCheck::expecting(self.map.get(number)?.map(|name| name.id)))
+        Ok(ChunkCheck::expecting(self.map.get(number)?.map(|place| place.id)))
     }
 
     /// Reads the chunk recorded at place `number` back from the store, verified; `None` for a hole. For reports.
     pub fn read_back(&self, number: u64) -> Result<Option<Vec<u8>>> {
-        let Some(name) = self.map.get(number)? else { return Ok(None) };
-        let chunk = store::open(&self.backend, &name)?;
+        let Some(place) = self.map.get(number)? else { return Ok(None) };
+        let chunk = store::open(&self.backend, &place)?;
         Scratch::new().read(&chunk).map(|data| Some(data.to_vec()))
+    }
+
+    /// Returns a name for a temporary file that nothing else uses.
+    fn temporary(&self) -> String {
+        let turn = self.counters.temporaries.fetch_add(1, Ordering::Relaxed);
+        format!("{}.{turn}", self.session.name())
     }
 
     /// Records damage that was met in a stored chunk; from then on nothing is used again that was not read completely.
     fn note_damage(&self, error: &Error) -> Result<()> {
         self.met_damage.store(true, Ordering::Relaxed);
-        let ids: Vec<ChunkId> = error.damaged_chunk().into_iter().collect();
-        damage::record_chunks(self.job.repository(), &ids, &Silent).map(drop)
+        damage::record_chunks(self.job.repository(), &error.damaged_files(), &Silent).map(drop)
     }
 
     /// Makes everything durable that was put until now.
@@ -294,6 +308,11 @@ impl RevisionWriter {
         sequence: Option<super::order::Sequence>,
         commit: impl FnOnce(&Job, Revision, &Path, &str) -> Result<Revision>,
     ) -> Result<Revision> {
+        if self.stats().new_bytes > 0 {
+            self.move_runs()?;
+        }
+        self.groups.finish(&self)?;
+        self.moved.finish(&self)?;
         // Where nothing was written and nothing found that the base did not have, all is durable since the base was.
         let sums = self.stats();
         if sums.new_bytes + sums.known_bytes > 0 || self.found_new.load(Ordering::Relaxed) {
@@ -354,8 +373,6 @@ impl Drop for RevisionWriter {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::testing::{image, new_job, new_revision, write_revision};
     use crate::{CHUNK_SIZE, FrameCache};

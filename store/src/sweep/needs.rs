@@ -4,23 +4,28 @@ use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::backend::Backend;
 use crate::chunk::ChunkId;
+use crate::chunk::files::Files;
 use crate::chunk::forms;
-use crate::chunk::name::ChunkName;
+use crate::chunk::name::{FileKind, FileName, Place};
 use crate::disk;
 use crate::error::{Context, Error, Result};
 use crate::monitor::Monitor;
 use crate::revision::RevisionId;
-use crate::revision::map::{ChunkMap, Entry, PageKey, ids};
+use crate::revision::map::{ChunkMap, Entry, PageKey, files_of, ids};
 
 /// The chunks of one store that are needed, and why.
 #[derive(Debug, Default)]
 pub(super) struct Needs {
-    /// What maps and logs name, by shard.
+    /// The full chunks that maps name, and what logs name, by shard.
     live: Vec<HashSet<ChunkId>>,
-    /// The deltas that maps name.
-    deltas: HashSet<ChunkName>,
+    /// The groups that maps name.
+    groups: HashSet<ChunkId>,
+    /// The chunks that maps name by recipes: a full one that is there serves them, too.
+    made: HashSet<ChunkId>,
+    /// Written by runs that died or failed before they were durable. Where maps have a recipe, the full chunk is not kept:
+    /// nothing but the session's list says that it must be read first, and that list goes with this purge.
+    doubtful: HashSet<ChunkId>,
     /// What the logs of running sessions name.
     logged: HashSet<ChunkId>,
     /// Pages that were read already: revisions share most of them.
@@ -38,18 +43,24 @@ impl Needs {
         Self { live: vec![HashSet::new(); 256], ..Self::default() }
     }
 
+    /// Notes chunks that were written by runs that died or failed before they were durable.
+    pub(super) fn doubt(&mut self, ids: impl Iterator<Item = ChunkId>) {
+        self.doubtful.extend(ids);
+    }
+
     fn insert(&mut self, id: ChunkId) -> bool {
         self.live[usize::from(id.shard())].insert(id)
     }
 
-    /// Whether anything names the chunk, in whatever form.
+    /// Whether anything names the chunk or group.
     pub(super) fn has(&self, id: &ChunkId) -> bool {
-        self.live[usize::from(id.shard())].contains(id)
+        self.live[usize::from(id.shard())].contains(id) || self.made.contains(id) || self.groups.contains(id)
     }
 
-    /// The needed chunks of a shard.
-    pub(super) fn of_shard(&self, shard: u8) -> &HashSet<ChunkId> {
-        &self.live[usize::from(shard)]
+    /// The files of a shard that must be there.
+    pub(super) fn of_shard(&self, shard: u8) -> impl Iterator<Item = FileName> {
+        let groups = self.groups.iter().filter(move |id| id.shard() == shard).copied().map(FileName::group);
+        self.live[usize::from(shard)].iter().copied().map(FileName::chunk).chain(groups)
     }
 
     /// Whether a running session's log names the chunk; it may not be written yet.
@@ -57,19 +68,22 @@ impl Needs {
         self.logged.contains(id)
     }
 
-    /// Whether a file is needed. A full chunk serves whoever names the chunk in any form; a delta those who name just it,
-    /// and a writer who has found it.
-    pub(super) fn needs(&self, name: &ChunkName) -> bool {
-        match name.base {
-            None => self.has(&name.id),
-            Some(_) => self.deltas.contains(name) || self.logged.contains(&name.id),
+    /// Whether a file is needed.
+    pub(super) fn needs(&self, name: &FileName) -> bool {
+        match name.kind {
+            FileKind::Chunk => {
+                self.live[usize::from(name.id.shard())].contains(&name.id)
+                    || self.made.contains(&name.id) && !self.doubtful.contains(&name.id)
+            }
+            FileKind::Group => self.groups.contains(&name.id) || self.logged.contains(&name.id),
         }
     }
 
-    /// Adds a chunk that a log names. Returns whether no map names it.
+    /// Adds a chunk or group that a log names. Returns whether no map names it.
     pub(super) fn add_logged(&mut self, id: ChunkId) -> bool {
         self.logged.insert(id);
-        self.insert(id)
+        let is_named = self.made.contains(&id) || self.groups.contains(&id);
+        self.insert(id) && !is_named
     }
 
     /// Adds a map of a revision, by path. One that is gone has no needs: whoever removed or moved it is covered by a log,
@@ -78,7 +92,7 @@ impl Needs {
         &mut self,
         id: &RevisionId,
         path: &Path,
-        backend: &dyn Backend,
+        files: &Files,
         monitor: &dyn Monitor,
     ) -> Result<()> {
         if monitor.cancelled() {
@@ -92,7 +106,7 @@ impl Needs {
             return Ok(());
         }
         match ChunkMap::open(path) {
-            Ok(map) => self.add(id, path, &map, backend),
+            Ok(map) => self.add(id, path, &map, files),
             Err(error) if error.is_damage() => {
                 if disk::exists(path)? {
                     self.note_damage(id, path, &error);
@@ -104,13 +118,7 @@ impl Needs {
     }
 
     /// Adds a map that is open.
-    pub(super) fn add(
-        &mut self,
-        id: &RevisionId,
-        path: &Path,
-        map: &ChunkMap,
-        backend: &dyn Backend,
-    ) -> Result<()> {
+    pub(super) fn add(&mut self, id: &RevisionId, path: &Path, map: &ChunkMap, files: &Files) -> Result<()> {
         let mut is_whole = true;
         for page in 0..map.page_count() {
             let key = map.page_key(page);
@@ -126,7 +134,7 @@ impl Needs {
                 Err(error) if error.is_damage() => {
                     is_whole = false;
                     self.note_damage(id, path, &error);
-                    self.add_half(map, page, backend)?;
+                    self.add_half(map, page, files)?;
                 }
                 Err(error) => return Err(error),
             }
@@ -154,21 +162,22 @@ impl Needs {
         self.damaged.iter().filter(|(id, _)| self.whole.contains(*id)).map(|(id, (path, _))| (id, path))
     }
 
-    /// Where the user goes on in spite of a damaged page, half of it is better than nothing. Which deltas of its chunks
-    /// are meant cannot be known, so all that there are stay, with their bases.
-    fn add_half(&mut self, map: &ChunkMap, page: u64, backend: &dyn Backend) -> Result<()> {
-        if let Ok(Some(bases)) = map.read_bases(page) {
-            ids(&bases).for_each(|id| {
-                self.insert(id);
+    /// Where the user goes on in spite of a damaged page, half of it is better than nothing. Which recipes of its chunks
+    /// are meant cannot be known, so all that there are stay, with what they refer to.
+    fn add_half(&mut self, map: &ChunkMap, page: u64, files: &Files) -> Result<()> {
+        if let Ok(Some(places)) = map.read_places(page) {
+            files_of(&places).unwrap_or_default().iter().for_each(|file| {
+                self.add_file(file);
             });
         }
         if let Ok(page) = map.read_page(page) {
-            ids(&page).for_each(|id| {
+            let found = forms::find(files, &ids(&page).collect())?;
+            let places: Vec<Entry> = found.into_values().flatten().map(Some).collect();
+            self.add_entries(&places);
+            // One that is nowhere is missing.
+            ids(&page).filter(|id| !self.made.contains(id)).collect::<Vec<_>>().into_iter().for_each(|id| {
                 self.insert(id);
             });
-            for name in forms::find(backend, &ids(&page).collect())? {
-                self.add_entries(&[Some(name)]);
-            }
         }
         Ok(())
     }
@@ -176,26 +185,44 @@ impl Needs {
     /// Adds what a page names. Returns whether any of it was not needed before.
     fn add_entries(&mut self, entries: &[Entry]) -> bool {
         let mut is_new = false;
-        for name in entries.iter().flatten() {
-            // The base of a delta is needed as long as the delta is.
-            name.ids().for_each(|id| is_new |= self.insert(id));
-            if name.base.is_some() {
-                is_new |= self.deltas.insert(*name);
+        for place in entries.iter().flatten() {
+            if place.recipe.is_some() {
+                is_new |= self.made.insert(place.id);
+            }
+            for file in place.files() {
+                is_new |= self.add_file(&file);
             }
         }
         is_new
     }
 
-    /// Adds the map that a reader or writer had pinned. Returns whether it names a chunk that nothing else names.
-    pub(super) fn add_pinned(&mut self, map: &ChunkMap) -> Result<bool> {
+    fn add_file(&mut self, file: &FileName) -> bool {
+        match file.kind {
+            FileKind::Chunk => self.insert(file.id),
+            FileKind::Group => self.groups.insert(file.id),
+        }
+    }
+
+    /// Adds the map that a reader or writer had pinned. Returns whether it names a file that nothing else names. Of a damaged
+    /// page all that may be meant stays: whoever reads it goes on.
+    pub(super) fn add_pinned(&mut self, map: &ChunkMap, files: &Files) -> Result<bool> {
         let mut is_alone = false;
         for page in 0..map.page_count() {
             let key = map.page_key(page);
             if self.seen_pages.contains(&key) {
                 continue;
             }
-            is_alone |= self.add_entries(&map.read_entries(page)?);
-            self.seen_pages.insert(key);
+            match map.read_entries(page) {
+                Ok(entries) => {
+                    is_alone |= self.add_entries(&entries);
+                    self.seen_pages.insert(key);
+                }
+                Err(error) if error.is_damage() => {
+                    is_alone = true;
+                    self.add_half(map, page, files)?;
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(is_alone)
     }
@@ -209,8 +236,7 @@ impl Needs {
             }
             match map.read_entries(page) {
                 Ok(entries) => {
-                    // A delta that is not needed has a chunk that may be needed in another form.
-                    entries.iter().flatten().flat_map(ChunkName::ids).for_each(&mut *visit);
+                    entries.iter().flatten().flat_map(Place::ids).for_each(&mut *visit);
                 }
                 Err(error) if error.is_damage() => {}
                 Err(error) => return Err(error),

@@ -55,7 +55,7 @@ impl Image {
         self
     }
 
-    /// A few hundred bytes of chunk `number` become others: what a delta is made of.
+    /// A few hundred bytes of chunk `number` become others: what makes a run.
     pub fn edit(mut self, number: usize, seed: u64) -> Self {
         let data = self.data(number);
         let mut random = Random::new(seed);

@@ -3,14 +3,16 @@
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::encode::Before;
+use super::encode::{Before, Change};
 use super::siblings::is_near;
 use super::{BARRIER_EVERY_BYTES, Put, Reuse, RevisionWriter};
 use crate::backend::Backend;
 use crate::chunk::frame::Encoder;
 use crate::chunk::id::{ChunkId, Digest};
 use crate::chunk::layout::{chunk_len, frame_len};
-use crate::chunk::name::ChunkName;
+use crate::chunk::name::{FileName, Place};
+use crate::chunk::recipe::Recipe;
+use crate::chunk::run::RunBuilder;
 use crate::chunk::store::{self, OpenChunk, Scratch};
 use crate::error::{Error, Result};
 
@@ -26,6 +28,8 @@ impl RevisionWriter {
             file: Vec::new(),
             scratch: Scratch::new(),
             base: Vec::new(),
+            packed: Vec::new(),
+            run: RunBuilder::default(),
         })
     }
 }
@@ -41,12 +45,16 @@ pub struct ChunkWriter<'w> {
     pub(super) scratch: Scratch,
     /// Frames of the base that patches are made on; empty until one is.
     pub(super) base: Vec<u8>,
+    /// The pages of a piece that is being made.
+    pub(super) packed: Vec<u8>,
+    /// The run that is being made.
+    pub(super) run: RunBuilder,
 }
 
 /// What is to be done with a chunk that the store may have.
 enum Existing {
-    /// It is there, in this file.
-    Usable(ChunkName),
+    /// It is there, at this place.
+    Usable(Place),
     Missing,
     Unusable,
 }
@@ -84,7 +92,7 @@ impl ChunkWriter<'_> {
             count(&writer.counters.recognised, data.len() as u64);
         }
         let there = writer.map.get(number)?;
-        if there.is_some_and(|name| name.id == id) {
+        if there.as_ref().is_some_and(|place| place.id == id) {
             if self.keep(number)? {
                 return Ok(Put::Unchanged);
             }
@@ -100,19 +108,19 @@ impl ChunkWriter<'_> {
         count(&writer.counters.changed, self.changed_bytes(old, data.len()));
         self.refer(&id)?;
         let near = writer.siblings.as_ref().and_then(|siblings| siblings.compare(number, &id));
+        let known = near.as_ref().filter(|place| place.id == id).cloned();
         let on = there.or(near);
-        let base = on.map(|name| name.base.unwrap_or(name.id)).filter(|base| *base != id);
-        match self.existing(&ChunkName { id, base }, data.len())? {
+        match self.existing(&known.unwrap_or(Place::full(id)), data.len())? {
             Existing::Usable(found) => {
-                writer.backend.use_existing(&found);
+                self.use_existing(&found);
                 count(&writer.counters.known, data.len() as u64);
                 writer.map.set(number, Some(found))?;
                 Ok(Put::Known)
             }
             Existing::Missing => {
                 if let Some(on) = on
-                    && self.may_lean(&id, &on)
-                    && let Some(put) = self.store_delta(number, &id, data, (&on, old), before.as_ref())?
+                    && self.may_build_on(&id, &on)
+                    && let Some(put) = self.store_run(number, &id, data, (&on, old), before.as_ref())?
                 {
                     return Ok(put);
                 }
@@ -125,8 +133,8 @@ impl ChunkWriter<'_> {
     /// Counts the bytes of the frames that are not as in the chunk that was there; all where that cannot be told.
     fn changed_bytes(&self, old: Option<&OpenChunk>, length: usize) -> u64 {
         let Some(old) = old.filter(|old| old.plain_len() == length) else { return length as u64 };
-        let frames = self.digest.values.iter().zip(&old.header().frames).enumerate();
-        let changed = frames.filter(|(_, (value, frame))| **value != frame.value);
+        let frames = self.digest.values.iter().enumerate();
+        let changed = frames.filter(|(number, value)| old.value(*number) != *value);
         changed.map(|(number, _)| frame_len(length, number) as u64).sum()
     }
 
@@ -136,10 +144,15 @@ impl ChunkWriter<'_> {
         self.writer.session.refer(id.as_bytes())
     }
 
+    /// Sees to it that the barrier covers what a place needs.
+    pub(super) fn use_existing(&self, place: &Place) {
+        place.files().for_each(|file| self.writer.backend.use_existing(&file));
+    }
+
     /// Puts a chunk; returns its id, `None` for a hole.
     pub(crate) fn put_id(&mut self, number: u64, data: &[u8]) -> Result<Option<ChunkId>> {
         self.put(number, data)?;
-        Ok(self.writer.map.get(number)?.map(|name| name.id))
+        Ok(self.writer.map.get(number)?.map(|place| place.id))
     }
 
     /// Puts a chunk at place `number` that was put elsewhere before, with the same length. Returns `false` when it cannot
@@ -148,8 +161,8 @@ impl ChunkWriter<'_> {
         let writer = self.writer;
         let length = chunk_len(writer.size_bytes(), number);
         self.refer(id)?;
-        let Existing::Usable(found) = self.existing(&ChunkName::full(*id), length)? else { return Ok(false) };
-        writer.backend.use_existing(&found);
+        let Existing::Usable(found) = self.existing(&Place::full(*id), length)? else { return Ok(false) };
+        self.use_existing(&found);
         count(&writer.counters.known, length as u64);
         writer.map.set(number, Some(found))?;
         Ok(true)
@@ -157,21 +170,21 @@ impl ChunkWriter<'_> {
 
     /// Notes that the chunk at place `number` is lost: reading fails there, and names the chunk of the original.
     pub(crate) fn lose(&mut self, number: u64, old: &ChunkId) -> Result<()> {
-        self.writer.map.set(number, Some(ChunkName::full(*old)))
+        self.writer.map.set(number, Some(Place::full(*old)))
     }
 
     /// Keeps the base's chunk at place `number`, whose bytes were compared with a [`super::ChunkCheck`] and agree.
     /// Returns `false` when that chunk cannot be used again: then it must be put.
     pub fn keep(&mut self, number: u64) -> Result<bool> {
         let writer = self.writer;
-        let Some(name) = writer.map.get(number)? else { return Ok(false) };
+        let Some(place) = writer.map.get(number)? else { return Ok(false) };
         let length = chunk_len(writer.size_bytes(), number);
-        let Existing::Usable(found) = self.existing(&name, length)? else { return Ok(false) };
-        if found != name {
-            // A delta that was written anew as a full chunk leans on nothing any more. The base's map names the chunk, but
-            // not this file, which a run may have written that died before it was durable.
+        let Existing::Usable(found) = self.existing(&place, length)? else { return Ok(false) };
+        if found != place {
+            // What was written again in full needs no recipe any more. The base's map names the chunk, but not this file,
+            // which a run may have written that died before it was durable.
             writer.found_new.store(true, Ordering::Relaxed);
-            writer.backend.use_existing(&found);
+            self.use_existing(&found);
             writer.map.set(number, Some(found))?;
         }
         count(&writer.counters.unchanged, length as u64);
@@ -196,18 +209,17 @@ impl ChunkWriter<'_> {
         writer.suspects.failed.contains(id) || writer.job.repository().damage_mark(id).exists()
     }
 
-    /// Looks for a chunk in the form of `name`, or in full.
-    fn existing(&mut self, name: &ChunkName, plain_len: usize) -> Result<Existing> {
+    /// Looks for a chunk at a place, or in full.
+    fn existing(&mut self, place: &Place, plain_len: usize) -> Result<Existing> {
         let writer = self.writer;
-        let chunk = match store::open(&writer.backend, name) {
+        let chunk = match store::open(&writer.backend, place) {
             Ok(chunk) => chunk,
             Err(Error::ChunkMissing { .. }) => return Ok(Existing::Missing),
             Err(error) if error.is_damage() => return Ok(Existing::Unusable),
             Err(error) => return Err(error),
         };
-        let found = *chunk.name();
-        let is_whole = chunk.delta().is_none() || chunk.base().is_ok();
-        if !is_whole || chunk.plain_len() != plain_len || found.ids().any(|id| self.is_marked(&id)) {
+        let found = chunk.place();
+        if !chunk.is_whole()? || chunk.plain_len() != plain_len || found.ids().any(|id| self.is_marked(&id)) {
             return Ok(Existing::Unusable);
         }
         let is_doubtful = writer.new.reuse == Reuse::Full
@@ -220,9 +232,9 @@ impl ChunkWriter<'_> {
         }
     }
 
-    /// Whether the new chunk `id` may lean on another, or on its base. Nothing may that is to be healed, and nothing may
-    /// lean on what is not beyond doubt.
-    fn may_lean(&self, id: &ChunkId, on: &ChunkName) -> bool {
+    /// Whether the new chunk `id` may be built on another. Nothing may that is to be healed, and nothing may be built on what
+    /// is not beyond doubt.
+    fn may_build_on(&self, id: &ChunkId, on: &Place) -> bool {
         let writer = self.writer;
         writer.new.reuse == Reuse::Header
             && !writer.met_damage.load(Ordering::Relaxed)
@@ -230,14 +242,14 @@ impl ChunkWriter<'_> {
             && !on.ids().any(|id| self.is_marked(&id) || writer.suspects.unproven.contains(&id))
     }
 
-    /// Writes a chunk as a delta on another, which is at its place here or on another disk, or on that one's base; `None`
-    /// where a full one is better or the base turns out to be damaged.
-    fn store_delta(
+    /// Writes what a chunk does not share with another, which is at its place here or on another disk; `None` where a full
+    /// chunk is better or the other one turns out to be damaged.
+    fn store_run(
         &mut self,
         number: u64,
         id: &ChunkId,
         data: &[u8],
-        (on, open): (&ChunkName, Option<&OpenChunk>),
+        (on, open): (&Place, Option<&OpenChunk>),
         before: Option<&Before>,
     ) -> Result<Option<Put>> {
         let mut opened = None;
@@ -250,11 +262,13 @@ impl ChunkWriter<'_> {
         {
             return Ok(None);
         }
-        let leaning = parent.and_then(|parent| Ok((parent, Self::base_of(parent)?)));
         let absent = before.map_or(0, |before| before.absent);
-        let encoded = leaning.and_then(|(parent, base)| self.encode_delta(id, data, absent, (parent, base)));
+        let encoded = parent.and_then(|parent| {
+            let Some(ground) = parent.ground()?.filter(|ground| ground.id() != id) else { return Ok(None) };
+            self.encode_run(&Change { id, number, data, absent, parent, ground })
+        });
         match encoded {
-            Ok(Some((name, length))) => self.write(number, &name, length, data.len(), false).map(Some),
+            Ok(Some(recipe)) => self.add_run(number, id, recipe).map(Some),
             Ok(None) => Ok(None),
             // Of a source that knows its changes the caller tells, and takes the whole chunk, and all others, from it.
             Err(error) if error.is_damage() && before.is_none() => {
@@ -265,9 +279,13 @@ impl ChunkWriter<'_> {
         }
     }
 
-    /// Returns the full chunk that a delta in the place of `parent` leans on.
-    fn base_of(parent: &OpenChunk) -> Result<&OpenChunk> {
-        if parent.delta().is_some() { parent.base() } else { Ok(parent) }
+    /// Adds the run that was made, and the recipe that needs it, to the group of this backup.
+    fn add_run(&mut self, number: u64, id: &ChunkId, recipe: Recipe) -> Result<Put> {
+        let writer = self.writer;
+        let plain_len = recipe.plain_len;
+        let (place, bytes) = writer.groups.add(writer, id, recipe, &self.run)?;
+        self.use_existing(&place);
+        self.stored(number, place, bytes, plain_len)
     }
 
     fn store_full(
@@ -279,31 +297,28 @@ impl ChunkWriter<'_> {
         replace: bool,
     ) -> Result<Put> {
         let length = self.encode_full(id, data, before)?;
-        self.write(number, &ChunkName::full(*id), length, data.len(), replace)
+        let writer = self.writer;
+        writer.session.record_new(id)?;
+        let temporary = writer.temporary();
+        writer.backend.put(&FileName::chunk(*id), &self.file[..length], &temporary, replace)?;
+        // A chunk that was missing can be marked as well.
+        if replace || writer.job.repository().damage_mark(id).exists() {
+            tracing::info!(chunk = %id, "a damaged chunk was written anew");
+            writer.healed.lock().unwrap_or_else(PoisonError::into_inner).push(*id);
+        }
+        self.stored(number, Place::full(*id), length as u64, data.len())
     }
 
-    /// Writes the first `length` bytes of `self.file` as a chunk's file, and records it at its place.
-    fn write(
-        &mut self,
-        number: u64,
-        name: &ChunkName,
-        length: usize,
-        plain_len: usize,
-        replace: bool,
-    ) -> Result<Put> {
+    /// Records the same chunk at another place in the store.
+    pub(super) fn count_moved(&self, number: u64, place: Place, bytes: u64) -> Result<()> {
+        count(&self.writer.counters.stored, bytes);
+        self.writer.map.set(number, Some(place))
+    }
+
+    /// Records what was stored at its place.
+    fn stored(&self, number: u64, place: Place, bytes: u64, plain_len: usize) -> Result<Put> {
         let writer = self.writer;
-        writer.session.record_new(&name.id)?;
-        let turn = writer.counters.temporaries.fetch_add(1, Ordering::Relaxed);
-        let temporary = format!("{}.{turn}", writer.session.name());
-        writer.backend.put(name, &self.file[..length], &temporary, replace)?;
-        // A chunk that was missing can be marked as well.
-        let is_full = name.base.is_none();
-        if is_full && (replace || writer.job.repository().damage_mark(&name.id).exists()) {
-            tracing::info!(chunk = %name.id, "a damaged chunk was written anew");
-            writer.healed.lock().unwrap_or_else(PoisonError::into_inner).push(name.id);
-        }
-        writer.map.set(number, Some(*name))?;
-        let bytes = length as u64;
+        writer.map.set(number, Some(place))?;
         count(&writer.counters.new, plain_len as u64);
         let before = writer.counters.stored.fetch_add(bytes, Ordering::Relaxed);
         if before / BARRIER_EVERY_BYTES != (before + bytes) / BARRIER_EVERY_BYTES {

@@ -10,10 +10,9 @@ use super::chunks::ChunkWriter;
 use super::encode::Before;
 use super::{Put, RevisionWriter};
 use crate::CHUNK_SIZE;
-use crate::chunk::frame::Kind;
 use crate::chunk::id::zero_frame_matches;
 use crate::chunk::layout::{chunk_len, frame_count, frame_len};
-use crate::chunk::name::ChunkName;
+use crate::chunk::name::Place;
 use crate::chunk::store::{self, OpenChunk, Scratch};
 use crate::chunk::{CHUNK_LEN, FRAME_LEN};
 use crate::error::Result;
@@ -30,9 +29,9 @@ impl RevisionWriter {
             return Ok(());
         }
         let entries = base.read_entries(number / PAGE_ENTRIES)?;
-        let Some(name) = entries[(number % PAGE_ENTRIES) as usize] else { return Ok(()) };
+        let Some(place) = &entries[(number % PAGE_ENTRIES) as usize] else { return Ok(()) };
         let mut scratch = Scratch::new();
-        let chunk = self.open_recorded(&name, chunk_len(base.size_bytes(), number))?;
+        let chunk = self.open_recorded(place, chunk_len(base.size_bytes(), number))?;
         let mut data = self.or_note(scratch.read(&chunk))?.to_vec();
         // What lies behind the end of the smaller image is not part of it.
         data.truncate((end % CHUNK_SIZE) as usize);
@@ -41,8 +40,8 @@ impl RevisionWriter {
     }
 
     /// Opens a chunk that is recorded with this length.
-    fn open_recorded(&self, name: &ChunkName, length: usize) -> Result<OpenChunk> {
-        let opened = store::open(&self.backend, name);
+    fn open_recorded(&self, place: &Place, length: usize) -> Result<OpenChunk> {
+        let opened = store::open(&self.backend, place);
         self.or_note(opened.and_then(|chunk| chunk.must_have_len(length).map(|()| chunk)))
     }
 
@@ -76,11 +75,10 @@ impl ChunkWriter<'_> {
         let chunk = self.writer.open_recorded(&name, data.len())?;
         let absent = self.writer.or_note(complete(&chunk, data, &changed, &mut self.scratch))?;
         let known = |frame: usize| {
-            let found = &chunk.header().frames[frame];
-            let (frames, length) = (chunk.header().frames.len(), frame_len(data.len(), frame));
-            let is_zero = chunk.kept(frame).is_ok_and(|kept| kept.kind == Kind::Zero)
-                && zero_frame_matches(&found.value, frame, frames, length);
-            (absent >> frame & 1 != 0).then_some((found.value, is_zero))
+            let value = chunk.value(frame);
+            let (frames, length) = (chunk.frame_count(), frame_len(data.len(), frame));
+            let is_zero = zero_frame_matches(value, frame, frames, length);
+            (absent >> frame & 1 != 0).then_some((*value, is_zero))
         };
         match self.digest.update_but(data, known) {
             Some(id) => {
@@ -211,7 +209,10 @@ mod tests {
                     putter.put_changed(0, &mut buf, &changed).unwrap();
                     let name = writer.map.get(0).unwrap().unwrap();
                     assert_eq!(name.id, ChunkId::of(&expected), "{length} {changed:?}");
-                    assert!(writer.read_back(0).unwrap().unwrap() == expected, "{length} {changed:?} {name}");
+                    assert!(
+                        writer.read_back(0).unwrap().unwrap() == expected,
+                        "{length} {changed:?} {name:?}"
+                    );
                 }
                 let mut zeros = vec![0; length];
                 assert_eq!(putter.put_changed(0, &mut zeros, &[0..length]).unwrap(), Put::Hole);
@@ -225,11 +226,11 @@ mod tests {
     }
 
     #[test]
-    fn a_small_change_makes_a_delta_that_reads_nothing_but_the_touched_frame() {
+    fn a_small_change_makes_a_run_that_reads_nothing_but_the_touched_frame() {
         let (_dir, job) = new_job("web01");
         let mut data = noise(5, 1 << 22);
         let base = write_revision(&job, &data, None);
-        let chunk = ChunkName::full(ChunkId::of(&data));
+        let chunk = crate::chunk::name::FileName::chunk(ChunkId::of(&data));
         // All other frames are broken, and nobody looks at them.
         let path = job.repository().root().join(format!("chunks/{:02x}/{chunk}", chunk.id.shard()));
         let mut file = std::fs::read(&path).unwrap();
@@ -248,7 +249,9 @@ mod tests {
         let Put::Stored { bytes } = put else { panic!("{put:?}") };
         assert!((4096..6700).contains(&bytes), "{bytes}");
         let name = writer.map.get(0).unwrap().unwrap();
-        assert_eq!(name, ChunkName::delta(ChunkId::of(&data), chunk.id));
+        assert_eq!(name.id, ChunkId::of(&data));
+        let files = name.recipe.unwrap().files;
+        assert!(files.iter().map(|needed| needed.file).eq([chunk]));
         drop(putter);
         writer.finish(&guard, Stats::default(), Default::default()).unwrap();
     }

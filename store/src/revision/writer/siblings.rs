@@ -10,9 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use super::super::Revision;
 use super::super::map::{ChunkMap, Entry, PAGE_ENTRIES};
 use super::super::reader::pin_for_writing;
-use crate::chunk::frame::Kind;
 use crate::chunk::id::{ChunkId, Digest};
-use crate::chunk::name::ChunkName;
+use crate::chunk::name::Place;
 use crate::chunk::store::OpenChunk;
 use crate::error::Result;
 use crate::job::Job;
@@ -78,8 +77,8 @@ impl Siblings {
     }
 
     /// Compares the chunk `id` at place `number` with what the others have there, and returns the file of the chunk that
-    /// a delta may lean on: of the disk that had the most in common.
-    pub(super) fn compare(&self, number: u64, id: &ChunkId) -> Option<ChunkName> {
+    /// a run may be put on: of the disk that had the most in common.
+    pub(super) fn compare(&self, number: u64, id: &ChunkId) -> Option<Place> {
         let mut best = (SAME_MIN, None);
         for sibling in &self.0 {
             let Some(there) = sibling.entry(number) else { continue };
@@ -87,6 +86,10 @@ impl Siblings {
                 sibling.same.fetch_add(1, Ordering::Relaxed);
             }
             let same = sibling.same.load(Ordering::Relaxed);
+            // The same chunk is better than any that it could be built on.
+            if there.id == *id {
+                return Some(there);
+            }
             if same >= best.0 {
                 best = (same + 1, Some(there));
             }
@@ -106,20 +109,19 @@ impl Sibling {
             // Of a damaged page nothing is compared.
             *page = (wanted, self.map.read_entries(wanted).unwrap_or_default());
         }
-        page.1.get((number % PAGE_ENTRIES) as usize).copied().flatten()
+        page.1.get((number % PAGE_ENTRIES) as usize).cloned().flatten()
     }
 }
 
-/// Whether a chunk with this digest has so much in common with another disk's that a delta is worth trying.
+/// Whether a chunk with this digest has so much in common with another disk's that a run is worth trying.
 pub(super) fn is_near(digest: &Digest, other: &OpenChunk) -> bool {
-    let frames = &other.header().frames;
-    if frames.len() != digest.values.len() {
+    if other.frame_count() != digest.values.len() {
         return false;
     }
     let (mut data, mut same) = (0, 0);
-    for (value, frame) in digest.values.iter().zip(frames).filter(|(_, frame)| frame.kind != Kind::Zero) {
+    for (number, value) in digest.values.iter().enumerate().filter(|(number, _)| !other.is_zero(*number)) {
         data += 1;
-        same += usize::from(*value == frame.value);
+        same += usize::from(value == other.value(number));
     }
     same > 0 && same >= data / SAME_FRAMES_PART
 }

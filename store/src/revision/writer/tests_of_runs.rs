@@ -1,9 +1,10 @@
-//! What deltas must stand: bases that are damaged, lost, forgotten or swept, and many days on one base.
+//! What recipes must stand: bases and groups that are damaged, lost, forgotten or swept, and many days on one base.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::*;
+use crate::chunk::name::Place;
 use crate::restore::{RestoreOptions, Target, restore};
 use crate::sweep::{SweepOptions, sweep};
 use crate::testing::{image, new_job, new_revision, noise, now, write_revision};
@@ -25,8 +26,28 @@ fn files(job: &Job) -> Vec<(String, u64)> {
     found
 }
 
-fn deltas(job: &Job) -> Vec<(String, u64)> {
-    files(job).into_iter().filter(|(name, _)| name.contains('.')).collect()
+fn groups(job: &Job) -> Vec<(String, u64)> {
+    files(job).into_iter().filter(|(name, _)| name.ends_with(".group")).collect()
+}
+
+/// Flips a bit of the first page in a group.
+fn flip_run(job: &Job, name: &str) {
+    let mut bytes = std::fs::read(path(job, name)).unwrap();
+    bytes[64 + 12 + 100] ^= 0x10;
+    std::fs::write(path(job, name), bytes).unwrap();
+}
+
+/// Writes a revision without a look at other jobs.
+fn write_alone(job: &Job, data: &[u8]) -> Revision {
+    let guard = job.lock_for_backup().unwrap();
+    let new = NewRevision { with_siblings: false, ..new_revision(data, None) };
+    let writer = job.new_revision(&guard, new).unwrap();
+    let mut chunks = writer.chunk_writer().unwrap();
+    for (number, chunk) in data.chunks(CHUNK).enumerate() {
+        chunks.put(number as u64, chunk).unwrap();
+    }
+    drop(chunks);
+    writer.finish(&guard, Stats::default(), BTreeMap::new()).unwrap()
 }
 
 fn path(job: &Job, name: &str) -> PathBuf {
@@ -73,14 +94,14 @@ fn verified(job: &Job, revision: &Revision) -> bool {
 }
 
 /// A job with a revision of noise and one with a changed page in the second chunk; their images and the names of the
-/// base and the delta.
+/// base and the group.
 struct Pair {
     _dir: tempfile::TempDir,
     job: Job,
     images: [Vec<u8>; 2],
     revisions: [Revision; 2],
     base: String,
-    delta: String,
+    group: String,
 }
 
 fn pair() -> Pair {
@@ -91,11 +112,10 @@ fn pair() -> Pair {
     let first = write_revision(&job, &before, None);
     let second = write_revision(&job, &after, Some(first.clone()));
     let base = ChunkId::of(&before[CHUNK..]).to_string();
-    let [(delta, length)] = &deltas(&job)[..] else { panic!("{:?}", files(&job)) };
+    let [(group, length)] = &groups(&job)[..] else { panic!("{:?}", files(&job)) };
     assert!(*length < 6700, "{length}");
-    assert_eq!(*delta, format!("{}.{base}", ChunkId::of(&after[CHUNK..])));
-    let delta = delta.clone();
-    Pair { _dir: dir, job, images: [before, after], revisions: [first, second], base, delta }
+    let group = group.clone();
+    Pair { _dir: dir, job, images: [before, after], revisions: [first, second], base, group }
 }
 
 #[test]
@@ -113,26 +133,26 @@ fn a_small_change_stores_little_and_reads_back_everywhere() {
 }
 
 #[test]
-fn the_same_state_again_is_known_and_the_old_state_needs_no_delta() {
+fn the_old_state_again_is_known_and_needs_no_group() {
     let Pair { job, images, revisions, .. } = &pair();
     let before = files(job);
     let third = write_revision(job, &images[0], Some(revisions[1].clone()));
-    let fourth = write_revision(job, &images[1], Some(third.clone()));
     assert_eq!(files(job), before);
+    let fourth = write_revision(job, &images[1], Some(third.clone()));
     for revision in [&third, &fourth] {
         assert!(verified(job, revision));
     }
-    // The map of the third names no delta, so the base alone is enough for it.
+    // The map of the third names no group, so the base alone is enough for it.
     for revision in [&revisions[0], &revisions[1], &fourth] {
         forget(job, revision);
     }
     purge(job);
-    assert_eq!((files(job).len(), deltas(job).len()), (2, 0));
+    assert_eq!((files(job).len(), groups(job).len()), (2, 0));
     assert!(read(job, &third).unwrap() == images[0]);
 }
 
 #[test]
-fn a_base_stays_as_long_as_a_delta_leans_on_it() {
+fn a_base_stays_as_long_as_a_recipe_refers_to_it() {
     let Pair { job, images, revisions, .. } = &pair();
     forget(job, &revisions[0]);
     let report = purge(job);
@@ -143,7 +163,7 @@ fn a_base_stays_as_long_as_a_delta_leans_on_it() {
 }
 
 #[test]
-fn a_base_that_is_purged_while_a_delta_is_written_stays() {
+fn a_base_that_is_purged_while_a_run_is_written_stays() {
     let Pair { job, images, revisions, .. } = &pair();
     let guard = job.lock_for_backup().unwrap();
     let mut data = images[1].clone();
@@ -157,7 +177,7 @@ fn a_base_that_is_purged_while_a_delta_is_written_stays() {
     drop(chunks);
     let third = writer.finish(&guard, Stats::default(), BTreeMap::new()).unwrap();
     purge(job);
-    assert_eq!(deltas(job).len(), 1, "the old delta went, the new one is there");
+    assert_eq!(groups(job).len(), 2, "the new recipe needs the old run as well");
     assert!(read(job, &third).unwrap() == data);
 }
 
@@ -211,26 +231,26 @@ fn the_next_backup_heals_what_leans_on_a_damaged_base() {
         let fourth = write_revision(job, &images[0], Some(third.clone()));
         assert!(read(job, &fourth).unwrap() == images[0]);
         assert!(verified(job, &revisions[0]));
-        // The delta stays as long as a map names it, though the full form is read instead.
+        // The group stays as long as a map names it, though the full chunk is read instead.
         purge(job);
-        assert_eq!(deltas(job).len(), 1);
+        assert_eq!(groups(job).len(), 1);
         forget(job, &revisions[1]);
         purge(job);
-        assert!(deltas(job).is_empty() && read(job, &third).unwrap() == images[1]);
+        assert!(groups(job).is_empty() && read(job, &third).unwrap() == images[1]);
         assert!(read(job, &fourth).unwrap() == images[0]);
         assert_eq!(std::fs::read_dir(job.repository().root().join("damaged")).unwrap().count(), 0);
     }
 }
 
 #[test]
-fn a_damaged_delta_is_written_anew_in_full() {
-    let Pair { job, images, revisions, delta, .. } = &pair();
-    flip(job, delta, 10);
+fn what_a_damaged_group_has_is_written_anew_in_full() {
+    let Pair { job, images, revisions, group, .. } = &pair();
+    flip_run(job, group);
     assert!(!verified(job, &revisions[1]));
-    assert_eq!(job.revision(&revisions[0].id).unwrap().trust, Trust::Trusted, "it does not use the delta");
+    assert_eq!(job.revision(&revisions[0].id).unwrap().trust, Trust::Trusted, "it does not use the group");
     purge(job);
     let mark = job.repository().damage_mark(&ChunkId::of(&images[1][CHUNK..]));
-    assert!(mark.exists(), "the mark of a chunk that is there only as a delta is not stale");
+    assert!(mark.exists(), "the mark of a chunk that is made by a recipe is not stale");
     let third = write_revision(job, &images[1], Some(revisions[1].clone()));
     assert!(!mark.exists());
     assert!(verified(job, &revisions[1]) && verified(job, &third));
@@ -246,26 +266,26 @@ fn nothing_leans_on_what_is_in_doubt() {
     };
     std::fs::write(job.repository().damage_mark(&ChunkId::parse(base).unwrap()), b"").unwrap();
     write_revision(job, &change(1), Some(revisions[1].clone()));
-    assert_eq!(deltas(job).len(), 1);
+    assert_eq!(groups(job).len(), 1);
     disk::remove(&job.repository().damage_mark(&ChunkId::parse(base).unwrap())).unwrap();
     let guard = job.lock_for_backup().unwrap();
     let data = change(2);
     let new = NewRevision { reuse: Reuse::Full, ..new_revision(&data, Some(revisions[1].clone())) };
     let writer = job.new_revision(&guard, new).unwrap();
     writer.chunk_writer().unwrap().put(1, &data[CHUNK..]).unwrap();
-    assert_eq!(deltas(job).len(), 1);
+    assert_eq!(groups(job).len(), 1);
     // A base whose frame turns out to be bad while a patch is made on it: in full, and told.
     drop((writer, guard));
     flip(job, base, 10);
     let data = change(CHUNK - 3);
     let last = write_revision(job, &data, Some(revisions[1].clone()));
-    assert_eq!(deltas(job).len(), 1);
+    assert_eq!(groups(job).len(), 1);
     assert_eq!(job.revision(&revisions[0].id).unwrap().trust, Trust::Distrusted);
     assert!(read(job, &last).unwrap()[CHUNK..] == data[CHUNK..]);
 }
 
 #[test]
-fn deltas_end_when_together_they_are_as_large_as_their_base() {
+fn runs_end_when_together_they_are_as_large_as_their_base() {
     let (_dir, job) = new_job("web01");
     let mut data = noise(1, CHUNK);
     let mut revisions = vec![write_revision(&job, &data, None)];
@@ -280,17 +300,14 @@ fn deltas_end_when_together_they_are_as_large_as_their_base() {
     for (revision, image) in revisions.iter().zip(&images) {
         assert!(read(&job, revision).unwrap() == *image);
     }
-    // 1 + 2 + 3 + 4 + 5 quarters of a megabyte are 3.9, with the next it would be more than the base.
-    let bases: BTreeSet<String> =
-        deltas(&job).iter().map(|(name, _)| name.split_once('.').unwrap().1.to_owned()).collect();
-    assert_eq!((bases.len(), files(&job).len()), (4, 25));
+    assert!(files(&job).len() > groups(&job).len() + 1, "a full chunk was due");
     let stored: u64 = files(&job).iter().map(|(_, length)| length).sum();
     assert!(stored < 25 * CHUNK_SIZE * 4 / 10, "{stored}");
 }
 
 #[test]
 fn a_full_chunk_that_the_base_did_not_have_is_made_durable() {
-    let Pair { job, images, revisions, delta, .. } = &pair();
+    let Pair { job, images, revisions, .. } = &pair();
     // Another run has written the chunk in full, and died.
     let other = new_job_beside(job, "web02");
     let guard = other.lock_for_backup().unwrap();
@@ -303,11 +320,35 @@ fn a_full_chunk_that_the_base_did_not_have_is_made_durable() {
     assert!(writer.chunk_writer().unwrap().keep(0).unwrap());
     assert!(!writer.found_new.load(Ordering::Relaxed), "the base had it");
     assert!(writer.chunk_writer().unwrap().keep(1).unwrap());
-    let full = delta.split_once('.').unwrap().0;
-    assert_eq!(writer.map.get(1).unwrap().unwrap().to_string(), full);
+    let found = writer.map.get(1).unwrap().unwrap();
+    assert_eq!(found, Place::full(found.id));
     assert!(writer.found_new.load(Ordering::Relaxed), "and a barrier is due");
     let third = writer.finish(&guard, Stats::default(), BTreeMap::new()).unwrap();
     assert!(read(job, &third).unwrap() == images[1]);
+}
+
+#[test]
+fn a_cold_run_keeps_no_group_of_hot_ones() {
+    let (_dir, job) = new_job("web01");
+    let mut data = noise(1, 5 * CHUNK);
+    let mut revisions = vec![write_revision(&job, &data, None)];
+    for day in 0..16u64 {
+        // The same forty pages every day, and one of a chunk that does not change again for days.
+        for page in 0..40 {
+            data[page * 16 * 4096..][..4096].copy_from_slice(&noise(day * 100 + page as u64, 4096));
+        }
+        let cold = (1 + day as usize % 4) * CHUNK + day as usize * 3 * 4096;
+        data[cold..cold + 4096].copy_from_slice(&noise(7777 + day, 4096));
+        revisions.push(write_revision(&job, &data, revisions.last().cloned()));
+        assert!(read(&job, revisions.last().unwrap()).unwrap() == data, "day {day}");
+    }
+    let last = revisions.pop().unwrap();
+    revisions.iter().for_each(|revision| forget(&job, revision));
+    purge(&job);
+    assert!(verified(&job, &last) && read(&job, &last).unwrap() == data);
+    // One day of hot pages is 164 KB, all cold ones are 66 KB; without moving, it would be 16 days.
+    let left: u64 = groups(&job).iter().map(|(_, length)| length).sum();
+    assert!(left < 700_000, "{left}: {:?}", groups(&job));
 }
 
 #[test]
@@ -316,24 +357,21 @@ fn a_change_of_most_of_a_chunk_is_stored_in_full() {
     let mut data = images[1].clone();
     data[CHUNK..CHUNK + 40 * FRAME].copy_from_slice(&noise(7, 40 * FRAME));
     let third = write_revision(job, &data, Some(revisions[1].clone()));
-    assert_eq!(deltas(job).len(), 1);
+    assert_eq!(groups(job).len(), 1);
     assert!(read(job, &third).unwrap() == data);
 }
 
 #[test]
-fn a_delta_that_only_a_dead_run_wrote_is_swept_although_its_chunks_are_in_use() {
-    let Pair { job, images, revisions, delta, .. } = &pair();
-    // Both chunks are in use, each in full; the delta is what a run left that never came to its end.
-    let name = crate::JobName::parse("web02").unwrap();
-    let other = job.repository().create_job(&name, true, "{}\n", now()).unwrap();
-    let whole = write_revision(&other, &images[1], None);
-    let full = delta.split_once('.').unwrap().0;
-    std::fs::copy(path(&other, full), path(job, full)).unwrap();
+fn a_group_is_swept_although_its_chunks_are_in_use() {
+    let Pair { job, images, revisions, .. } = &pair();
+    // Both chunks are in use, each in full; no map needs the group any more.
+    let other = new_job_beside(job, "web02");
+    let whole = write_alone(&other, &images[1]);
     let third = write_revision(job, &images[1], Some(revisions[0].clone()));
     forget(job, &revisions[1]);
     assert!(read(&other, &whole).unwrap() == images[1]);
     purge(job);
-    assert!(deltas(job).is_empty(), "no map names it");
+    assert!(groups(job).is_empty(), "no map names it");
     assert!(read(job, &third).unwrap() == images[1] && read(job, &revisions[0]).unwrap() == images[0]);
 }
 
@@ -388,7 +426,7 @@ fn nothing_leans_on_what_a_dead_run_wrote() {
     let mut data = images[1].clone();
     data[CHUNK + 1] ^= 1;
     write_revision(job, &data, Some(revisions[1].clone()));
-    assert_eq!(deltas(job).len(), 1);
+    assert_eq!(groups(job).len(), 1);
 }
 
 #[test]
@@ -397,17 +435,17 @@ fn a_chunk_with_nothing_in_common_is_not_tried_for_long() {
     let mut data = images[1].clone();
     data[..CHUNK].copy_from_slice(&noise(9, CHUNK));
     let third = write_revision(job, &data, Some(revisions[1].clone()));
-    assert_eq!(deltas(job).len(), 1);
-    // A third of the frames written anew: a delta all the same, since the rest is as it was.
+    assert_eq!(groups(job).len(), 1);
+    // A third of the frames written anew: a run all the same, since the rest is as it was.
     let mut part = data.clone();
     part[..20 * FRAME].copy_from_slice(&noise(10, 20 * FRAME));
     let other = write_revision(job, &part, Some(third.clone()));
-    assert_eq!(deltas(job).len(), 2);
+    assert_eq!(groups(job).len(), 2);
     assert!(read(job, &other).unwrap() == part);
     // Every frame changed in a page: each patch is short.
     (0..64).for_each(|frame| data[frame * FRAME..][..512].copy_from_slice(&noise(frame as u64, 512)));
     let fourth = write_revision(job, &data, Some(third));
-    assert_eq!(deltas(job).len(), 3);
+    assert_eq!(groups(job).len(), 3);
     assert!(read(job, &fourth).unwrap() == data);
 }
 
@@ -431,7 +469,7 @@ fn a_machine_made_from_the_same_image_leans_on_the_other_one() {
     let (_dir, job, (other, original), mut data) = neighbours();
     data[5 * CHUNK + 3 * FRAME..][..4096].copy_from_slice(&noise(3, 4096));
     let second = write_revision(&job, &data, None);
-    assert_eq!((deltas(&job).len(), files(&job).len()), (1, 13));
+    assert_eq!((groups(&job).len(), files(&job).len()), (1, 13));
     assert!(second.stored_bytes.unwrap() < 7000);
     // The other machine goes, and what is leaned on stays.
     forget(&other, &original);
@@ -462,7 +500,7 @@ fn another_machine_may_be_forgotten_and_purged_while_a_run_leans_on_it() {
     assert!(verified(&job, &revision));
 }
 
-/// Forgets the first revision, so that only deltas need the base, and spoils a frame of it that none of them leans on.
+/// Forgets the first revision, so that only recipes need the base, and spoils a frame of it that none of them needs.
 fn rot_in_waiting() -> (Pair, usize) {
     let mut pair = pair();
     let frame = 10;
@@ -522,7 +560,7 @@ fn a_frame_that_stays_the_same_is_read_by_the_verify_of_each_that_leans_on_it() 
     let mut data = images[1].clone();
     data[CHUNK + 7 * FRAME] ^= 1;
     let third = write_revision(job, &data, Some(revisions[1].clone()));
-    assert_eq!((third.trust, deltas(job).len()), (Trust::Trusted, 2), "it was not read");
+    assert_eq!((third.trust, groups(job).len()), (Trust::Trusted, 2), "it was not read");
     assert!(!verified(job, &third));
     assert_eq!(job.revision(&revisions[1].id).unwrap().trust, Trust::Distrusted);
     let fourth = write_revision(job, &data, Some(third.clone()));
@@ -541,8 +579,8 @@ impl crate::Monitor for Findings {
     }
 }
 
-/// Spoils the only page of bases of a revision's map.
-fn spoil_bases(job: &Job, revision: &Revision) {
+/// Spoils the only page of places of a revision's map.
+fn spoil_places(job: &Job, revision: &Revision) {
     let path = job.map_path(&revision.id);
     let mut bytes = std::fs::read(&path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
@@ -550,9 +588,9 @@ fn spoil_bases(job: &Job, revision: &Revision) {
 }
 
 #[test]
-fn a_damaged_page_of_bases_is_told_and_loses_nothing() {
-    let Pair { job, images, revisions, delta, .. } = &pair();
-    spoil_bases(job, &revisions[1]);
+fn a_damaged_page_of_places_is_told_and_loses_nothing() {
+    let Pair { job, images, revisions, group, .. } = &pair();
+    spoil_places(job, &revisions[1]);
     assert!(read(job, &revisions[1]).unwrap() == images[1], "as a mount reads");
     assert_eq!(restored(job, &revisions[1], false).unwrap(), (images[1].clone(), vec![]));
     assert_eq!(job.revision(&revisions[1].id).unwrap().trust, Trust::Distrusted);
@@ -563,17 +601,17 @@ fn a_damaged_page_of_bases_is_told_and_loses_nothing() {
     let [crate::Finding { range: None, chunk: None, problem, .. }] = &findings[..] else {
         panic!("{findings:?}")
     };
-    assert!(problem.contains("page of bases 0"), "{problem}");
+    assert!(problem.contains("page of places 0"), "{problem}");
     assert_eq!(std::fs::read_dir(job.repository().root().join("damaged")).unwrap().count(), 0);
-    // Where the delta is lost as well, that chunk is, and no other.
-    disk::remove(&path(job, delta)).unwrap();
+    // Where the group is lost as well, that chunk is, and no other.
+    disk::remove(&path(job, group)).unwrap();
     let (found, lost) = restored(job, &revisions[1], true).unwrap();
     assert_eq!(lost, [(CHUNK_SIZE, CHUNK_SIZE)]);
     assert!(found[..CHUNK] == images[1][..CHUNK]);
 }
 
 #[test]
-fn a_page_of_bases_that_the_disk_cannot_read_is_a_damaged_one() {
+fn a_page_of_places_that_the_disk_cannot_read_is_a_damaged_one() {
     let Pair { job, images, revisions, .. } = &pair();
     let open = crate::revision::image::Image::open(job, &revisions[1]).unwrap();
     let reader = job.open_revision(&revisions[1], &Arc::new(FrameCache::new(1 << 22))).unwrap();
@@ -581,20 +619,20 @@ fn a_page_of_bases_that_the_disk_cannot_read_is_a_damaged_one() {
     let map = std::fs::OpenOptions::new().write(true).open(job.map_path(&revisions[1].id)).unwrap();
     map.set_len(map.metadata().unwrap().len() - 1).unwrap();
     let crate::revision::image::Image::Framed(framed) = &open else { panic!("it is ours") };
-    assert!(matches!(framed.map.read_bases(0), Err(Error::Io { .. })), "a purge does not go on past it");
+    assert!(matches!(framed.map.read_places(0), Err(Error::Io { .. })), "a purge does not go on past it");
     let page = open.page(0).unwrap();
     let damage = page.damage.unwrap();
-    assert!(damage.is_damage() && damage.to_string().contains("page of bases 0"), "{damage}");
-    assert_eq!(page.entries.iter().flatten().filter(|name| name.base.is_some()).count(), 1);
+    assert!(damage.is_damage() && damage.to_string().contains("page of places 0"), "{damage}");
+    assert_eq!(page.entries.iter().flatten().filter(|place| place.recipe.is_some()).count(), 1);
     let mut data = vec![9; images[1].len()];
     reader.read_at(0, &mut data).unwrap();
     assert!(data == images[1], "as a mount reads");
 }
 
 #[test]
-fn a_purge_keeps_all_that_a_damaged_page_of_bases_may_have_named() {
+fn a_purge_keeps_all_that_a_damaged_page_of_places_may_have_named() {
     let Pair { job, images, revisions, .. } = &pair();
-    spoil_bases(job, &revisions[1]);
+    spoil_places(job, &revisions[1]);
     forget(job, &revisions[0]);
     let options = SweepOptions::new(0, now());
     let refused = sweep(job.repository(), &options, &crate::Silent);
@@ -614,17 +652,17 @@ fn what_one_file_of_a_chunk_cannot_give_is_read_from_another_and_told() {
         |job, full| disk::remove(&path(job, full)).unwrap(),
     ];
     for (number, harm) in harms.into_iter().enumerate() {
-        let Pair { job, images, revisions, delta, .. } = &pair();
+        let Pair { job, images, revisions, .. } = &pair();
         // The same chunk in full, for another job.
         let other = new_job_beside(job, "web02");
-        let whole = write_revision(&other, &images[1], None);
-        let (full, _) = delta.split_once('.').unwrap();
+        let whole = write_alone(&other, &images[1]);
+        let full = &ChunkId::of(&images[1][CHUNK..]).to_string();
         harm(job, full);
         assert!(read(&other, &whole).unwrap() == images[1], "{number}: as a mount reads");
         assert_eq!(restored(&other, &whole, false).unwrap(), (images[1].clone(), vec![]), "{number}");
         assert_eq!(other.revision(&whole.id).unwrap().trust, Trust::Distrusted, "{number}: it is told");
         assert!(job.repository().damage_mark(&ChunkId::parse(full).unwrap()).exists());
-        // Nothing keeps the delta for it.
+        // Nothing keeps the group for it.
         assert!(!verified(&other, &whole), "{number}");
         assert_eq!(restored(job, &revisions[1], false).unwrap().0, images[1], "{number}");
         let again = write_revision(&other, &images[1], Some(whole.clone()));
@@ -655,17 +693,17 @@ fn avoided(job: &Job, revision: &Revision, image: &[u8]) -> Vec<(u64, Option<Chu
 #[test]
 fn what_a_reader_gets_around_is_kept_for_who_records_it() {
     let pair = pair();
-    let (other, leaning) = with_another_delta(&pair);
-    let Pair { job, images, revisions, base, delta, .. } = &pair;
+    let (other, leaning) = with_another_group(&pair);
+    let Pair { job, images, revisions, base, group, .. } = &pair;
     assert!(avoided(job, &revisions[1], &images[1]).is_empty());
-    flip(job, delta, 10);
+    flip_run(job, group);
     let own = (CHUNK_SIZE, Some(ChunkId::of(&images[1][CHUNK..])));
     assert_eq!(avoided(job, &revisions[1], &images[1]), [own]);
     flip(job, base, 10);
     let both = [own, (CHUNK_SIZE, Some(ChunkId::parse(base).unwrap()))];
     assert_eq!(avoided(job, &revisions[1], &images[1])[..2], both);
     assert!(avoided(&other, &leaning, &images[1]).is_empty());
-    spoil_bases(&other, &leaning);
+    spoil_places(&other, &leaning);
     assert_eq!(avoided(&other, &leaning, &images[1])[0], (0, None));
     // Who reads ahead gets around nothing, so that the reader is told.
     let reader = job.open_revision(&revisions[1], &Arc::new(FrameCache::new(1 << 24))).unwrap();
@@ -678,11 +716,11 @@ fn what_a_reader_gets_around_is_kept_for_who_records_it() {
 
 #[test]
 fn two_damaged_files_of_a_chunk_lose_only_the_frames_that_are_bad_in_both() {
-    let Pair { job, images, delta, .. } = &pair();
+    let Pair { job, images, base, .. } = &pair();
     let other = new_job_beside(job, "web02");
-    let whole = write_revision(&other, &images[1], None);
-    let (full, base) = delta.split_once('.').unwrap();
-    // The last frame of both, and one of each. Frame 5 is the one that the delta has itself.
+    let whole = write_alone(&other, &images[1]);
+    let full = &ChunkId::of(&images[1][CHUNK..]).to_string();
+    // The last frame of both, and one of each. Frame 5 is the one that the run has.
     [10, CHUNK - 5 * FRAME - 9].into_iter().for_each(|from_end| flip(job, full, from_end));
     [10, CHUNK - 20 * FRAME].into_iter().for_each(|from_end| flip(job, base, from_end));
     let (found, lost) = restored(&other, &whole, true).unwrap();
@@ -692,24 +730,24 @@ fn two_damaged_files_of_a_chunk_lose_only_the_frames_that_are_bad_in_both() {
     assert!(crate::chunk::is_zero(&found[last as usize..]));
 }
 
-/// The second chunk of the second image once more, as a delta on another base, for another job. Returns its revision.
-fn with_another_delta(Pair { job, images, .. }: &Pair) -> (Job, Revision) {
+/// The second chunk of the second image once more, on another base, for another job. Returns its revision.
+fn with_another_group(Pair { job, images, .. }: &Pair) -> (Job, Revision) {
     let other = new_job_beside(job, "web02");
     let mut data = images[1].clone();
     data[CHUNK + 9 * FRAME] ^= 1;
     let before = write_revision(&other, &data, None);
     let after = write_revision(&other, &images[1], Some(before));
-    assert_eq!(deltas(job).len(), 2);
+    assert_eq!(groups(job).len(), 2);
     (other, after)
 }
 
 #[test]
 fn all_damaged_files_that_a_restore_gets_around_are_marked() {
     let pair = pair();
-    let (other, leaning) = with_another_delta(&pair);
-    let Pair { job, images, revisions, base, delta, .. } = &pair;
-    // The patch that the delta has itself, and a frame that it has from its base.
-    flip(job, delta, 10);
+    let (other, leaning) = with_another_group(&pair);
+    let Pair { job, images, revisions, base, group, .. } = &pair;
+    // The page that the run has, and a frame of the base.
+    flip_run(job, group);
     flip(job, base, 10);
     let findings = Findings::default();
     let out = tempfile::tempdir().unwrap();
@@ -728,7 +766,7 @@ fn all_damaged_files_that_a_restore_gets_around_are_marked() {
 #[test]
 fn damaged_chunks_are_marked_although_the_revision_cannot_be_distrusted() {
     let Pair { job, images, revisions, base, .. } = &pair();
-    spoil_bases(job, &revisions[1]);
+    spoil_places(job, &revisions[1]);
     flip(job, base, 10);
     let lock = job.dir().join(".manifests");
     disk::remove(&lock).unwrap();
@@ -775,5 +813,5 @@ fn random_days_come_back_exactly() {
         assert!(read(&job, revision).unwrap() == *image);
         assert!(restored(&job, revision, false).unwrap().0 == *image);
     }
-    assert!(deltas(&job).len() > 10);
+    assert!(groups(&job).len() > 10);
 }

@@ -1,4 +1,4 @@
-//! Damage of deltas and of what they lean on: found, named, limited to those concerned, and healed by a backup that has
+//! Damage of groups and of the base of recipes: found, named, limited to those concerned, and healed by a backup that has
 //! the content again.
 
 use std::fs;
@@ -10,46 +10,45 @@ use backy_testkit::{CHUNK, Image, World, each};
 use crate::harm::{Harm, harm, restores_or_fails};
 use crate::scene::BINARY;
 
-/// A store with a full chunk and two deltas on it, in a revision each, and another chunk that all three have.
-struct Leaning {
+/// A store with a full chunk, two revisions that change a little of it, and another chunk that all three have.
+struct Made {
     world: World,
     ids: [String; 3],
     images: [Arc<Image>; 3],
     base: PathBuf,
-    deltas: [PathBuf; 2],
+    groups: [PathBuf; 2],
 }
 
 const FRAME: usize = 64 << 10;
 
-/// A frame of the first chunk of the second image that leans on nothing.
+/// A frame of the first chunk of the second image that is new as a whole.
 const FRESH: usize = 50;
 
-fn is_delta(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().contains('.'))
+fn is_group(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "group")
 }
 
-fn leaning() -> Leaning {
+fn made() -> Made {
     let mut world = World::new(BINARY);
     let one = Image::zeros(2 * CHUNK).noise(0, 1).words(1, 2);
     let mut images = [one.clone(), one.clone().edit(0, 3), one.edit(0, 4)];
-    // Few bytes where there were only zeros.
-    images[1].0[FRESH * FRAME + 5..][..100].fill(7);
+    images[1].0[FRESH * FRAME..][..FRAME].fill(7);
     let images = images.map(Arc::new);
     let mut seen: Vec<PathBuf> = Vec::new();
-    let [(first, full), (second, delta), (third, other)] = [0, 1, 2].map(|number: usize| {
+    let [(first, full), (second, group), (third, other)] = [0, 1, 2].map(|number: usize| {
         let id = world.backup(&images[number], "daily");
         let new = world.chunks().into_iter().filter(|path| !seen.contains(path)).collect::<Vec<_>>();
         seen.extend(new.clone());
         (id, new)
     });
-    assert!(full.iter().all(|path| !is_delta(path)), "{full:?}");
-    let ([delta], [other]) = (&delta[..], &other[..]) else { panic!("{delta:?} {other:?}") };
-    let base = delta.extension().expect("a delta names its base").to_owned();
-    assert_eq!(other.extension(), Some(&*base), "both lean on the full one");
+    let ([group], [other]) = (&group[..], &other[..]) else { panic!("{group:?} {other:?}") };
+    assert!(is_group(group) && is_group(other) && !full.iter().any(|path| is_group(path)), "{full:?}");
     let inside = |path: &Path| path.strip_prefix(world.store()).expect("it is in the store").to_owned();
-    let base = full.iter().find(|path| path.file_name() == Some(&*base)).expect("the base is there");
-    let (base, deltas) = (inside(base), [inside(delta), inside(other)]);
-    Leaning { world, ids: [first, second, third], images, base, deltas }
+    // The chunk that changes is the one of noise, which cannot be compressed.
+    let length = |path: &PathBuf| fs::metadata(path).expect("it is there").len();
+    let base = full.iter().max_by_key(|path| length(path)).expect("there are two");
+    let (base, groups) = (inside(base), [inside(group), inside(other)]);
+    Made { world, ids: [first, second, third], images, base, groups }
 }
 
 const HARMS: [Harm; 9] = [
@@ -58,7 +57,6 @@ const HARMS: [Harm; 9] = [
     Harm::Halve,
     Harm::Flip(0),
     Harm::Flip(5),
-    // The name of the base in a delta's header.
     Harm::Flip(17),
     Harm::Flip(300),
     Harm::Flip(900),
@@ -71,13 +69,15 @@ fn trust(world: &World, id: &str) -> String {
 }
 
 #[test]
-fn a_damaged_delta_concerns_its_own_revision_only_and_is_healed() {
-    let scene = leaning();
-    each(&HARMS, |&sort| {
-        let what = format!("{sort:?} of a delta");
+fn a_damaged_group_concerns_its_own_revision_only_and_is_healed() {
+    let scene = made();
+    // The last bytes are the hash of the whole file, at which no reader of single records looks.
+    let harms: Vec<Harm> = HARMS.into_iter().filter(|&sort| sort != Harm::Flip(999)).collect();
+    each(&harms, |&sort| {
+        let what = format!("{sort:?} of a group");
         let mut world = scene.world.copy();
         let [first, second, third] = &scene.ids;
-        let [path, other] = scene.deltas.clone().map(|delta| world.store().join(delta));
+        let [path, other] = scene.groups.clone().map(|group| world.store().join(group));
         harm(&path, &other, sort);
         assert!(!restores_or_fails(&world, second, &what), "{what}: what was damaged?");
         assert!(restores_or_fails(&world, first, &what) && restores_or_fails(&world, third, &what), "{what}");
@@ -105,12 +105,12 @@ fn purges_or_misses(world: &World, sort: Harm) {
 }
 
 #[test]
-fn a_damaged_base_concerns_all_that_lean_on_it_and_is_healed() {
-    let scene = leaning();
+fn a_damaged_base_concerns_all_that_refer_to_it_and_is_healed() {
+    let scene = made();
     each(&HARMS, |&sort| {
         let what = format!("{sort:?} of a base");
         let mut world = scene.world.copy();
-        let [base, other] = [&scene.base, &scene.deltas[0]].map(|file| world.store().join(file));
+        let [base, other] = [&scene.base, &scene.groups[0]].map(|file| world.store().join(file));
         harm(&base, &other, sort);
         assert!(!restores_or_fails(&world, &scene.ids[0], &what), "{what}: what was damaged?");
         world.run(&["verify", "-r", "all"]).expect(1);
@@ -131,8 +131,8 @@ fn a_damaged_base_concerns_all_that_lean_on_it_and_is_healed() {
 }
 
 #[test]
-fn what_a_damaged_base_leaves_of_a_delta_is_salvaged() {
-    let scene = leaning();
+fn what_a_damaged_base_leaves_of_a_chunk_is_salvaged() {
+    let scene = made();
     let world = scene.world.copy();
     fs::remove_file(world.store().join(&scene.base)).unwrap();
     let target = world.path("salvaged");
@@ -140,7 +140,7 @@ fn what_a_damaged_base_leaves_of_a_delta_is_salvaged() {
     let found = fs::read(&target).unwrap();
     let wanted = &scene.images[1].0;
     assert!(found[CHUNK..] == wanted[CHUNK..], "the other chunk is whole");
-    // Of the frames with data one leans on nothing, and the others are lost.
+    // Of the frames with data one needs no base, and the others are lost.
     let frame = |image: &[u8], number: usize| image[number * FRAME..(number + 1) * FRAME].to_vec();
     let is_right = |number: &usize| frame(&found, *number) == frame(wanted, *number);
     assert_eq!((0..CHUNK / FRAME).filter(|number| !is_right(number)).collect::<Vec<_>>(), [0, 1, 2]);
@@ -148,8 +148,8 @@ fn what_a_damaged_base_leaves_of_a_delta_is_salvaged() {
 }
 
 #[test]
-fn a_base_outlives_its_revision_for_the_deltas() {
-    let scene = leaning();
+fn a_base_outlives_its_revision_for_the_recipes() {
+    let scene = made();
     let mut world = scene.world.copy();
     world.ok(&["forget", "-r", &scene.ids[0]]);
     world.ok(&["purge", "--now"]);
@@ -162,6 +162,6 @@ fn a_base_outlives_its_revision_for_the_deltas() {
     }
     let last = world.backup(&Arc::new(Image::zeros(CHUNK).words(0, 9)), "daily");
     world.ok(&["purge", "--now"]);
-    assert!(!world.store().join(&scene.base).exists() && !world.chunks().iter().any(|path| is_delta(path)));
+    assert!(!world.store().join(&scene.base).exists() && !world.chunks().iter().any(|path| is_group(path)));
     world.must_restore(&last, &world.expected[&last].clone(), "at the end");
 }
