@@ -156,6 +156,7 @@ impl Owners {
     }
 
     fn add_map(&mut self, map: &ChunkMap, owner: Owner) -> Result<()> {
+        let mut damage = None;
         for page in 0..map.page_count() {
             let key = map.page_key(page);
             let known = self.pages.get(&key).copied();
@@ -164,14 +165,22 @@ impl Owners {
             if known == Some(owner) {
                 continue;
             }
-            for place in map.read_entries(page)?.into_iter().flatten() {
+            let entries = match map.read_entries(page) {
+                // The other pages count all the same.
+                Err(error) if error.is_damage() => {
+                    damage.get_or_insert(error);
+                    continue;
+                }
+                other => other?,
+            };
+            for place in entries.into_iter().flatten() {
                 // A chunk that is there in full, too, is needed by whoever names it by a recipe.
                 self.add_file(FileName::chunk(place.id), owner);
                 place.files().for_each(|file| self.add_file(file, owner));
             }
             self.pages.insert(key, owner);
         }
-        Ok(())
+        damage.map_or(Ok(()), Err)
     }
 
     fn add_file(&mut self, file: FileName, owner: Owner) {
@@ -257,6 +266,21 @@ mod tests {
         assert_eq!(purge(&job, &third), whole);
         assert_eq!(purge(&job, &second), 3 * whole + total.group_bytes);
         assert_eq!(purge(&other, &fourth), whole);
+    }
+
+    #[test]
+    fn a_damaged_page_is_told_and_the_pages_behind_it_count() {
+        let (_dir, job) = new_job("web01");
+        let mut data = vec![0; 2049 * CHUNK];
+        data[..10].fill(1);
+        data[2048 * CHUNK..].copy_from_slice(&noise(1, CHUNK));
+        let first = write_revision(&job, &data, None);
+        let path = job.map_path(&first.id);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[64 + 2 * 32] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let space = group_space(job.repository(), &[vec![(job.clone(), first)]], &Silent).unwrap();
+        assert!(space.exclusive_bytes[0] > CHUNK_SIZE, "{space:?}");
     }
 
     #[test]

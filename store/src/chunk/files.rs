@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use lru::LruCache;
 
@@ -14,16 +14,47 @@ use crate::backend::Backend;
 use crate::backend::local::LocalBackend;
 use crate::error::{Error, Result};
 
-/// Groups that are kept open: each costs a descriptor and 33 bytes for each file that it refers to.
+/// Groups that are kept open at most: each costs a descriptor.
 const OPEN_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
-/// The groups of a store that are open, for all that read it in this process. Cheap to clone.
-#[derive(Clone, Debug)]
-pub(crate) struct OpenGroups(Arc<Mutex<LruCache<ChunkId, Arc<OpenGroup>>>>);
+/// Names of files that the open groups may have in memory together, 33 bytes each.
+const NAMES_MAX: usize = 1 << 20;
 
-impl Default for OpenGroups {
-    fn default() -> Self {
-        Self(Arc::new(Mutex::new(LruCache::new(OPEN_MAX))))
+/// The groups of a store that are open.
+#[derive(Debug)]
+struct Opened {
+    groups: LruCache<ChunkId, Arc<OpenGroup>>,
+    /// Names of files that they have in memory.
+    names: usize,
+}
+
+impl Opened {
+    /// Adds a group, and closes the least recently used ones for it.
+    fn put(&mut self, id: ChunkId, group: Arc<OpenGroup>) {
+        self.names += group.file_count();
+        if let Some((_, old)) = self.groups.push(id, group) {
+            self.names -= old.file_count();
+        }
+        while self.names > NAMES_MAX && self.groups.len() > 1 {
+            let Some((_, old)) = self.groups.pop_lru() else { break };
+            self.names -= old.file_count();
+        }
+    }
+}
+
+/// The groups that are open, for all that read a store in this process. They are closed when the last of these ends, so
+/// that a mount that nobody reads keeps no file of a purged group. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct OpenGroups(Arc<Mutex<Weak<Mutex<Opened>>>>);
+
+impl OpenGroups {
+    fn get(&self) -> Arc<Mutex<Opened>> {
+        let mut shared = lock(&self.0);
+        shared.upgrade().unwrap_or_else(|| {
+            let opened = Arc::new(Mutex::new(Opened { groups: LruCache::new(OPEN_MAX), names: 0 }));
+            *shared = Arc::downgrade(&opened);
+            opened
+        })
     }
 }
 
@@ -34,7 +65,7 @@ pub(crate) struct Files(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     backend: LocalBackend,
-    open: OpenGroups,
+    open: Arc<Mutex<Opened>>,
     /// Groups that this run is writing: nobody else knows them.
     unfinished: Mutex<HashMap<ChunkId, Arc<OpenGroup>>>,
 }
@@ -55,7 +86,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Files {
     /// The files that a backend keeps.
     pub(crate) fn new(backend: LocalBackend, open: &OpenGroups) -> Self {
-        Self(Arc::new(Inner { backend, open: open.clone(), unfinished: Mutex::default() }))
+        Self(Arc::new(Inner { backend, open: open.get(), unfinished: Mutex::default() }))
     }
 
     /// Returns a group, opening it when it is not open. A missing one is `ChunkMissing` with its id.
@@ -63,14 +94,14 @@ impl Files {
         if let Some(group) = lock(&self.0.unfinished).get(id) {
             return Ok(Arc::clone(group));
         }
-        if let Some(group) = lock(&self.0.open.0).get(id) {
+        if let Some(group) = lock(&self.0.open).groups.get(id) {
             return Ok(Arc::clone(group));
         }
         let Some(file) = self.0.backend.open(&FileName::group(*id))? else {
             return Err(Error::ChunkMissing { id: *id });
         };
         let group = Arc::new(OpenGroup::open(*id, file)?);
-        lock(&self.0.open.0).put(*id, Arc::clone(&group));
+        lock(&self.0.open).put(*id, Arc::clone(&group));
         Ok(group)
     }
 
@@ -86,5 +117,43 @@ impl Files {
         let length = writer.finish()?;
         lock(&self.0.unfinished).remove(id);
         Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Memory;
+
+    /// An open group that has this number of names.
+    fn group(seed: u32, names: usize) -> (ChunkId, Arc<OpenGroup>) {
+        let id = ChunkId::of(&seed.to_le_bytes());
+        (id, Arc::new(OpenGroup::of_names(id, Memory::default().file(), names)))
+    }
+
+    fn sums(opened: &Mutex<Opened>) -> (usize, usize) {
+        let opened = lock(opened);
+        (opened.groups.len(), opened.names)
+    }
+
+    #[test]
+    fn few_groups_with_many_names_are_open_and_none_when_nobody_reads() {
+        let shared = OpenGroups::default();
+        let opened = shared.get();
+        for seed in 0..10 {
+            let (id, group) = group(seed, NAMES_MAX / 4);
+            lock(&opened).put(id, group);
+        }
+        assert_eq!(sums(&opened), (4, NAMES_MAX));
+        // The same again, as two threads may open it, counts once; one that is too large by itself is open alone.
+        let (id, again) = group(9, NAMES_MAX / 4);
+        lock(&opened).put(id, again);
+        assert_eq!(sums(&opened), (4, NAMES_MAX));
+        let (id, large) = group(11, NAMES_MAX * 2);
+        lock(&opened).put(id, large);
+        assert_eq!(sums(&opened), (1, NAMES_MAX * 2));
+        assert!(Arc::ptr_eq(&opened, &shared.get()));
+        drop(opened);
+        assert_eq!(sums(&shared.get()), (0, 0));
     }
 }

@@ -31,8 +31,9 @@ pub(crate) fn find(files: &Files, ids: &HashSet<ChunkId>) -> Result<BTreeMap<Chu
             other => other?,
         };
         for (id, offset, len) in listed.into_iter().filter(|(id, ..)| ids.contains(id)) {
-            if let Ok(place) = place_of(files, &group, &id, (offset, len)) {
-                found.entry(id).or_default().push(place);
+            match place_of(files, &group, &id, (offset, len)) {
+                Err(error) if error.is_damage() => {}
+                place => found.entry(id).or_default().push(place?),
             }
         }
     }

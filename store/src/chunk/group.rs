@@ -46,6 +46,17 @@ impl OpenGroup {
         Ok(Self { id, file, files: RwLock::new(files) })
     }
 
+    /// The files that its recipes refer to, by now.
+    pub(crate) fn file_count(&self) -> usize {
+        self.files.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// A group with this number of names.
+    #[cfg(test)]
+    pub(crate) fn of_names(id: ChunkId, file: Box<dyn StoredChunk>, names: usize) -> Self {
+        Self { id, file, files: RwLock::new(vec![FileName::group(id); names]) }
+    }
+
     /// Reads the recipe of chunk `chunk`, proven.
     pub(crate) fn recipe(&self, chunk: &ChunkId, offset: u32, len: u32) -> Result<Recipe> {
         if len as usize > RECIPE_LEN_MAX {

@@ -178,16 +178,26 @@ impl ChunkWriter<'_> {
     pub fn keep(&mut self, number: u64) -> Result<bool> {
         let writer = self.writer;
         let Some(place) = writer.map.get(number)? else { return Ok(false) };
+        let is_usable = self.use_again(number, &place)?;
+        if is_usable {
+            count(&writer.counters.unchanged, chunk_len(writer.size_bytes(), number) as u64);
+        }
+        Ok(is_usable)
+    }
+
+    /// Uses the chunk that lies at place `number` again, in the best file that there is. Returns `false` when it cannot be
+    /// used.
+    pub(super) fn use_again(&mut self, number: u64, place: &Place) -> Result<bool> {
+        let writer = self.writer;
         let length = chunk_len(writer.size_bytes(), number);
-        let Existing::Usable(found) = self.existing(&place, length)? else { return Ok(false) };
-        if found != place {
+        let Existing::Usable(found) = self.existing(place, length)? else { return Ok(false) };
+        if found != *place {
             // What was written again in full needs no recipe any more. The base's map names the chunk, but not this file,
             // which a run may have written that died before it was durable.
             writer.found_new.store(true, Ordering::Relaxed);
             self.use_existing(&found);
             writer.map.set(number, Some(found))?;
         }
-        count(&writer.counters.unchanged, length as u64);
         Ok(true)
     }
 

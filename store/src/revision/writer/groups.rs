@@ -1,6 +1,7 @@
 //! The groups of one backup: recipes and runs of all threads go into one file after the other.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::RevisionWriter;
@@ -11,7 +12,7 @@ use crate::chunk::name::{FileName, Place};
 use crate::chunk::recipe::Recipe;
 use crate::chunk::run::RunBuilder;
 use crate::disk;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The groups of a backup.
 #[derive(Debug, Default)]
@@ -20,6 +21,8 @@ pub(super) struct Groups {
     open: Mutex<Option<(ChunkId, GroupWriter)>>,
     /// All of them.
     made: Mutex<HashSet<ChunkId>>,
+    /// One could not be written. The map may name recipes in it, so this backup cannot be committed.
+    failed: AtomicBool,
 }
 
 impl Groups {
@@ -33,7 +36,7 @@ impl Groups {
     ) -> Result<(Place, u64)> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.as_ref().is_some_and(|(_, group)| group.is_full()) {
-            finish(writer, &mut open)?;
+            self.finish_open(writer, &mut open)?;
         }
         let (group, file) = match &mut *open {
             Some((group, file)) => (*group, file),
@@ -48,6 +51,7 @@ impl Groups {
             Err(error) => {
                 // What was written of it is not known: nothing is put behind.
                 *open = None;
+                self.fail();
                 return Err(error);
             }
         };
@@ -60,9 +64,26 @@ impl Groups {
         self.made.lock().unwrap_or_else(PoisonError::into_inner).contains(group)
     }
 
+    /// Notes that a part of a group is lost.
+    pub(super) fn fail(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
     /// Finishes the group that is open: its recipes can be read by all from now on.
     pub(super) fn finish(&self, writer: &RevisionWriter) -> Result<()> {
-        finish(writer, &mut self.open.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.failed.load(Ordering::Relaxed) {
+            let why = std::io::Error::other("a part of it could not be written");
+            return Err(Error::io("finish", "the group of this backup", why));
+        }
+        self.finish_open(writer, &mut open)
+    }
+
+    fn finish_open(&self, writer: &RevisionWriter, open: &mut Option<(ChunkId, GroupWriter)>) -> Result<()> {
+        let Some((id, file)) = open.take() else { return Ok(()) };
+        writer.backend.finish_group(&id, file).inspect_err(|_| self.fail())?;
+        writer.backend.use_existing(&FileName::group(id));
+        Ok(())
     }
 }
 
@@ -76,12 +97,4 @@ fn begin(writer: &RevisionWriter) -> Result<(ChunkId, GroupWriter)> {
     writer.session.record_new(&id)?;
     let file = writer.backend.begin_group(id, &writer.temporary())?;
     Ok((id, file))
-}
-
-fn finish(writer: &RevisionWriter, open: &mut Option<(ChunkId, GroupWriter)>) -> Result<()> {
-    if let Some((id, file)) = open.take() {
-        writer.backend.finish_group(&id, file)?;
-        writer.backend.use_existing(&FileName::group(id));
-    }
-    Ok(())
 }

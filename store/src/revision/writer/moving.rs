@@ -92,7 +92,12 @@ impl ChunkWriter<'_> {
     ) -> Result<u64> {
         let writer = self.writer;
         let chunk = store::open(&writer.backend, place)?;
-        let (Some(made), Some(ground)) = (chunk.made(), chunk.ground()?) else { return Ok(0) };
+        let Some(made) = chunk.made() else {
+            // It was written again in full meanwhile, and needs no recipe.
+            self.use_again(number, place)?;
+            return Ok(0);
+        };
+        let Some(ground) = chunk.ground()? else { return Ok(0) };
         let (left, mut runs): (Vec<_>, Vec<_>) =
             made.recipe().runs.iter().partition(|run| sparse.contains(&run.group));
         if left.is_empty() {

@@ -1,5 +1,7 @@
 //! What recipes must stand: bases and groups that are damaged, lost, forgotten or swept, and many days on one base.
 
+mod wear;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -311,7 +313,8 @@ fn a_full_chunk_that_the_base_did_not_have_is_made_durable() {
     // Another run has written the chunk in full, and died.
     let other = new_job_beside(job, "web02");
     let guard = other.lock_for_backup().unwrap();
-    let dead = other.new_revision(&guard, new_revision(&images[1], None)).unwrap();
+    let mut dead = other.new_revision(&guard, new_revision(&images[1], None)).unwrap();
+    dead.siblings = None;
     dead.chunk_writer().unwrap().put(1, &images[1][CHUNK..]).unwrap();
     drop(dead);
     let guard = job.lock_for_backup().unwrap();
