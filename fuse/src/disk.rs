@@ -275,7 +275,7 @@ mod tests {
             parent: None,
             reuse: Reuse::Header,
             level: 1,
-            with_siblings: false,
+            with_others: false,
         };
         let guard = job.lock_for_backup().unwrap();
         let writer = job.new_revision(&guard, new).unwrap();

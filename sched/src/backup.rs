@@ -283,7 +283,7 @@ impl Backup<'_> {
             parent: base.or_else(|| choose_continued(self.history)).map(|base| base.id.clone()),
             reuse: if has_distrusted { Reuse::Full } else { Reuse::Header },
             level: self.config.compression_level,
-            with_siblings: true,
+            with_others: true,
         };
         match (self.job.new_revision(self.guard, new.clone()), base) {
             (Err(error), Some(base)) if error.is_damage() => {

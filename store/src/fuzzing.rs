@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use crate::backend::StoredChunk;
 use crate::chunk::container::{HEADER_LEN_MAX, header_len, parse_header};
-use crate::chunk::frame::{Decoder, Kind, decode_patch};
+use crate::chunk::frame::{Decoder, Kind};
 use crate::chunk::group::{check, read_lists};
 use crate::chunk::id::{self, ChunkId, combine};
 use crate::chunk::name::FileName;
@@ -116,7 +116,7 @@ pub fn frame(data: &[u8]) {
     let kind = if out.len().is_multiple_of(5) { Kind::Raw } else { Kind::Zstd };
     let _ = decoder.decode(kind, stored, &mut out);
     let (base, patch) = stored.split_at(stored.len() / 2);
-    let _ = decode_patch(patch, base, &mut out);
+    let _ = Decoder::new().expect("memory").decode_patch(patch, base, &mut out);
 }
 
 /// Opens a map, as it is and with hashes made right, and reads all pages.

@@ -19,6 +19,7 @@ pub mod name;
 pub mod nearest;
 pub mod notes;
 pub mod ownership;
+mod pages;
 pub mod recover;
 mod register;
 pub mod repository;

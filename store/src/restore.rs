@@ -455,7 +455,7 @@ mod tests {
         let id = ChunkId::of(&data[..1 << 22]);
         let chunk = job.repository().root().join(format!("chunks/{:02x}/{id}", id.shard()));
         let mut bytes = std::fs::read(&chunk).unwrap();
-        let last = bytes.len() - 10;
+        let last = bytes.len() - 32 - 10;
         bytes[last] ^= 0x40;
         std::fs::write(&chunk, bytes).unwrap();
         let path = dir.path().join("out");

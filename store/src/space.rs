@@ -245,7 +245,7 @@ mod tests {
         // First: four chunks; second: one and a group; third: one.
         assert_eq!((total.chunks, total.groups), (7, 1));
         assert_eq!(total.image_bytes, 13 * CHUNK_SIZE);
-        let whole = CHUNK_SIZE + 2336;
+        let whole = CHUNK_SIZE + 2336 + 32;
         assert_eq!(total.chunk_bytes, 6 * whole + total.group_bytes);
         let space = of(&[&first, &second, &third]);
         // The first's chunk 3 is the base of a recipe that the others use.

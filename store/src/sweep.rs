@@ -73,6 +73,7 @@ use crate::legacy::purge::{self, Freed};
 use crate::lock::{self, SweepGuard};
 use crate::monitor::Monitor;
 use crate::name::JobName;
+use crate::pages::PageIndex;
 use crate::register::{self, Record, Register, State};
 use crate::repository::{Repository, claim};
 use crate::revision::RevisionId;
@@ -234,6 +235,11 @@ pub fn sweep(repository: &Repository, options: &SweepOptions, monitor: &dyn Moni
     let is_named = |id: &ChunkId| sweep.needs.has(id) || sweep.unexplained.is_waiting(id);
     damage::remove_stale_marks(repository, &*sweep.backend, &is_named)?;
     sweep.unexplained.save(repository)?;
+    if sweep.report.chunks_deleted > 0
+        && let Some(pages) = PageIndex::open(root)
+    {
+        pages.compact(&|file| sweep.needs.needs(file));
+    }
     sweep.close_register(&registered, &tree)?;
     if !sessions.suspects(repository.root())?.unproven.is_empty() {
         // The lists of what must be read before it is used go now: what stays of it has to be durable.

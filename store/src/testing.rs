@@ -54,7 +54,7 @@ pub(crate) fn new_revision(data: &[u8], base: Option<Revision>) -> NewRevision {
         base,
         reuse: Reuse::Header,
         level: 1,
-        with_siblings: true,
+        with_others: true,
     }
 }
 

@@ -19,8 +19,10 @@ use crate::job::Job;
 use crate::legacy::chunk::OldChunks;
 use crate::monitor::{Finding, Monitor};
 use crate::name::JobName;
+use crate::pages::PageIndex;
 use crate::revision::image::{Image, Page};
 use crate::revision::map::{Entry, PAGE_ENTRIES};
+use crate::revision::writer::copies::add_missing;
 use crate::revision::{Revision, RevisionId, Trust};
 use crate::timestamp::Timestamp;
 
@@ -69,6 +71,8 @@ struct Verifier<'v> {
     bad: HashMap<Expected, Badness>,
     threads: usize,
     monitor: &'v dyn Monitor,
+    /// Gets the pages of what is read, if it has lost them.
+    pages: Option<PageIndex>,
     chunks: u64,
     bytes: AtomicU64,
     now: Timestamp,
@@ -88,6 +92,7 @@ pub fn verify(
         bad: HashMap::new(),
         threads: threads.max(1),
         monitor,
+        pages: if job.repository().is_original() { None } else { PageIndex::open(job.repository().root()) },
         chunks: 0,
         bytes: AtomicU64::new(0),
         now,
@@ -187,14 +192,17 @@ impl Verifier<'_> {
     fn read(&mut self, image: &Image, chunks: &[(u64, Expected)]) -> Result<()> {
         let next = AtomicUsize::new(0);
         let bad = Mutex::new(Vec::new());
-        let (monitor, bytes) = (self.monitor, &self.bytes);
+        let (monitor, bytes, pages) = (self.monitor, &self.bytes, self.pages.as_ref());
+        if let Some(pages) = pages {
+            pages.refresh();
+        }
         let work = || -> Result<()> {
             let mut scratch = Scratch::new();
             while let Some((number, chunk)) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if monitor.cancelled() {
                     return Err(Error::Cancelled);
                 }
-                if let Some(badness) = check(image, *number, chunk, &mut scratch)? {
+                if let Some(badness) = check(image, *number, chunk, pages, &mut scratch)? {
                     bad.lock()
                         .unwrap_or_else(std::sync::PoisonError::into_inner)
                         .push((chunk.clone(), badness));
@@ -303,6 +311,7 @@ fn check(
     image: &Image,
     number: u64,
     (place, length): &Expected,
+    pages: Option<&PageIndex>,
     scratch: &mut Scratch,
 ) -> Result<Option<Badness>> {
     let mut badness = Badness::default();
@@ -315,7 +324,15 @@ fn check(
         Err(error) if error.is_damage() => {
             (0..frame_count(*length as usize)).for_each(|frame| add(frame, &error));
         }
-        other => other?.bad.iter().for_each(|(frame, error)| add(*frame, error)),
+        other => {
+            let plain = other?;
+            plain.bad.iter().for_each(|(frame, error)| add(*frame, error));
+            if let Some(pages) = pages
+                .filter(|_| plain.bad.is_empty() && place.recipe.is_none() && place.id.original().is_none())
+            {
+                add_missing(pages, &place.id, plain.data);
+            }
+        }
     }
     Ok((!badness.frames.is_empty()).then_some(badness))
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Checks frame values against docs/format.md section 3, with a BLAKE3 in plain Python: of chunk files, that they are
 those of the frames and combine to the id, and of the recipes of a group, that they combine to the ids of their chunks.
+And of chunk files that the hash of the whole file stands at the end.
 
 The blake3 module hashes whole inputs only, so the chaining values are made here, slowly: about a second for
 each frame. `tests/format/check` runs this on small chunks.
@@ -79,8 +80,8 @@ def check_group(path, content):
     for number in range(recipes):
         listed = lists_at + 33 * files + 40 * number
         identity, offset, _length = struct.unpack_from("<32sII", content, listed)
-        runs, length = struct.unpack_from("<HI", content, offset + 2)
-        at = offset + 16 + 20 * runs
+        runs, length, _base, sources = struct.unpack_from("<HIII", content, offset + 2)
+        at = offset + 16 + 20 * runs + 12 * sources
         values = [list(struct.unpack_from("<8I", content, at + 32 * frame)) for frame in range(-(-length // FRAME))]
         if packed(combine(values, ROOT)) != identity:
             sys.exit(f"error: {path}: the values of the recipe at {offset} do not combine to its id")
@@ -102,6 +103,8 @@ def check(path):
             sys.exit(f"error: {path}: wrong value of frame {number}")
         position, whole = position + len(stored), whole + frame
         values.append(list(struct.unpack("<8I", value)))
+    if position + 32 != len(content) or blake3.blake3(content[:position]).digest() != content[position:]:
+        sys.exit(f"error: {path}: no hash of the file behind the last frame, or a wrong one")
     identity = path.rsplit("/", 1)[-1]
     if packed(combine(values, ROOT)).hex() != identity or blake3.blake3(whole).hexdigest() != identity:
         sys.exit(f"error: {path}: the values do not combine to the id")

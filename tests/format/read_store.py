@@ -2,6 +2,7 @@
 """Restores one revision of a backy store. Written from docs/format.md alone, to show that the page is enough."""
 
 import argparse
+import collections
 import functools
 import os
 import re
@@ -13,7 +14,13 @@ import zstandard
 
 CHUNK, FRAME, PAGE, PAGE_ENTRIES = 4 << 20, 64 << 10, 4 << 10, 2048
 CHUNK_FILE, GROUP = 1, 2
+PATCH, COPY = 4, 5
+RUN_LEN = 4_194_852
 ZEROS = bytes(32)
+
+Copy = collections.namedtuple("Copy", "file offset length there here pages")
+# For the tests: how many copies from files of which kind, pieces of which kind and recipes of how many runs were used.
+used = collections.Counter()
 
 
 class Damaged(Exception):
@@ -56,6 +63,17 @@ class Bytes:
 
     def end(self):
         require(self.at == len(self.data), f"{self.name}: bytes behind its end")
+
+
+def name_of(file):
+    """The name of a file in its directory."""
+    kind, identity = file
+    return identity.hex() + (".group" if kind == GROUP else "")
+
+
+def path_of(root, file):
+    name = name_of(file)
+    return f"{root}/chunks/{name[:2]}/{name}"
 
 
 def frame_len(length, number):
@@ -133,7 +151,7 @@ def read_map(path, size, seal):
 
 
 def read_places(page, count):
-    """For each entry of a page None, or group, offset, length and the other files of its recipe."""
+    """For each entry of a page None, or group, offset and length of its recipe, and how much it needs of which file."""
     files = [page.file() for _ in range(page.number(4))]
     places = []
     for _ in range(count):
@@ -143,10 +161,12 @@ def read_places(page, count):
             continue
         require(named <= 33, f"{page.name}: a recipe with {named} files")
         offset, length = page.number(4), page.number(4)
-        # How much of each file is needed, which a reader does not need to know, stands behind its number.
-        (kind, group), *others = [(page.pick(files), page.number(4))[0] for _ in range(named)]
+        # The bytes of runs that the recipe needs in each file. The first file is the group that has the recipe.
+        needed = [(page.pick(files), page.number(4)) for _ in range(named)]
+        (kind, group), _ = needed[0]
         require(kind == GROUP, f"{page.name}: a recipe that is in no group")
-        places.append((group, offset, length, set(others)))
+        require(len(dict(needed)) == named, f"{page.name}: a recipe that names a file twice")
+        places.append((group, offset, length, dict(needed)))
     page.end()
     return places
 
@@ -154,7 +174,7 @@ def read_places(page, count):
 @functools.lru_cache(maxsize=64)
 def read_group(root, identity):
     """All bytes of a group and the list of files that its recipes refer to."""
-    path = f"{root}/chunks/{identity.hex()[:2]}/{identity.hex()}.group"
+    path = path_of(root, (GROUP, identity))
     data = read(path, 256 << 20)
     require(data[:64] == struct.pack("<8sH6x32s16x", b"BACKYGRP", 1, identity), f"{path}: header")
     magic, lists_at, files, recipes, version, flags = struct.unpack("<8sQIIH6s", data[-128:-96])
@@ -172,29 +192,54 @@ def read_group(root, identity):
 def record(root, group, offset, length):
     """The bytes of a recipe or run, and the list of files of its group."""
     data, files = read_group(root, group)
-    require(64 <= offset and offset + length <= len(data) - 128, f"{group.hex()}.group at {offset}: lies outside")
-    return Bytes(data[offset : offset + length], f"{group.hex()}.group at {offset}"), files
+    name = f"{name_of((GROUP, group))} at {offset}"
+    require(64 <= offset and offset + length <= len(data) - 128, f"{name}: {length} bytes there lie outside")
+    return Bytes(data[offset : offset + length], name), files
+
+
+@functools.lru_cache(maxsize=256)
+def read_run(root, group, offset, length):
+    """A run: its name for errors, the list of files of its group, and each piece's frame, kind, pages and bytes."""
+    require(length <= RUN_LEN, f"{name_of((GROUP, group))} at {offset}: a run of {length} bytes")
+    run, files = record(root, group, offset, length)
+    count, reserved, digest = run.number(2), run.number(2), run.take(32)
+    require(1 <= count <= 128 and reserved == 0, f"{run.name}: a run with {count} pieces, reserved {reserved:#x}")
+    require(digest == blake(run.data[36:]), f"{run.name}: wrong hash of the run")
+    heads = [struct.unpack("<BBHI", run.take(8)) for _ in range(count)]
+    pieces = [(frame, kind, pages, run.take(stored_len)) for frame, kind, pages, stored_len in heads]
+    run.end()
+    for frame, kind, pages, _ in pieces:
+        require(kind in (1, 2, PATCH, COPY), f"{run.name}: frame {frame}: kind {kind}")
+        require(frame < 64 and pages, f"{run.name}: frame {frame}: pages {pages:#x}")
+    for (before, one, pages, _), (frame, other, more, _) in zip(pieces, pieces[1:]):
+        # The only frame with two pieces is one with a copy behind what is none.
+        second = before == frame and one != COPY and other == COPY
+        require(before < frame or second, f"{run.name}: the pieces of frame {frame} are not in order")
+        require(before < frame or not pages & more, f"{run.name}: the pieces of frame {frame} overlap")
+    return run.name, files, pieces
 
 
 def decode(kind, stored, length, name, prefix=None):
-    """The bytes of a frame or piece; kind 4 is unpacked with a prefix, and only there is one."""
+    """The bytes of a frame, or of a piece that is no copy; kind 4 is unpacked with a prefix, and only there is one."""
     if kind == 0 and not stored:
         return bytes(length)
     if kind == 1 and len(stored) == length:
         return stored
-    require(kind == 2 or kind == 4 and prefix, f"{name}: kind {kind}")
+    require(kind == 2 or kind == PATCH and prefix, f"{name}: kind {kind} with {len(stored)} stored bytes of {length}")
     require(1 <= len(stored) < length, f"{name}: kind {kind} with {len(stored)} stored bytes")
     require(zstandard.frame_content_size(stored) in (-1, length), f"{name}: unpacks to another length")
-    base = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if kind == 4 else None
+    base = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
     unpacked = zstandard.ZstdDecompressor(base).decompress(stored, length, allow_extra_data=False)
     require(len(unpacked) == length, f"{name}: unpacks to {len(unpacked)} bytes")
     return unpacked
 
 
-def read_full(root, identity, length):
-    """A chunk that has a file of its own."""
-    path = f"{root}/chunks/{identity.hex()[:2]}/{identity.hex()}"
-    content = Bytes(read(path, 32 + 36 * 64 + CHUNK), path)
+def read_full(root, identity, length=None):
+    """A chunk that has a file of its own; of any length if none is given."""
+    path = path_of(root, (CHUNK_FILE, identity))
+    content = Bytes(read(path, 32 + 36 * 64 + CHUNK + 32), path)
+    length = length or int.from_bytes(content.data[12:16], "little")
+    require(1 <= length <= CHUNK, f"{path}: a chunk of {length} bytes")
     frames = -(-length // FRAME)
     table = [struct.unpack_from("<I", content.data, at)[0] for at in range(32, 32 + 36 * frames, 36)]
     stored_len = sum(word & 0xFFFFFF for word in table)
@@ -205,8 +250,11 @@ def read_full(root, identity, length):
     for number, word in enumerate(table):
         stored = content.take(word & 0xFFFFFF)
         chunk += decode(word >> 24, stored, frame_len(length, number), f"{path}: frame {number}")
+    digest = content.take(32)
     content.end()
     require(blake(chunk) == identity, f"{path}: content does not match the id")
+    # For an image nobody has to look at it. This reader is there to find every difference from the page.
+    require(blake(content.data[:-32]) == digest, f"{path}: wrong hash at the end")
     return chunk
 
 
@@ -218,40 +266,123 @@ def read_made(root, identity, place, length):
     require(flags == 0 and 1 <= count <= 31, f"{recipe.name}: flags {flags:#x}, {count} runs")
     require(plain_len == length and frames > 1, f"{recipe.name}: is for a chunk of {plain_len} bytes")
     kind, base = recipe.pick(files, (CHUNK_FILE, None))
-    require(kind == CHUNK_FILE and base != identity and recipe.number(4) == 0, f"{recipe.name}: its base")
+    require(kind == CHUNK_FILE and base != identity, f"{recipe.name}: its base")
+    used["runs", count] += 1
+    source_count = recipe.number(4)
+    require(source_count <= 256, f"{recipe.name}: {source_count} sources")
     runs = [(recipe.pick(files, (GROUP, group)), *(recipe.number(size) for size in (4, 4, 8))) for _ in range(count)]
+    sources = read_sources(recipe, source_count, files, group, count)
     recipe.take(32 * frames)
     recipe.end()
-    used = {(kind, base)} if base else set()
-    used |= {file for file, *_ in runs if file != (GROUP, group)}
-    require(used == named, f"{recipe.name}: refers to other files than the map says")
+    check_place(recipe.name, named, [(GROUP, group)] + [(CHUNK_FILE, base)] * (base is not None), runs, sources)
     base = read_full(root, base, length) if base else bytes(length)
     chunk = bytearray(base)
-    for (kind, where), offset, run_len, wanted in runs:
+    for number, ((kind, where), offset, run_len, wanted) in enumerate(runs):
         require(kind == GROUP and 0 < wanted < 1 << frames, f"{recipe.name}: an impossible run")
-        put_run(record(root, where, offset, run_len)[0], wanted, base, chunk)
+        put_run(root, (where, offset, run_len), wanted, base, chunk, sources[number])
     require(blake(chunk) == identity, f"{recipe.name}: content does not match the id")
     return bytes(chunk)
 
 
-def put_run(run, wanted, base, chunk):
-    """Puts the pieces of the frames in `wanted` into the chunk."""
-    count, reserved, digest = run.number(2), run.number(2), run.take(32)
-    require(1 <= count <= 64 and reserved == 0 and digest == blake(run.data[36:]), f"{run.name}: head or hash")
-    pieces = [struct.unpack("<BBHI", run.take(8)) for _ in range(count)]
-    frames = [frame for frame, *_ in pieces]
-    require(frames == sorted(set(frames)), f"{run.name}: its frames are not in order")
-    for frame, kind, pages, stored_len in pieces:
-        start, length, name = frame * FRAME, frame_len(len(chunk), frame), f"{run.name}: frame {frame}"
+def read_sources(recipe, source_count, files, group, run_count):
+    """For each run of a recipe the files from which it has copies, with the lengths of the runs there."""
+    sources, last = [{} for _ in range(run_count)], 0
+    for _ in range(source_count):
+        file, run, length = recipe.pick(files, (GROUP, group)), recipe.number(4), recipe.number(4)
+        name = f"{recipe.name}: the source {name_of(file)} of run {run}"
+        require(last <= run < run_count, f"{name}: there are {run_count} runs, the source before is of run {last}")
+        require(file not in sources[run], f"{name}: is there twice")
+        require((file[0] == GROUP) == (length > 0), f"{name}: has {length} bytes of runs")
+        sources[run][file], last = length, run
+    return sources
+
+
+def check_place(name, named, own, runs, sources):
+    """The place in the map must name the files that a recipe refers to, with the bytes of runs that it needs there."""
+    needed = dict.fromkeys(own, 0)
+    for file, length in [(run[0], run[2]) for run in runs] + [source for run in sources for source in run.items()]:
+        needed[file] = needed.get(file, 0) + length
+    others = ", ".join(sorted(map(name_of, named.keys() ^ needed.keys())))
+    require(not others, f"{name}: refers to other files than the map says: {others}")
+    for file, length in needed.items():
+        require(named[file] == length, f"{name}: needs {length} bytes of {name_of(file)}, the map says {named[file]}")
+
+
+def put_run(root, place, wanted, base, chunk, sources):
+    """Puts the pieces of the frames in `wanted` into the chunk; their copies must be those that `sources` speaks of."""
+    run, files, pieces = read_run(root, *place)
+    lacking = [frame for frame in range(64) if wanted >> frame & 1 and all(frame != piece[0] for piece in pieces)]
+    require(not lacking, f"{run}: lacks frames {lacking}")
+    copied_from = {}
+    for frame, kind, pages, stored in pieces:
+        start, length, name = frame * FRAME, frame_len(len(chunk), frame), f"{run}: frame {frame}"
         bounds = [(at, min(at + PAGE, length)) for at in range(0, FRAME, PAGE) if pages >> at // PAGE & 1]
-        require(bounds and bounds[-1][0] < length, f"{name}: pages {pages:#x}")
-        require(kind in (1, 2, 4), f"{name}: kind {kind}")
-        plain_len = sum(end - begin for begin, end in bounds)
-        packed = decode(kind, run.take(stored_len), plain_len, name, base[start : start + length])
+        require(bounds[-1][0] < length, f"{name}: pages {pages:#x}")
+        if kind == COPY:
+            copies = read_copies(stored, pages, files, (GROUP, place[0]), name)
+            require(bounds[-1][1] % PAGE == 0, f"{name}: a copy to a page that is shorter than 4096 bytes")
+            # The sources of a piece that is not part of the chunk may be gone.
+            copies = copies if wanted >> frame & 1 else []
+            packed = b"".join(copied(root, copy, sources, name) for copy in copies)
+            for copy in copies:
+                copied_from.setdefault(copy.file, set()).add((copy.offset, copy.length))
+        else:
+            plain_len = sum(end - begin for begin, end in bounds)
+            packed = decode(kind, stored, plain_len, name, base[start : start + length] if kind == PATCH else None)
+        used["piece", kind] += wanted >> frame & 1
         for begin, end in bounds if wanted >> frame & 1 else ():
             chunk[start + begin : start + end], packed = packed[: end - begin], packed[end - begin :]
-    run.end()
-    require(all(wanted >> frame & 1 == 0 or frame in frames for frame in range(64)), f"{run.name}: lacks a frame")
+    found = {file: sum(length for _, length in runs) for file, runs in copied_from.items()}
+    require(found == sources, f"{run}: has copies from other files or runs than the recipe's sources say")
+
+
+def read_copies(stored, pages, files, group, name):
+    """The copies of a piece."""
+    require(len(stored) in range(16, 257, 16), f"{name}: {len(stored)} bytes of copies")
+    content, copies, covered = Bytes(stored, name), [], 0
+    for _ in range(len(stored) // 16):
+        copy = Copy(content.pick(files, group), *(content.number(size) for size in (4, 4, 2, 1, 1)))
+        fits = 1 <= copy.pages and copy.here + copy.pages <= 16
+        require(fits, f"{name}: a copy of {copy.pages} pages to page {copy.here}")
+        require(covered < 1 << copy.here, f"{name}: its copies overlap or are not in order, at page {copy.here}")
+        covered |= (1 << copy.pages) - 1 << copy.here
+        copies.append(copy)
+    require(covered == pages, f"{name}: copies of pages {covered:#x} in a piece of pages {pages:#x}")
+    return copies
+
+
+@functools.lru_cache(maxsize=8)
+def copied_chunk(root, identity):
+    """A chunk in full from which there are copies."""
+    return read_full(root, identity)
+
+
+def copied(root, copy, sources, name):
+    """The bytes of a copy, from a chunk in full or from a run."""
+    source = name_of(copy.file)
+    require(copy.file in sources, f"{name}: a copy from {source}, which is not among the recipe's sources of this run")
+    kind, identity = copy.file
+    used["copy", kind] += 1
+    if kind == GROUP:
+        place, pages = (identity, copy.offset, copy.length), range(copy.there, copy.there + copy.pages)
+        return b"".join(copied_page(root, place, page, name) for page in pages)
+    require(copy.offset == copy.length == 0, f"{name}: a copy from a run of {source}, which is a chunk in full")
+    chunk, begin, end = copied_chunk(root, identity), copy.there * PAGE, (copy.there + copy.pages) * PAGE
+    require(end <= len(chunk), f"{name}: a copy of bytes {begin} to {end} of {source}, which has {len(chunk)}")
+    return chunk[begin:end]
+
+
+def copied_page(root, place, page, name):
+    """A page of a run that has its bytes; the run is read as one of a chunk of 4 MiB."""
+    run, _, pieces = read_run(root, *place)
+    name = f"{name}: a copy of page {page} of the run {run}"
+    found = [piece for piece in pieces if piece[0] == page // 16 and piece[2] >> page % 16 & 1]
+    require(found, f"{name}, which does not have it")
+    (_, kind, pages, stored), = found
+    require(kind in (1, 2), f"{name}, where it is in a {'patch' if kind == PATCH else 'copy'}")
+    plain = decode(kind, stored, PAGE * pages.bit_count(), name)
+    at = PAGE * (pages & (1 << page % 16) - 1).bit_count()
+    return plain[at : at + PAGE]
 
 
 def read_chunk(root, identity, place, length):

@@ -63,7 +63,7 @@ impl Place {
             parent: None,
             reuse: Reuse::Header,
             level: 1,
-            with_siblings: false,
+            with_others: false,
         };
         let guard = self.job.lock_for_backup().unwrap();
         let writer = self.job.new_revision(&guard, new).unwrap();

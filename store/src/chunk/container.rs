@@ -14,6 +14,9 @@ const FRAME_LOG: u8 = 16;
 const FIXED_LEN: usize = 32;
 const ENTRY_LEN: usize = 36;
 
+/// Bytes of the hash at the end of a chunk file.
+pub(crate) const HASH_LEN: usize = 32;
+
 /// The longest header: that of a chunk of 64 frames.
 pub(crate) const HEADER_LEN_MAX: usize = FIXED_LEN + FRAMES_MAX * ENTRY_LEN;
 
@@ -109,7 +112,7 @@ pub(crate) fn parse_header(bytes: &[u8], file_len: u64, id: &ChunkId) -> Result<
         return corrupt("its header has impossible lengths");
     }
     let start = header_len(plain_len);
-    if (start as u64) + u64::from(word(20)) != file_len {
+    if (start as u64) + u64::from(word(20)) + HASH_LEN as u64 != file_len {
         return corrupt("its file does not have the length that its header says");
     }
     let Some(table) = bytes.get(FIXED_LEN..start) else {
@@ -117,7 +120,7 @@ pub(crate) fn parse_header(bytes: &[u8], file_len: u64, id: &ChunkId) -> Result<
     };
     let frames = parse_table(table, start as u32, plain_len).map_err(str::to_owned)?;
     let end = frames.last().map_or(start as u32, |frame| frame.offset + frame.stored_len);
-    if u64::from(end) != file_len {
+    if u64::from(end) + HASH_LEN as u64 != file_len {
         return corrupt("its frames do not fill the file");
     }
     let values: Vec<FrameValue> = frames.iter().map(|frame| frame.value).collect();
@@ -160,7 +163,7 @@ fn parse_table(table: &[u8], start: u32, plain_len: usize) -> Result<Vec<Frame>,
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::id::Digest;
+    use super::super::id::{Digest, seal};
     use super::*;
 
     fn sample() -> (ChunkId, Vec<u8>) {
@@ -175,6 +178,7 @@ mod tests {
             &digest.values,
         );
         file.extend_from_slice(&[5; 23]);
+        file.extend_from_slice(&seal(&[&file]));
         (id, file)
     }
 

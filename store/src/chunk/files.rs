@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use lru::LruCache;
 
+use super::full::{FullChunk, open_full};
 use super::group::{GroupWriter, OpenGroup};
 use super::id::ChunkId;
 use super::name::FileName;
@@ -17,6 +18,9 @@ use crate::error::{Error, Result};
 /// Groups that are kept open at most: each costs a descriptor.
 const OPEN_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
+/// Chunks kept in full that stay open because others have copies of their pages: each costs a descriptor and 4 KiB.
+const FULL_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+
 /// Names of files that the open groups may have in memory together, 33 bytes each.
 const NAMES_MAX: usize = 1 << 20;
 
@@ -24,11 +28,16 @@ const NAMES_MAX: usize = 1 << 20;
 #[derive(Debug)]
 struct Opened {
     groups: LruCache<ChunkId, Arc<OpenGroup>>,
+    full: LruCache<ChunkId, Arc<FullChunk>>,
     /// Names of files that they have in memory.
     names: usize,
 }
 
 impl Opened {
+    fn new() -> Self {
+        Self { groups: LruCache::new(OPEN_MAX), full: LruCache::new(FULL_MAX), names: 0 }
+    }
+
     /// Adds a group, and closes the least recently used ones for it.
     fn put(&mut self, id: ChunkId, group: Arc<OpenGroup>) {
         self.names += group.file_count();
@@ -51,7 +60,7 @@ impl OpenGroups {
     fn get(&self) -> Arc<Mutex<Opened>> {
         let mut shared = lock(&self.0);
         shared.upgrade().unwrap_or_else(|| {
-            let opened = Arc::new(Mutex::new(Opened { groups: LruCache::new(OPEN_MAX), names: 0 }));
+            let opened = Arc::new(Mutex::new(Opened::new()));
             *shared = Arc::downgrade(&opened);
             opened
         })
@@ -103,6 +112,21 @@ impl Files {
         let group = Arc::new(OpenGroup::open(*id, file)?);
         lock(&self.0.open).put(*id, Arc::clone(&group));
         Ok(group)
+    }
+
+    /// Returns a chunk that is kept in full, opening it when it is not open.
+    pub(crate) fn full(&self, id: &ChunkId) -> Result<Arc<FullChunk>> {
+        if let Some(full) = lock(&self.0.open).full.get(id) {
+            return Ok(Arc::clone(full));
+        }
+        let full = Arc::new(open_full(&self.0.backend, id)?);
+        lock(&self.0.open).full.put(*id, Arc::clone(&full));
+        Ok(full)
+    }
+
+    /// Closes a chunk that turned out to be damaged: its file may be replaced.
+    pub(crate) fn close_full(&self, id: &ChunkId) {
+        lock(&self.0.open).full.pop(id);
     }
 
     /// Begins a group. It can be read here from now on, and by others when it is finished.

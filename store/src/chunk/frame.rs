@@ -125,20 +125,15 @@ fn one_frame(stored: &[u8]) -> Result<&[u8], String> {
     }
 }
 
-/// Decodes a patch on the bytes of the base's frame into the whole of `out`; an error says what is wrong with it.
-pub(crate) fn decode_patch(stored: &[u8], base: &[u8], out: &mut [u8]) -> Result<(), String> {
-    // A context refers to its prefix as long as it lives, so this one lives as long as the call.
-    let mut context = DCtx::try_create().ok_or("there is no memory to decode a patch")?;
-    context.ref_prefix(base).map_err(|code| zstd_safe::get_error_name(code).to_owned())?;
-    match context.decompress(out, one_frame(stored)?) {
-        Ok(length) if length == out.len() => Ok(()),
-        Ok(length) => Err(format!("a patch decodes to {length} bytes instead of {}", out.len())),
-        Err(code) => Err(format!("a patch cannot be decoded: {}", zstd_safe::get_error_name(code))),
-    }
+/// Decodes frames and patches; has its own contexts, reused.
+pub(crate) struct Decoder {
+    frames: Decompressor<'static>,
+    /// Made when the first patch comes.
+    patches: Option<DCtx<'static>>,
 }
 
-/// Decodes frames that need no base; has its own context, reused.
-pub(crate) struct Decoder(Decompressor<'static>);
+/// With these bytes a dictionary of zstd's own format begins; all others are taken as they are.
+const DICTIONARY_MAGIC: [u8; 4] = 0xec30_a437u32.to_le_bytes();
 
 impl std::fmt::Debug for Decoder {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -148,7 +143,29 @@ impl std::fmt::Debug for Decoder {
 
 impl Decoder {
     pub(crate) fn new() -> std::io::Result<Self> {
-        Decompressor::new().map(Self)
+        Ok(Self { frames: Decompressor::new()?, patches: None })
+    }
+
+    /// Decodes a patch on the bytes of the base's frame into the whole of `out`; an error says what is wrong with it.
+    pub(crate) fn decode_patch(&mut self, stored: &[u8], base: &[u8], out: &mut [u8]) -> Result<(), String> {
+        let no_memory = || "there is no memory to decode a patch".to_owned();
+        let stored = one_frame(stored)?;
+        let decoded = if base.starts_with(&DICTIONARY_MAGIC) {
+            // A context refers to its prefix as long as it lives, so this one lives as long as the call.
+            let mut context = DCtx::try_create().ok_or_else(no_memory)?;
+            context.ref_prefix(base).and_then(|_| context.decompress(out, stored))
+        } else {
+            let context = match &mut self.patches {
+                Some(context) => context,
+                none => none.insert(DCtx::try_create().ok_or_else(no_memory)?),
+            };
+            context.decompress_using_dict(out, stored, base)
+        };
+        match decoded {
+            Ok(length) if length == out.len() => Ok(()),
+            Ok(length) => Err(format!("a patch decodes to {length} bytes instead of {}", out.len())),
+            Err(code) => Err(format!("a patch cannot be decoded: {}", zstd_safe::get_error_name(code))),
+        }
     }
 
     /// Decodes `stored` into the whole of `out`; an error says what is wrong with it.
@@ -159,7 +176,7 @@ impl Decoder {
             Kind::Raw => {
                 return Err(format!("a raw frame has {} bytes instead of {}", stored.len(), out.len()));
             }
-            Kind::Zstd => match self.0.decompress_to_buffer(one_frame(stored)?, out) {
+            Kind::Zstd => match self.frames.decompress_to_buffer(one_frame(stored)?, out) {
                 Ok(length) if length == out.len() => {}
                 Ok(length) => {
                     return Err(format!("a frame decodes to {length} bytes instead of {}", out.len()));
@@ -210,10 +227,13 @@ mod tests {
             let length = length.unwrap();
             assert!(length < 4200, "{length}");
             let mut back = vec![1; frame.len()];
-            decode_patch(&stored[..length], &base, &mut back).unwrap();
+            Decoder::new().unwrap().decode_patch(&stored[..length], &base, &mut back).unwrap();
             assert_eq!(back, frame);
-            assert!(decode_patch(&stored[..length], &base[..60_000], &mut back).is_err() || back != frame);
-            assert!(decode_patch(&stored[..length - 1], &base, &mut back).is_err());
+            assert!(
+                Decoder::new().unwrap().decode_patch(&stored[..length], &base[..60_000], &mut back).is_err()
+                    || back != frame
+            );
+            assert!(Decoder::new().unwrap().decode_patch(&stored[..length - 1], &base, &mut back).is_err());
         }
         let other = crate::testing::noise(3, FRAME_LEN);
         assert_eq!(patcher.encode(&other, &base, &mut stored).unwrap(), None);
@@ -224,7 +244,9 @@ mod tests {
         let one = zstd::bulk::compress(&[7; 1000], 1).unwrap();
         let mut out = [0; 2000];
         assert!(Decoder::new().unwrap().decode(Kind::Zstd, &[&one[..], &one].concat(), &mut out).is_err());
-        assert!(decode_patch(&[&one[..], &one].concat(), &[1; 10], &mut out).is_err());
+        assert!(
+            Decoder::new().unwrap().decode_patch(&[&one[..], &one].concat(), &[1; 10], &mut out).is_err()
+        );
         let skippable = [&one[..], &[0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0]].concat();
         assert!(Decoder::new().unwrap().decode(Kind::Zstd, &skippable, &mut out[..1000]).is_err());
     }

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::id::{ChunkId, Sealer, seal};
 use super::name::{FileKind, FileName};
-use super::recipe::{RECIPE_LEN_MAX, Recipe, Run};
+use super::recipe::{RECIPE_LEN_MAX, Recipe, Run, sources_of};
 use super::run::RunBuilder;
 use crate::backend::{NewFile, StoredChunk};
 use crate::error::{Error, Result};
@@ -66,6 +66,11 @@ impl OpenGroup {
         self.read(offset, &mut bytes)?;
         let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
         Recipe::parse(&bytes, chunk, &self.id, &files).map_err(|reason| corrupt(&self.id, reason))
+    }
+
+    /// Returns the file with this number in its list.
+    pub(crate) fn file(&self, number: u32) -> Option<FileName> {
+        self.files.read().unwrap_or_else(PoisonError::into_inner).get(number as usize).copied()
     }
 
     /// Reads all of `out` from `offset`.
@@ -242,8 +247,8 @@ impl GroupWriter {
         run: &RunBuilder,
     ) -> Result<(u32, u32)> {
         let (offset, len) = (self.len as u32, run.len() as u32);
-        run.write(&mut self.record);
         recipe.runs.push(Run { group: self.id, offset, len, frames: run.frames() });
+        recipe.sources.extend(sources_of(recipe.runs.len() - 1, run.copies().iter()));
         let at = offset + len;
         let numbers = &mut self.numbers;
         let open = &self.open;
@@ -254,6 +259,7 @@ impl GroupWriter {
                 files.len() as u32 - 1
             })
         };
+        run.write(&FileName::group(self.id), &mut number, &mut self.record);
         recipe.write(&self.id, &mut number, &mut self.record);
         self.listed.push((*chunk, at, recipe.len() as u32));
         self.flush()?;
@@ -312,7 +318,8 @@ mod tests {
         let id = digest.update(&data).unwrap();
         let own = ChunkId::of(b"own");
         let base = Some(ChunkId::of(b"base"));
-        let mut recipe = Recipe { plain_len: data.len(), values: digest.values.to_vec(), base, runs: vec![] };
+        let values = digest.values.to_vec();
+        let mut recipe = Recipe { plain_len: data.len(), values, base, runs: vec![], sources: vec![] };
         let mut run = RunBuilder::default();
         run.add(1, PieceKind::Raw, 1, &[1, 2, 3]);
         let memory = Memory::default();

@@ -4,12 +4,15 @@
 pub(crate) mod block;
 pub mod cache;
 pub(crate) mod container;
+pub(crate) mod copied;
 pub(crate) mod files;
 pub(crate) mod forms;
 pub(crate) mod frame;
+pub(crate) mod full;
 pub(crate) mod group;
 pub(crate) mod id;
 pub mod layout;
+pub(crate) mod made;
 pub(crate) mod name;
 pub(crate) mod recipe;
 pub(crate) mod run;

@@ -3,10 +3,12 @@
 //!
 //! A run has a piece for each frame of the chunk in which pages changed. A piece says which of the 16 pages of its frame
 //! it holds and has their bytes one behind the other: as they are, compressed, or compressed with the base's frame as
-//! prefix. So what one frame needs is read without the rest.
+//! prefix. So what one frame needs is read without the rest. A second piece of a frame may say where the bytes of other
+//! pages are: in chunks that are kept in full, or in other runs.
 
 use super::id::seal;
 use super::layout::frame_len;
+use super::name::{FileKind, FileName};
 use super::{FRAME_LEN, FRAMES_MAX};
 
 /// Bytes of a page: 4 KiB.
@@ -18,8 +20,20 @@ pub(crate) const PAGES: usize = FRAME_LEN / PAGE_LEN;
 const HEAD_LEN: usize = 36;
 const ENTRY_LEN: usize = 8;
 
+/// The most pieces of a run: two of each frame.
+const PIECES_MAX: usize = 2 * FRAMES_MAX;
+
 /// The longest list of pieces.
-pub(crate) const HEADER_LEN_MAX: usize = HEAD_LEN + FRAMES_MAX * ENTRY_LEN;
+pub(crate) const HEADER_LEN_MAX: usize = HEAD_LEN + PIECES_MAX * ENTRY_LEN;
+
+/// Bytes of a copy.
+const COPY_LEN: usize = 16;
+
+/// Pages of a whole chunk.
+pub(crate) const CHUNK_PAGES: usize = FRAMES_MAX * PAGES;
+
+/// In the place of a number in a group's list of files: the group itself.
+const OWN: u32 = u32::MAX;
 
 const _: () = assert!(PAGES == 16);
 
@@ -32,6 +46,46 @@ pub(crate) enum PieceKind {
     Zstd,
     /// One zstd frame with the base's frame as prefix.
     Patch,
+    /// Copies: where the bytes are.
+    Copy,
+}
+
+/// Where bytes of pages are kept: a chunk in full, or a run in a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Source {
+    /// The file.
+    pub(crate) file: FileName,
+    /// Offset of the run in its group; 0 of a chunk.
+    pub(crate) offset: u32,
+    /// Length of the run; 0 of a chunk.
+    pub(crate) len: u32,
+}
+
+impl Source {
+    /// The pages of a chunk that is kept in full.
+    pub(crate) fn chunk(file: FileName) -> Self {
+        Self { file, offset: 0, len: 0 }
+    }
+}
+
+/// Pages of a frame whose bytes are those of as many pages elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageCopy {
+    /// Where they are.
+    pub(crate) source: Source,
+    /// The first page there, counted through the whole chunk.
+    pub(crate) from: u16,
+    /// The first page in the frame.
+    pub(crate) to: u8,
+    /// Number of pages, 1 to 16.
+    pub(crate) count: u8,
+}
+
+impl PageCopy {
+    /// Its pages in the frame, as bits.
+    pub(crate) fn pages(&self) -> u16 {
+        (((1u32 << self.count) - 1) << self.to) as u16
+    }
 }
 
 /// Pages of one frame.
@@ -96,6 +150,8 @@ pub(crate) fn scatter(pages: u16, wanted: u16, packed: &[u8], frame: &mut [u8]) 
 pub(crate) struct RunBuilder {
     pieces: Vec<(u8, PieceKind, u16, u32)>,
     data: Vec<u8>,
+    /// The copies of all pieces of that kind, in order; their room in `data` is filled when the run is written.
+    copies: Vec<PageCopy>,
 }
 
 impl RunBuilder {
@@ -103,13 +159,36 @@ impl RunBuilder {
     pub(crate) fn clear(&mut self) {
         self.pieces.clear();
         self.data.clear();
+        self.copies.clear();
     }
 
     /// Adds a piece. Frames come in ascending order.
     pub(crate) fn add(&mut self, frame: usize, kind: PieceKind, pages: u16, stored: &[u8]) {
         debug_assert!(pages != 0 && self.pieces.last().is_none_or(|last| usize::from(last.0) < frame));
+        debug_assert!(kind != PieceKind::Copy);
         self.pieces.push((frame as u8, kind, pages, stored.len() as u32));
         self.data.extend_from_slice(stored);
+    }
+
+    /// Adds copies of a frame, in ascending order of pages, behind the other piece of the frame, if any.
+    pub(crate) fn add_copies(&mut self, frame: usize, copies: &[PageCopy]) {
+        debug_assert!(self.pieces.last().is_none_or(|last| usize::from(last.0) <= frame));
+        let pages = copies.iter().fold(0, |pages, copy| pages | copy.pages());
+        let stored_len = copies.len() * COPY_LEN;
+        self.pieces.push((frame as u8, PieceKind::Copy, pages, stored_len as u32));
+        self.data.resize(self.data.len() + stored_len, 0);
+        self.copies.extend_from_slice(copies);
+    }
+
+    /// The copies of all frames.
+    pub(crate) fn copies(&self) -> &[PageCopy] {
+        &self.copies
+    }
+
+    /// Frame and pages of each piece that can be copied from.
+    pub(crate) fn literal_pages(&self) -> impl Iterator<Item = (usize, u16)> {
+        let literal = self.pieces.iter().filter(|piece| is_literal(piece.1));
+        literal.map(|(frame, _, pages, _)| (usize::from(*frame), *pages))
     }
 
     /// Bytes of the record.
@@ -122,8 +201,8 @@ impl RunBuilder {
         self.pieces.iter().fold(0, |bits, piece| bits | 1 << piece.0)
     }
 
-    /// Appends the record to `out`.
-    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+    /// Appends the record to `out`. `own` is the group in which it is going to be, `number` finds a file in its list.
+    pub(crate) fn write(&self, own: &FileName, number: &mut dyn FnMut(FileName) -> u32, out: &mut Vec<u8>) {
         out.extend_from_slice(&(self.pieces.len() as u16).to_le_bytes());
         out.extend_from_slice(&[0; 2]);
         let hash_at = out.len();
@@ -133,15 +212,73 @@ impl RunBuilder {
                 PieceKind::Raw => 1,
                 PieceKind::Zstd => 2,
                 PieceKind::Patch => 4,
+                PieceKind::Copy => 5,
             };
             out.extend_from_slice(&[*frame, kind]);
             out.extend_from_slice(&pages.to_le_bytes());
             out.extend_from_slice(&len.to_le_bytes());
         }
+        let (mut at, mut copies) = (out.len(), self.copies.iter());
         out.extend_from_slice(&self.data);
+        for (_, kind, _, len) in &self.pieces {
+            if *kind == PieceKind::Copy {
+                let room = &mut out[at..at + *len as usize];
+                for (room, copy) in room.chunks_exact_mut(COPY_LEN).zip(&mut copies) {
+                    let file = if copy.source.file == *own { OWN } else { number(copy.source.file) };
+                    room[..4].copy_from_slice(&file.to_le_bytes());
+                    room[4..8].copy_from_slice(&copy.source.offset.to_le_bytes());
+                    room[8..12].copy_from_slice(&copy.source.len.to_le_bytes());
+                    room[12..14].copy_from_slice(&copy.from.to_le_bytes());
+                    room[14..].copy_from_slice(&[copy.to, copy.count]);
+                }
+            }
+            at += *len as usize;
+        }
         let hash = seal(&[&out[hash_at + 32..]]);
         out[hash_at..hash_at + 32].copy_from_slice(&hash);
     }
+}
+
+/// Whether pages of such a piece can be copied.
+pub(crate) fn is_literal(kind: PieceKind) -> bool {
+    matches!(kind, PieceKind::Raw | PieceKind::Zstd)
+}
+
+/// Parses the stored bytes of a piece of copies with these pages. `own` is the group in which the run is, `file` finds a
+/// file in its list. An error says what is wrong.
+pub(crate) fn parse_copies(
+    stored: &[u8],
+    pages: u16,
+    own: &FileName,
+    file: &dyn Fn(u32) -> Option<FileName>,
+) -> Result<Vec<PageCopy>, String> {
+    let mut copies = Vec::with_capacity(stored.len() / COPY_LEN);
+    let mut seen = 0u16;
+    for entry in stored.chunks_exact(COPY_LEN) {
+        let word = |at: usize| u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]]);
+        let file = match word(0) {
+            OWN => *own,
+            number => file(number).ok_or("a copy refers to a file that its group does not name")?,
+        };
+        let source = Source { file, offset: word(4), len: word(8) };
+        let (from, to, count) = (u16::from_le_bytes([entry[12], entry[13]]), entry[14], entry[15]);
+        let fits = count > 0
+            && usize::from(to) + usize::from(count) <= PAGES
+            && usize::from(from) + usize::from(count) <= CHUNK_PAGES
+            && (file.kind == FileKind::Group) == (source.len > 0)
+            && (file.kind == FileKind::Group || source.offset == 0);
+        if !fits {
+            return Err("a copy has impossible pages".to_owned());
+        }
+        let copy = PageCopy { source, from, to, count };
+        // In ascending order, so a page is there once.
+        if copy.pages() <= seen || copy.pages() & seen != 0 {
+            return Err("the copies of a frame are not in order".to_owned());
+        }
+        seen |= copy.pages();
+        copies.push(copy);
+    }
+    if seen == pages { Ok(copies) } else { Err("the copies of a frame are of other pages".to_owned()) }
 }
 
 /// Whether all of a run is as it was written. Tells who is to blame when a frame that was made of several runs is wrong.
@@ -149,12 +286,19 @@ pub(crate) fn is_intact(bytes: &[u8]) -> bool {
     bytes.len() > HEAD_LEN && seal(&[&bytes[HEAD_LEN..]]) == bytes[4..HEAD_LEN]
 }
 
+/// Returns the pieces of a frame, of which there are two at most.
+pub(crate) fn of_frame(pieces: &[Piece], frame: usize) -> &[Piece] {
+    let first = pieces.partition_point(|piece| usize::from(piece.frame) < frame);
+    let count = pieces[first..].iter().take_while(|piece| usize::from(piece.frame) == frame).count();
+    &pieces[first..first + count]
+}
+
 /// Parses the list of pieces at the beginning of a run of `record_len` bytes, of a chunk of `chunk_len` bytes. `bytes` are
 /// the first [`HEADER_LEN_MAX`] of it, or all of a shorter one. An error says what is wrong.
 pub(crate) fn parse(bytes: &[u8], record_len: u32, chunk_len: usize) -> Result<Vec<Piece>, String> {
     let Some(head) = bytes.first_chunk::<HEAD_LEN>() else { return Err("it is cut off".to_owned()) };
     let count = usize::from(u16::from_le_bytes([head[0], head[1]]));
-    if head[2..4] != [0; 2] || count == 0 || count > FRAMES_MAX {
+    if head[2..4] != [0; 2] || count == 0 || count > PIECES_MAX {
         return Err("its head has impossible values".to_owned());
     }
     let mut offset = (HEAD_LEN + count * ENTRY_LEN) as u32;
@@ -168,6 +312,7 @@ pub(crate) fn parse(bytes: &[u8], record_len: u32, chunk_len: usize) -> Result<V
             1 => PieceKind::Raw,
             2 => PieceKind::Zstd,
             4 => PieceKind::Patch,
+            5 => PieceKind::Copy,
             kind => return Err(format!("a piece is of kind {kind}, which this version does not know")),
         };
         let pages = u16::from_le_bytes([entry[2], entry[3]]);
@@ -177,8 +322,20 @@ pub(crate) fn parse(bytes: &[u8], record_len: u32, chunk_len: usize) -> Result<V
         let fits = match kind {
             PieceKind::Raw => stored_len == plain,
             PieceKind::Zstd | PieceKind::Patch => stored_len > 0 && stored_len < plain,
+            // Of whole pages only.
+            PieceKind::Copy => {
+                plain == pages.count_ones() * PAGE_LEN as u32
+                    && stored_len.is_multiple_of(COPY_LEN as u32)
+                    && (1..=pages.count_ones()).contains(&(stored_len / COPY_LEN as u32))
+            }
         };
-        let is_ascending = pieces.last().is_none_or(|last| last.frame < frame);
+        let is_second = |last: &Piece| {
+            last.frame == frame
+                && last.kind != PieceKind::Copy
+                && kind == PieceKind::Copy
+                && last.pages & pages == 0
+        };
+        let is_ascending = pieces.last().is_none_or(|last| last.frame < frame || is_second(last));
         if !fits || !is_ascending || pages == 0 || pages & !all_pages(frame_len) != 0 {
             return Err(format!("its piece of frame {frame} is impossible"));
         }
@@ -192,6 +349,7 @@ pub(crate) fn parse(bytes: &[u8], record_len: u32, chunk_len: usize) -> Result<V
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::ChunkId;
     use super::*;
 
     fn sample() -> Vec<u8> {
@@ -200,9 +358,60 @@ mod tests {
         builder.add(9, PieceKind::Zstd, 1 << 15, &[8; 100]);
         builder.add(63, PieceKind::Patch, u16::MAX, &[9; 10]);
         let mut bytes = Vec::new();
-        builder.write(&mut bytes);
+        builder.write(&own(), &mut |file| panic!("{file} is not needed"), &mut bytes);
         assert_eq!((bytes.len(), builder.frames()), (builder.len(), 1 << 3 | 1 << 9 | 1 << 63));
         bytes
+    }
+
+    fn own() -> FileName {
+        FileName::group(ChunkId::of(b"own"))
+    }
+
+    #[test]
+    fn copies_are_read_as_they_were_written() {
+        let (chunk, group) = (FileName::chunk(ChunkId::of(b"a")), FileName::group(ChunkId::of(b"b")));
+        let of = |file, len| Source { file, offset: len * 2, len };
+        let copies = [
+            PageCopy { source: of(chunk, 0), from: 1021, to: 0, count: 3 },
+            PageCopy { source: of(own(), 70), from: 0, to: 5, count: 1 },
+            PageCopy { source: of(group, 90), from: 16, to: 6, count: 10 },
+        ];
+        let mut builder = RunBuilder::default();
+        builder.add(3, PieceKind::Raw, 0b1000, &[7; PAGE_LEN]);
+        builder.add_copies(3, &copies[..2]);
+        builder.add_copies(4, &copies[2..]);
+        let (mut bytes, mut files) = (Vec::new(), Vec::new());
+        let mut number = |file| {
+            files.push(file);
+            files.len() as u32 - 1
+        };
+        builder.write(&own(), &mut number, &mut bytes);
+        assert_eq!((bytes.len(), builder.copies()), (builder.len(), &copies[..]));
+        assert_eq!(files, [chunk, group]);
+        let pieces = parse(&bytes, bytes.len() as u32, 4 << 20).unwrap();
+        let kinds: Vec<_> = pieces.iter().map(|piece| (piece.frame, piece.kind, piece.pages)).collect();
+        let expected =
+            [(3, PieceKind::Raw, 8), (3, PieceKind::Copy, 0b10_0111), (4, PieceKind::Copy, 0xffc0)];
+        assert_eq!(kinds, expected);
+        assert_eq!(
+            (of_frame(&pieces, 2).len(), of_frame(&pieces, 3).len(), of_frame(&pieces, 4).len()),
+            (0, 2, 1)
+        );
+        let find = |number: u32| files.get(number as usize).copied();
+        let stored = |piece: &Piece| &bytes[piece.offset as usize..][..piece.stored_len as usize];
+        let read = |piece: &Piece| parse_copies(stored(piece), piece.pages, &own(), &find);
+        assert_eq!(read(&pieces[1]).unwrap(), copies[..2]);
+        assert_eq!(read(&pieces[2]).unwrap(), copies[2..]);
+        // Other pages than the piece says, and any byte that cannot be.
+        assert!(parse_copies(stored(&pieces[2]), 0xff80, &own(), &find).is_err());
+        let good = stored(&pieces[1]).to_vec();
+        for (at, value) in [(0, 9), (4, 1), (8, 1), (13, 4), (14, 1), (14, 16), (15, 0), (15, 200), (30, 1)] {
+            let mut bad = good.clone();
+            bad[at] = value;
+            assert!(parse_copies(&bad, pieces[1].pages, &own(), &find).is_err(), "byte {at}");
+        }
+        // In a chunk of which the last page of the frame is not whole.
+        assert!(parse(&bytes, bytes.len() as u32, 4 * FRAME_LEN + FRAME_LEN - 1).is_err());
     }
 
     #[test]
@@ -250,6 +459,7 @@ mod tests {
         fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600), length in any::<u32>(), chunk in 0usize..(4 << 20) + 1) {
             let mut bytes = bytes;
             let _ = parse(&bytes, length, chunk);
+            let _ = parse_copies(&bytes, length as u16, &own(), &|_| Some(own()));
             if bytes.len() > 4 {
                 bytes[..4].copy_from_slice(&[3, 0, 0, 0]);
                 let _ = parse(&bytes, length, chunk);

@@ -205,7 +205,7 @@ impl Upgrade<'_> {
             reuse: Reuse::Header,
             level: self.options.level,
             // Each chunk is placed again where a later revision has it, as what it was put.
-            with_siblings: false,
+            with_others: false,
         }
     }
 

@@ -525,7 +525,7 @@ mod tests {
         let id = ChunkId::of(&data);
         let path = job.repository().root().join(format!("chunks/{:02x}/{id}", id.shard()));
         let mut bytes = std::fs::read(&path).unwrap();
-        let last = bytes.len() - 10;
+        let last = bytes.len() - 32 - 10;
         bytes[last] ^= 1;
         std::fs::write(&path, bytes).unwrap();
         let reader = job.open_revision(&revision, &Arc::new(FrameCache::new(1 << 25))).unwrap();

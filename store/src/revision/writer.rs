@@ -10,6 +10,7 @@
 //! completely first ([`Reuse::Full`]).
 
 mod chunks;
+pub(crate) mod copies;
 mod encode;
 mod groups;
 mod moving;
@@ -41,6 +42,7 @@ use crate::legacy::job::Known;
 use crate::lock::BackupGuard;
 use crate::monitor::Silent;
 use crate::name::Tag;
+use crate::pages::PageIndex;
 use crate::repository::claim;
 use crate::session::{Session, Sessions, Suspects};
 use crate::timestamp::Timestamp;
@@ -76,8 +78,8 @@ pub struct NewRevision {
     pub reuse: Reuse,
     /// zstd level, 1 to 19.
     pub level: i32,
-    /// Without a base: whether runs may be put on chunks of other jobs' disks.
-    pub with_siblings: bool,
+    /// Whether content of other disks may be used: without a base, runs may be put on their chunks, and pages may be copied.
+    pub with_others: bool,
 }
 
 /// What became of one chunk.
@@ -150,6 +152,8 @@ pub struct RevisionWriter {
     base: Option<(Session, Arc<ChunkMap>)>,
     /// Without a base: other disks whose chunks runs may be put on.
     siblings: Option<Siblings>,
+    /// Where content is found that lies elsewhere.
+    pages: Option<PageIndex>,
     groups: Groups,
     /// What is moved out of groups of which little is needed.
     moved: Groups,
@@ -167,11 +171,12 @@ impl RevisionWriter {
         let backend = job.repository().backend()?;
         let base = new.base.as_ref().map(|base| super::reader::pin_for_writing(&job, base)).transpose()?;
         let base = base.map(|(session, map)| (session, Arc::new(map)));
-        let siblings = match new.with_siblings && base.is_none() && new.reuse == Reuse::Header {
+        let siblings = match new.with_others && base.is_none() && new.reuse == Reuse::Header {
             true => Some(Siblings::find(&job, new.image_size_bytes)?),
             false => None,
         };
         let map = MapWriter::create(&job.unfinished_map_path(&new.id), new.image_size_bytes)?;
+        let pages = PageIndex::open(&root);
         let counters = Counters::default();
         let healed = Mutex::new(Vec::new());
         let met_damage = AtomicBool::new(false);
@@ -189,6 +194,7 @@ impl RevisionWriter {
             known: None,
             base,
             siblings,
+            pages,
             groups: Groups::default(),
             moved: Groups::default(),
             finished: false,

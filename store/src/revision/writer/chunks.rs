@@ -3,7 +3,8 @@
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::encode::{Before, Change};
+use super::copies::Decided;
+use super::encode::{Attempt, Before, Change};
 use super::siblings::is_near;
 use super::{BARRIER_EVERY_BYTES, Put, Reuse, RevisionWriter};
 use crate::backend::Backend;
@@ -12,7 +13,7 @@ use crate::chunk::id::{ChunkId, Digest};
 use crate::chunk::layout::{chunk_len, frame_len};
 use crate::chunk::name::{FileName, Place};
 use crate::chunk::recipe::Recipe;
-use crate::chunk::run::RunBuilder;
+use crate::chunk::run::{RunBuilder, Source};
 use crate::chunk::store::{self, OpenChunk, Scratch};
 use crate::error::{Error, Result};
 
@@ -30,6 +31,7 @@ impl RevisionWriter {
             base: Vec::new(),
             packed: Vec::new(),
             run: RunBuilder::default(),
+            decided: Decided::default(),
         })
     }
 }
@@ -49,6 +51,17 @@ pub struct ChunkWriter<'w> {
     pub(super) packed: Vec<u8>,
     /// The run that is being made.
     pub(super) run: RunBuilder,
+    /// Which sources of copies may be used.
+    pub(super) decided: Decided,
+}
+
+/// What became of a chunk that could be stored as changes.
+enum Changes {
+    Stored(Put),
+    /// It has little in common with the other chunk.
+    Unlike,
+    /// It is to be stored in full.
+    Due,
 }
 
 /// What is to be done with a chunk that the store may have.
@@ -118,11 +131,18 @@ impl ChunkWriter<'_> {
                 Ok(Put::Known)
             }
             Existing::Missing => {
-                if let Some(on) = on
-                    && self.may_build_on(&id, &on)
-                    && let Some(put) = self.store_run(number, &id, data, (&on, old), before.as_ref())?
-                {
-                    return Ok(put);
+                let changes = match on.filter(|on| self.may_build_on(&id, on)) {
+                    Some(on) => self.store_run(number, &id, data, (&on, old), before.as_ref())?,
+                    None => Changes::Unlike,
+                };
+                match changes {
+                    Changes::Stored(put) => return Ok(put),
+                    Changes::Unlike if before.is_none() => {
+                        if let Some(put) = self.store_copied(number, &id, data)? {
+                            return Ok(put);
+                        }
+                    }
+                    Changes::Unlike | Changes::Due => {}
                 }
                 self.store_full(number, &id, data, before.as_ref(), false)
             }
@@ -138,8 +158,8 @@ impl ChunkWriter<'_> {
         changed.map(|(number, _)| frame_len(length, number) as u64).sum()
     }
 
-    /// Records that this run uses a chunk, before it is looked for.
-    fn refer(&self, id: &ChunkId) -> Result<()> {
+    /// Records that this run uses a chunk or group, before it is looked for.
+    pub(super) fn refer(&self, id: &ChunkId) -> Result<()> {
         let _shard = self.writer.backend.lock_shard(id.shard(), false)?;
         self.writer.session.refer(id.as_bytes())
     }
@@ -214,7 +234,7 @@ impl ChunkWriter<'_> {
     }
 
     /// Whether a chunk must not be used as it is.
-    fn is_marked(&self, id: &ChunkId) -> bool {
+    pub(super) fn is_marked(&self, id: &ChunkId) -> bool {
         let writer = self.writer;
         writer.suspects.failed.contains(id) || writer.job.repository().damage_mark(id).exists()
     }
@@ -252,8 +272,8 @@ impl ChunkWriter<'_> {
             && !on.ids().any(|id| self.is_marked(&id) || writer.suspects.unproven.contains(&id))
     }
 
-    /// Writes what a chunk does not share with another, which is at its place here or on another disk; `None` where a full
-    /// chunk is better or the other one turns out to be damaged.
+    /// Writes what a chunk does not share with another, which is at its place here or on another disk. Where that one turns
+    /// out to be damaged, a full chunk is due.
     fn store_run(
         &mut self,
         number: u64,
@@ -261,7 +281,7 @@ impl ChunkWriter<'_> {
         data: &[u8],
         (on, open): (&Place, Option<&OpenChunk>),
         before: Option<&Before>,
-    ) -> Result<Option<Put>> {
+    ) -> Result<Changes> {
         let mut opened = None;
         let parent = match open {
             Some(open) => Ok(open),
@@ -270,31 +290,48 @@ impl ChunkWriter<'_> {
         if self.writer.siblings.is_some()
             && parent.as_ref().is_ok_and(|parent| !is_near(&self.digest, parent))
         {
-            return Ok(None);
+            return Ok(Changes::Unlike);
         }
         let absent = before.map_or(0, |before| before.absent);
         let encoded = parent.and_then(|parent| {
-            let Some(ground) = parent.ground()?.filter(|ground| ground.id() != id) else { return Ok(None) };
+            let ground = parent.ground()?;
+            if ground.is_some_and(|ground| ground.id() == id) {
+                return Ok(Attempt::Due);
+            }
             self.encode_run(&Change { id, number, data, absent, parent, ground })
         });
         match encoded {
-            Ok(Some(recipe)) => self.add_run(number, id, recipe).map(Some),
-            Ok(None) => Ok(None),
+            Ok(Attempt::Made(recipe)) => {
+                self.add_run(number, id, recipe, (data, absent)).map(Changes::Stored)
+            }
+            Ok(Attempt::Unlike) => Ok(Changes::Unlike),
+            Ok(Attempt::Due) => Ok(Changes::Due),
             // Of a source that knows its changes the caller tells, and takes the whole chunk, and all others, from it.
             Err(error) if error.is_damage() && before.is_none() => {
                 self.writer.note_damage(&error)?;
-                Ok(None)
+                Ok(Changes::Due)
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Adds the run that was made, and the recipe that needs it, to the group of this backup.
-    fn add_run(&mut self, number: u64, id: &ChunkId, recipe: Recipe) -> Result<Put> {
+    /// Adds the run that was made, and the recipe that needs it, to the group of this backup. The bytes of the chunk are in
+    /// `data`, but for the frames in `absent`.
+    pub(super) fn add_run(
+        &mut self,
+        number: u64,
+        id: &ChunkId,
+        recipe: Recipe,
+        (data, absent): (&[u8], u64),
+    ) -> Result<Put> {
         let writer = self.writer;
         let plain_len = recipe.plain_len;
         let (place, bytes) = writer.groups.add(writer, id, recipe, &self.run)?;
         self.use_existing(&place);
+        if let Some(recipe) = &place.recipe {
+            let (file, len) = (FileName::group(recipe.group), self.run.len() as u32);
+            self.index_run(&Source { file, offset: recipe.offset - len, len }, data, absent);
+        }
         self.stored(number, place, bytes, plain_len)
     }
 
@@ -316,6 +353,7 @@ impl ChunkWriter<'_> {
             tracing::info!(chunk = %id, "a damaged chunk was written anew");
             writer.healed.lock().unwrap_or_else(PoisonError::into_inner).push(*id);
         }
+        self.index_chunk(id, data, before.map_or(0, |before| before.absent));
         self.stored(number, Place::full(*id), length as u64, data.len())
     }
 

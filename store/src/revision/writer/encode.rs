@@ -6,14 +6,20 @@
 //! that goes. So large old runs stay and small new ones are put together, and a page is written about three times in a year
 //! of changes. When the runs together are about as large as their base, the chunk is written in full.
 
+use std::collections::HashSet;
+
 use super::chunks::ChunkWriter;
-use crate::chunk::container::{HEADER_LEN_MAX, header_len, write_header};
+use super::copies::Plan;
+use crate::chunk::container::{HASH_LEN, HEADER_LEN_MAX, header_len, write_header};
 use crate::chunk::frame::{Encoder, Kind, Patcher};
-use crate::chunk::id::ChunkId;
+use crate::chunk::full::FullChunk;
+use crate::chunk::id::{ChunkId, seal};
 use crate::chunk::layout::{frame_count, frame_len};
-use crate::chunk::recipe::{Recipe, Run};
-use crate::chunk::run::{self, PieceKind};
-use crate::chunk::store::{FullChunk, OpenChunk};
+use crate::chunk::made::MadeChunk;
+use crate::chunk::name::FILES_MAX;
+use crate::chunk::recipe::{Recipe, Run, sources_of};
+use crate::chunk::run::{self, PageCopy, PieceKind};
+use crate::chunk::store::OpenChunk;
 use crate::chunk::{CHUNK_LEN, FRAME_LEN, FRAMES_MAX};
 use crate::error::{Error, Result};
 
@@ -43,12 +49,38 @@ pub(super) struct Change<'c> {
     pub(super) absent: u64,
     /// What was there, or on another disk; the new chunk has its length.
     pub(super) parent: &'c OpenChunk,
-    /// The full chunk that the runs of `parent` are put on, or `parent` itself.
-    pub(super) ground: &'c FullChunk,
+    /// The full chunk that the runs of `parent` are put on, or `parent` itself; `None`: zeros.
+    pub(super) ground: Option<&'c FullChunk>,
 }
 
-/// The pages of each frame that are written.
-pub(super) type Pages = [u16; FRAMES_MAX];
+impl Change<'_> {
+    /// What a full chunk in the place of this one may be long.
+    fn ground_len(&self) -> u64 {
+        match self.ground {
+            Some(ground) => ground.header().file_len,
+            // Half of the bytes, as data of many kinds is when it is compressed.
+            None => self.data.len() as u64 / 2,
+        }
+    }
+
+    /// Bytes that frame `number` takes in the full chunk.
+    fn ground_frame_len(&self, number: usize) -> u64 {
+        match self.ground {
+            Some(ground) => u64::from(ground.header().frames[number].stored_len),
+            None => frame_len(self.data.len(), number) as u64 / 2,
+        }
+    }
+}
+
+/// What became of an attempt to store the changes only.
+pub(super) enum Attempt {
+    /// The recipe, without the run that was made.
+    Made(Recipe),
+    /// The chunk has little in common with the one before.
+    Unlike,
+    /// A full chunk is due.
+    Due,
+}
 
 /// The frames of a full chunk's file that is being made.
 struct Frames {
@@ -59,7 +91,7 @@ struct Frames {
 impl Frames {
     fn begin(file: &mut Vec<u8>, header_len: usize) -> Self {
         // Made once: what an earlier chunk left in it is overwritten or lies behind the end.
-        file.resize(HEADER_LEN_MAX + CHUNK_LEN, 0);
+        file.resize(HEADER_LEN_MAX + CHUNK_LEN + HASH_LEN, 0);
         Self { kept: [(Kind::Zero, 0); FRAMES_MAX], end: header_len }
     }
 
@@ -135,66 +167,87 @@ impl ChunkWriter<'_> {
         }
         let kept = &frames.kept[..self.digest.values.len()];
         write_header(&mut self.file[..header], data.len(), kept, &self.digest.values);
-        Ok(frames.end)
+        let (stored, room) = self.file.split_at_mut(frames.end);
+        room[..HASH_LEN].copy_from_slice(&seal(&[stored]));
+        Ok(frames.end + HASH_LEN)
     }
 
-    /// Makes the run of a changed chunk in `self.run`; returns its recipe without that run. `None` where a full chunk is the
-    /// better one.
-    pub(super) fn encode_run(&mut self, change: &Change<'_>) -> Result<Option<Recipe>> {
-        let lengths = [change.parent.plain_len(), change.ground.header().plain_len];
+    /// Makes the run of a changed chunk in `self.run`.
+    pub(super) fn encode_run(&mut self, change: &Change<'_>) -> Result<Attempt> {
+        let ground_len = change.ground.map_or(change.data.len(), |ground| ground.header().plain_len);
+        let lengths = [change.parent.plain_len(), ground_len];
         if lengths != [change.data.len(); 2] || frame_count(change.data.len()) == 1 {
-            return Ok(None);
+            return Ok(Attempt::Unlike);
         }
         let changed = self.changed_frames(change)?;
         if !self.is_worth_a_run(change, &changed)? {
-            return Ok(None);
+            return Ok(Attempt::Unlike);
         }
-        let Some(mut pages) = self.changed_pages(change, &changed)? else { return Ok(None) };
-        self.encode_pages(change, &pages)?;
-        let mut runs = match change.parent.made() {
-            Some(made) => made.recipe().runs.clone(),
-            None => Vec::new(),
-        };
-        self.drop_replaced(change.parent, &pages, &mut runs)?;
-        let lengths: Vec<u32> = runs.iter().map(|run| run.len).collect();
+        let Some(mut plan) = self.changed_pages(change, &changed)? else { return Ok(Attempt::Due) };
+        let is_known = |recipe: &Recipe| recipe.files(&ChunkId::from_bytes([0; 32])).len();
+        let files = change.parent.made().map_or(1, |made| is_known(made.recipe()));
+        self.find_copies(change.data, &mut plan, FILES_MAX.saturating_sub(files + 2))?;
+        self.encode_plan(change, &plan)?;
+        let all: Vec<usize> = (0..change.parent.made().map_or(0, |made| made.recipe().runs.len())).collect();
+        let mut runs = self.left_of(change.parent, &plan, &all)?;
         let limit = RUNS_FROM + spread(change.number, 1, RUNS_STEPS) as usize;
-        let first = first_merged(&lengths, self.run.len(), limit);
+        let first = first_merged(&lengths_of(&runs), self.run.len(), limit);
         if first < runs.len() {
-            self.add_pages_of(change.parent, &runs[first..], &mut pages)?;
-            runs.truncate(first);
-            self.encode_pages(change, &pages)?;
-            self.drop_replaced(change.parent, &pages, &mut runs)?;
+            let merged: Vec<usize> = runs[first..].iter().map(|(at, _)| *at).collect();
+            self.take_over(change.parent, &merged, &mut plan, &HashSet::new())?;
+            self.encode_plan(change, &plan)?;
+            let kept: Vec<usize> = runs[..first].iter().map(|(at, _)| *at).collect();
+            runs = self.left_of(change.parent, &plan, &kept)?;
         }
-        let ground_len = change.ground.header().file_len;
-        let kept_len: u64 = runs.iter().map(|run| u64::from(run.len)).sum();
+        let ground_len = change.ground_len();
+        let kept_len: u64 = lengths_of(&runs).iter().map(|len| u64::from(*len)).sum();
         let limit_len = ground_len * (12 + spread(change.number, 2, 8)) / 16;
         if self.run.len() as u64 > ground_len / 2 || kept_len + self.run.len() as u64 > limit_len {
-            return Ok(None);
+            return Ok(Attempt::Due);
         }
-        if self.is_base_of_no_use(change, &pages, &runs)? {
-            return Ok(None);
+        if self.is_base_of_no_use(change, &plan, &runs)? {
+            return Ok(Attempt::Due);
         }
-        let base = Some(*change.ground.id());
-        Ok(Some(Recipe { plain_len: change.data.len(), values: self.digest.values.to_vec(), base, runs }))
+        let recipe = self.recipe_of(change, runs)?;
+        // A new run can bring files with it; they must have room in the map.
+        let new = sources_of(0, self.run.copies().iter()).len() + 1;
+        if recipe.files(&ChunkId::from_bytes([0; 32])).len() + new > FILES_MAX {
+            return Ok(Attempt::Due);
+        }
+        Ok(Attempt::Made(recipe))
     }
 
-    /// Whether little of the base is needed any more: then it would be kept for nothing, and a full chunk is the better one.
-    fn is_base_of_no_use(&self, change: &Change<'_>, pages: &Pages, runs: &[Run]) -> Result<bool> {
-        let mut covered = *pages;
+    /// Returns the recipe of runs that are left of the chunk before.
+    pub(super) fn recipe_of(&self, change: &Change<'_>, runs: Vec<(usize, Run)>) -> Result<Recipe> {
+        let mut sources = Vec::new();
         if let Some(made) = change.parent.made() {
-            for (at, own) in made.recipe().runs.iter().enumerate() {
-                if runs.iter().any(|run| (run.group, run.offset) == (own.group, own.offset)) {
-                    made.pieces(at)?
-                        .iter()
-                        .for_each(|piece| covered[usize::from(piece.frame)] |= piece.pages);
+            for (new, (at, run)) in runs.iter().enumerate() {
+                if made.recipe().sources.iter().any(|source| source.run == *at) {
+                    let copies = copies_of(made, *at, run.frames)?;
+                    sources.extend(sources_of(new, copies.iter().map(|(_, copy)| copy)));
                 }
             }
         }
-        let frames = change.ground.header().frames.iter().enumerate();
+        let base = change.ground.map(|ground| *ground.id());
+        let runs = runs.into_iter().map(|(_, run)| run).collect();
+        let values = self.digest.values.to_vec();
+        Ok(Recipe { plain_len: change.data.len(), values, base, runs, sources })
+    }
+
+    /// Whether little of the base is needed any more: then it would be kept for nothing, and a full chunk is the better one.
+    fn is_base_of_no_use(&self, change: &Change<'_>, plan: &Plan, runs: &[(usize, Run)]) -> Result<bool> {
+        let Some(ground) = change.ground else { return Ok(false) };
+        let mut covered = plan.all_pages();
+        if let Some(made) = change.parent.made() {
+            for (at, _) in runs {
+                made.pieces(*at)?.iter().for_each(|piece| covered[usize::from(piece.frame)] |= piece.pages);
+            }
+        }
+        let frames = ground.header().frames.iter().enumerate();
         let needed = frames
             .filter(|(number, _)| covered[*number] != run::all_pages(frame_len(change.data.len(), *number)));
         let needed_len: u64 = needed.map(|(_, frame)| u64::from(frame.stored_len)).sum();
-        Ok(needed_len < change.ground.header().file_len / 4)
+        Ok(needed_len < ground.header().file_len / 4)
     }
 
     /// Returns the frames that are not as in the chunk before.
@@ -216,11 +269,9 @@ impl ChunkWriter<'_> {
     /// Whether a run will be short. Where many frames have changed, some of them are tried: a chunk that was written anew has
     /// nothing in common with the one before, and nearly all of it would be compressed twice to find that out.
     fn is_worth_a_run(&mut self, change: &Change<'_>, changed: &[usize]) -> Result<bool> {
-        let ground = change.ground.header();
-        let stored_len = |number: &usize| u64::from(ground.frames[*number].stored_len);
-        let changed_len: u64 = changed.iter().map(stored_len).sum();
+        let changed_len: u64 = changed.iter().map(|number| change.ground_frame_len(*number)).sum();
         // Where most of the chunk is as it was, a run is the better one whatever becomes of the rest.
-        if changed.len() < TRIED_FROM || changed_len <= ground.file_len / 2 {
+        if changed.len() < TRIED_FROM || changed_len <= change.ground_len() / 2 {
             return Ok(true);
         }
         let mut old = [0; FRAME_LEN];
@@ -236,97 +287,161 @@ impl ChunkWriter<'_> {
             return Ok(true);
         }
         // Pages that differ may be almost the same.
+        let Some(ground) = change.ground else { return Ok(false) };
         let number = changed[changed.len() / 2];
         let frame = frame_of(change.data, number);
         let mut on = vec![0; frame.len()];
-        change.ground.read_frame(number, self.scratch.frames(), &mut on)?;
+        ground.read_frame(number, self.scratch.frames(), &mut on)?;
         let mut room = [0; FRAME_LEN];
         let mut patcher = Patcher::new(self.writer.new.level).map_err(compressing(change.id))?;
         let patch = patcher.encode(frame, &on, &mut room).map_err(compressing(change.id))?;
-        Ok(patch.is_some_and(|length| length as u64 <= stored_len(&number) / 2))
+        Ok(patch.is_some_and(|length| length as u64 <= change.ground_frame_len(number) / 2))
     }
 
     /// Returns the pages that are not as in the chunk before; `None` where a frame differs and no page does, which cannot be.
-    fn changed_pages(&mut self, change: &Change<'_>, changed: &[usize]) -> Result<Option<Pages>> {
-        let (mut pages, mut old) = ([0; FRAMES_MAX], [0; FRAME_LEN]);
+    fn changed_pages(&mut self, change: &Change<'_>, changed: &[usize]) -> Result<Option<Plan>> {
+        let (mut plan, mut old) = (Plan::default(), [0; FRAME_LEN]);
         for &number in changed {
             let frame = frame_of(change.data, number);
             let old = &mut old[..frame.len()];
             change.parent.read_frame(number, self.scratch.frames(), old)?;
-            pages[number] = run::differing(old, frame);
-            if pages[number] == 0 {
+            plan.literal[number] = run::differing(old, frame);
+            if plan.literal[number] == 0 {
                 return Ok(None);
             }
         }
-        Ok((!changed.is_empty()).then_some(pages))
+        Ok((!changed.is_empty()).then_some(plan))
     }
 
-    /// Adds the pages that runs have and the recipe needs.
-    pub(super) fn add_pages_of(&mut self, parent: &OpenChunk, runs: &[Run], pages: &mut Pages) -> Result<()> {
+    /// Adds the pages of runs that a new run takes over, but for those that a later one has. Copies stay copies, unless they
+    /// are from one of the groups in `left`.
+    pub(super) fn take_over(
+        &self,
+        parent: &OpenChunk,
+        taken: &[usize],
+        plan: &mut Plan,
+        left: &HashSet<ChunkId>,
+    ) -> Result<()> {
         let Some(made) = parent.made() else { return Ok(()) };
-        for (at, own) in made.recipe().runs.iter().enumerate() {
-            let Some(run) = runs.iter().find(|run| (run.group, run.offset) == (own.group, own.offset)) else {
-                continue;
-            };
+        let mut covered = plan.all_pages();
+        for (at, run) in made.recipe().runs.iter().enumerate().rev() {
             for piece in made.pieces(at)?.iter().filter(|piece| run.frames >> piece.frame & 1 != 0) {
-                pages[usize::from(piece.frame)] |= piece.pages;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes the frames out of `runs` of which a new run has every page that they have, and the runs that have nothing left.
-    pub(super) fn drop_replaced(&self, parent: &OpenChunk, pages: &Pages, runs: &mut Vec<Run>) -> Result<()> {
-        let Some(made) = parent.made() else { return Ok(()) };
-        for (at, own) in made.recipe().runs.iter().enumerate() {
-            let Some(run) = runs.iter_mut().find(|run| (run.group, run.offset) == (own.group, own.offset))
-            else {
-                continue;
-            };
-            let touched = |frame: u8| pages[usize::from(frame)] != 0 && run.frames >> frame & 1 != 0;
-            if !(0..FRAMES_MAX as u8).any(touched) {
-                continue;
-            }
-            for piece in made.pieces(at)? {
-                if piece.pages & !pages[usize::from(piece.frame)] == 0 {
-                    run.frames &= !(1 << piece.frame);
+                let frame = usize::from(piece.frame);
+                let fresh = piece.pages & !covered[frame];
+                covered[frame] |= piece.pages;
+                if !taken.contains(&at) || fresh == 0 {
+                    continue;
+                }
+                if piece.kind != PieceKind::Copy {
+                    plan.literal[frame] |= fresh;
+                    continue;
+                }
+                for copy in made.copies(at, piece)? {
+                    if left.contains(&copy.source.file.id) {
+                        plan.literal[frame] |= copy.pages() & fresh;
+                    } else {
+                        plan.add_copy(frame, &copy, fresh);
+                    }
                 }
             }
         }
-        runs.retain(|run| run.frames != 0);
         Ok(())
     }
 
-    /// Writes these pages of the chunk as a run into `self.run`.
-    pub(super) fn encode_pages(&mut self, change: &Change<'_>, pages: &Pages) -> Result<()> {
-        self.base.resize(CHUNK_LEN, 0);
-        let numbers: Vec<usize> =
-            (0..frame_count(change.data.len())).filter(|number| pages[*number] != 0).collect();
-        for &number in &numbers {
-            let length = frame_len(change.data.len(), number);
-            let on = &mut self.base[number * FRAME_LEN..][..length];
-            change.ground.read_frame(number, self.scratch.frames(), on)?;
+    /// Returns what is left of some runs of the chunk before when a new run has the pages of `plan`: without the frames of
+    /// which the new one has every page that they have, and without those that have no frame any more.
+    pub(super) fn left_of(
+        &self,
+        parent: &OpenChunk,
+        plan: &Plan,
+        kept: &[usize],
+    ) -> Result<Vec<(usize, Run)>> {
+        let Some(made) = parent.made() else { return Ok(Vec::new()) };
+        let pages = plan.all_pages();
+        let mut left = Vec::with_capacity(kept.len());
+        for &at in kept {
+            let mut run = made.recipe().runs[at];
+            for (frame, pages) in pages.iter().enumerate() {
+                if *pages == 0 || run.frames >> frame & 1 == 0 {
+                    continue;
+                }
+                let has =
+                    run::of_frame(made.pieces(at)?, frame).iter().fold(0, |has, piece| has | piece.pages);
+                if has & !pages == 0 {
+                    run.frames &= !(1 << frame);
+                }
+            }
+            if run.frames != 0 {
+                left.push((at, run));
+            }
         }
-        let mut patcher = Patcher::new(self.writer.new.level).map_err(compressing(change.id))?;
+        Ok(left)
+    }
+
+    /// Writes what is planned of the chunk as a run into `self.run`.
+    pub(super) fn encode_plan(&mut self, change: &Change<'_>, plan: &Plan) -> Result<()> {
+        self.encode_pages(change.id, change.data, change.ground, Some((change.absent, change.parent)), plan)
+    }
+
+    /// As [`ChunkWriter::encode_plan`]. The bytes of frames that are `absent` come from the chunk before.
+    pub(super) fn encode_pages(
+        &mut self,
+        id: &ChunkId,
+        data: &[u8],
+        ground: Option<&FullChunk>,
+        absent: Option<(u64, &OpenChunk)>,
+        plan: &Plan,
+    ) -> Result<()> {
+        self.base.resize(CHUNK_LEN, 0);
+        let all = plan.all_pages();
+        let numbers = (0..frame_count(data.len())).filter(|number| all[*number] != 0);
+        let literal = numbers.clone().filter(|number| plan.literal[*number] != 0);
+        if let Some(ground) = ground {
+            for number in literal {
+                let length = frame_len(data.len(), number);
+                let on = &mut self.base[number * FRAME_LEN..][..length];
+                ground.read_frame(number, self.scratch.frames(), on)?;
+            }
+        }
+        let mut patcher = Patcher::new(self.writer.new.level).map_err(compressing(id))?;
         let (mut plain, mut room) = ([0; FRAME_LEN], [0; FRAME_LEN]);
         self.run.clear();
         for number in numbers {
-            let frame = match change.absent >> number & 1 != 0 {
-                true => {
-                    let plain = &mut plain[..frame_len(change.data.len(), number)];
-                    change.parent.read_frame(number, self.scratch.frames(), plain)?;
-                    &*plain
-                }
-                false => frame_of(change.data, number),
-            };
-            run::gather(pages[number], frame, &mut self.packed);
-            let on = &self.base[number * FRAME_LEN..][..frame.len()];
-            let encoded = encode_piece(&mut patcher, &mut self.encoder, &self.packed, on, &mut room);
-            let (kind, length) = encoded.map_err(compressing(change.id))?;
-            self.run.add(number, kind, pages[number], &room[..length]);
+            if plan.literal[number] != 0 {
+                let frame = match absent.filter(|(absent, _)| absent >> number & 1 != 0) {
+                    Some((_, parent)) => {
+                        let plain = &mut plain[..frame_len(data.len(), number)];
+                        parent.read_frame(number, self.scratch.frames(), plain)?;
+                        &*plain
+                    }
+                    None => frame_of(data, number),
+                };
+                run::gather(plan.literal[number], frame, &mut self.packed);
+                let on = ground.map(|_| &self.base[number * FRAME_LEN..][..frame.len()]);
+                let encoded = encode_piece(&mut patcher, &mut self.encoder, &self.packed, on, &mut room);
+                let (kind, length) = encoded.map_err(compressing(id))?;
+                self.run.add(number, kind, plan.literal[number], &room[..length]);
+            }
+            if !plan.copies[number].is_empty() {
+                self.run.add_copies(number, &plan.copies[number]);
+            }
         }
         Ok(())
     }
+}
+
+fn lengths_of(runs: &[(usize, Run)]) -> Vec<u32> {
+    runs.iter().map(|(_, run)| run.len).collect()
+}
+
+/// Returns the copies that a run has in these frames, with their frames.
+fn copies_of(made: &MadeChunk, at: usize, frames: u64) -> Result<Vec<(usize, PageCopy)>> {
+    let mut copies = Vec::new();
+    let pieces = made.pieces(at)?.iter();
+    for piece in pieces.filter(|piece| piece.kind == PieceKind::Copy && frames >> piece.frame & 1 != 0) {
+        copies.extend(made.copies(at, piece)?.into_iter().map(|copy| (usize::from(piece.frame), copy)));
+    }
+    Ok(copies)
 }
 
 fn frame_of(data: &[u8], number: usize) -> &[u8] {
@@ -339,12 +454,12 @@ fn encode_piece<'b>(
     patcher: &mut Patcher<'b>,
     encoder: &mut Encoder,
     packed: &[u8],
-    on: &'b [u8],
+    on: Option<&'b [u8]>,
     room: &mut [u8],
 ) -> std::io::Result<(PieceKind, usize)> {
     let mut alone = [0; FRAME_LEN];
     let (kind, alone_len) = encoder.encode(packed, &mut alone)?;
-    if alone_len > packed.len() / 16 {
+    if let Some(on) = on.filter(|_| alone_len > packed.len() / 16) {
         let patch = patcher.encode(packed, on, room)?;
         if let Some(length) = patch.filter(|length| *length < alone_len - alone_len / 8) {
             return Ok((PieceKind::Patch, length));

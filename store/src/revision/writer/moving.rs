@@ -10,13 +10,14 @@ use std::collections::{HashMap, HashSet};
 
 use super::RevisionWriter;
 use super::chunks::ChunkWriter;
+use super::copies::Plan;
 use super::encode::Change;
 use crate::backend::Backend;
+use crate::chunk::CHUNK_LEN;
 use crate::chunk::id::ChunkId;
 use crate::chunk::name::{FileName, Place};
 use crate::chunk::recipe::Recipe;
 use crate::chunk::store;
-use crate::chunk::{CHUNK_LEN, FRAMES_MAX};
 use crate::error::Result;
 
 /// Runs are taken over when the bytes that are needed of a group are less than this part of it.
@@ -97,20 +98,29 @@ impl ChunkWriter<'_> {
             self.use_again(number, place)?;
             return Ok(0);
         };
-        let Some(ground) = chunk.ground()? else { return Ok(0) };
-        let (left, mut runs): (Vec<_>, Vec<_>) =
-            made.recipe().runs.iter().partition(|run| sparse.contains(&run.group));
+        let ground = chunk.ground()?;
+        let recipe = made.recipe();
+        let is_left = |at: usize| {
+            let mut sources = recipe.sources.iter().filter(|source| source.run == at);
+            sparse.contains(&recipe.runs[at].group) || sources.any(|source| sparse.contains(&source.file.id))
+        };
+        let (left, kept): (Vec<_>, Vec<_>) = (0..recipe.runs.len()).partition(|at| is_left(*at));
         if left.is_empty() {
             return Ok(0);
         }
-        let mut pages = [0; FRAMES_MAX];
-        self.add_pages_of(&chunk, &left, &mut pages)?;
+        let mut plan = Plan::default();
+        self.take_over(&chunk, &left, &mut plan, sparse)?;
+        if plan.is_empty() {
+            // Later runs have all that these have. A run has something: a page that is stored twice.
+            let piece = made.pieces(left[0])?[0];
+            plan.literal[usize::from(piece.frame)] = piece.pages & piece.pages.wrapping_neg();
+        }
         let data = &zeros[..chunk.plain_len()];
         // No byte comes from `data`: all frames are as they were.
         let change = Change { id: &place.id, number, data, absent: u64::MAX, parent: &chunk, ground };
-        self.encode_pages(&change, &pages)?;
-        self.drop_replaced(&chunk, &pages, &mut runs)?;
-        let recipe = Recipe { runs, ..made.recipe().clone() };
+        self.encode_plan(&change, &plan)?;
+        let runs = self.left_of(&chunk, &plan, &kept)?;
+        let recipe = Recipe { values: recipe.values.clone(), ..self.recipe_of(&change, runs)? };
         let (place, bytes) = writer.moved.add(writer, &place.id, recipe, &self.run)?;
         self.use_existing(&place);
         self.count_moved(number, place, bytes)?;

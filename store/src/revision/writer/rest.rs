@@ -264,7 +264,7 @@ mod tests {
         let id = ChunkId::of(&data);
         let path = job.repository().root().join(format!("chunks/{}/{id}", &id.to_string()[..2]));
         let mut bytes = std::fs::read(&path).unwrap();
-        let at = bytes.len() - 5;
+        let at = bytes.len() - 32 - 5;
         bytes[at] ^= 1;
         crate::disk::remove(&path).unwrap();
         std::fs::write(&path, bytes).unwrap();

@@ -1,12 +1,13 @@
 //! What recipes must stand: bases and groups that are damaged, lost, forgotten or swept, and many days on one base.
 
+mod copies;
 mod wear;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::*;
-use crate::chunk::name::Place;
+use crate::chunk::name::{FileName, Place};
 use crate::restore::{RestoreOptions, Target, restore};
 use crate::sweep::{SweepOptions, sweep};
 use crate::testing::{image, new_job, new_revision, noise, now, write_revision};
@@ -42,7 +43,7 @@ fn flip_run(job: &Job, name: &str) {
 /// Writes a revision without a look at other jobs.
 fn write_alone(job: &Job, data: &[u8]) -> Revision {
     let guard = job.lock_for_backup().unwrap();
-    let new = NewRevision { with_siblings: false, ..new_revision(data, None) };
+    let new = NewRevision { with_others: false, ..new_revision(data, None) };
     let writer = job.new_revision(&guard, new).unwrap();
     let mut chunks = writer.chunk_writer().unwrap();
     for (number, chunk) in data.chunks(CHUNK).enumerate() {
@@ -56,10 +57,10 @@ fn path(job: &Job, name: &str) -> PathBuf {
     job.repository().root().join(format!("chunks/{}/{name}", &name[..2]))
 }
 
-/// Flips a bit of the file of a chunk, counted from the end.
+/// Flips a bit of the file of a chunk, counted from the end of its frames.
 fn flip(job: &Job, name: &str, from_end: usize) {
     let mut bytes = std::fs::read(path(job, name)).unwrap();
-    let at = bytes.len() - from_end;
+    let at = bytes.len() - 32 - from_end;
     bytes[at] ^= 0x10;
     std::fs::write(path(job, name), bytes).unwrap();
 }
@@ -315,6 +316,7 @@ fn a_full_chunk_that_the_base_did_not_have_is_made_durable() {
     let guard = other.lock_for_backup().unwrap();
     let mut dead = other.new_revision(&guard, new_revision(&images[1], None)).unwrap();
     dead.siblings = None;
+    dead.pages = None;
     dead.chunk_writer().unwrap().put(1, &images[1][CHUNK..]).unwrap();
     drop(dead);
     let guard = job.lock_for_backup().unwrap();
@@ -480,7 +482,7 @@ fn a_machine_made_from_the_same_image_leans_on_the_other_one() {
     assert!(read(&job, &second).unwrap() == data && verified(&job, &second));
     // Nothing in common: nothing is tried.
     let third = write_revision(&new_job_beside(&job, "db01"), &noise(4, 6 * CHUNK), None);
-    assert_eq!(third.stored_bytes, Some(6 * (CHUNK_SIZE + 2336)));
+    assert_eq!(third.stored_bytes, Some(6 * (CHUNK_SIZE + 2336 + 32)));
 }
 
 #[test]
@@ -738,7 +740,7 @@ fn with_another_group(Pair { job, images, .. }: &Pair) -> (Job, Revision) {
     let other = new_job_beside(job, "web02");
     let mut data = images[1].clone();
     data[CHUNK + 9 * FRAME] ^= 1;
-    let before = write_revision(&other, &data, None);
+    let before = write_alone(&other, &data);
     let after = write_revision(&other, &images[1], Some(before));
     assert_eq!(groups(job).len(), 2);
     (other, after)

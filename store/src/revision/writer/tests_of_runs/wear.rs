@@ -93,6 +93,7 @@ fn a_purge_keeps_no_unproven_full_chunk_beside_a_recipe() {
     let guard = other.lock_for_backup().unwrap();
     let mut dead = other.new_revision(&guard, new_revision(&images[1], None)).unwrap();
     dead.siblings = None;
+    dead.pages = None;
     dead.chunk_writer().unwrap().put(1, &images[1][CHUNK..]).unwrap();
     let full = path(job, &ChunkId::of(&images[1][CHUNK..]).to_string());
     // What was not written when the power failed.
