@@ -1,10 +1,10 @@
 //! The page index: where pages of 4 KiB with a certain hash are stored, so that the same content is found at another offset,
-//! in another job or machine. One page in 32 is in it, chosen by its content, so that equal pages are chosen everywhere;
+//! in another job or machine. One page in 24 is in it, chosen by its content, so that equal pages are chosen everywhere;
 //! what lies around a page that is found is compared byte by byte.
 //!
 //! The index is a cache. It is never believed: what it points at is opened, read and compared, and a wrong entry costs a
 //! read. It may be deleted at any time; a verification puts in again what it reads. It takes 8 bytes for each page and 44
-//! for each chunk or run, about 100 MB for a TiB of chunks, and is read and written in place: memory does not grow with it.
+//! for each chunk or run, about 140 MB for a TiB of chunks, and is read and written in place: memory does not grow with it.
 //! `docs/format.md` has the bytes, section "The page index".
 //!
 //! It is a hash table of buckets with 512 entries. When it is nearly full it is written anew with a quarter more of them, in
@@ -25,6 +25,9 @@ use crate::chunk::ChunkId;
 use crate::chunk::name::{FileKind, FileName};
 use crate::chunk::run::{PAGE_LEN, Source};
 use crate::disk;
+
+/// One page of so many is in the index.
+const ONE_IN: u64 = 24;
 
 /// The directory of the index in a store.
 pub(crate) const DIR: &str = ".pages";
@@ -82,7 +85,7 @@ pub(crate) struct PageIndex {
 pub(crate) fn sampled(page: &[u8]) -> Option<u64> {
     debug_assert_eq!(page.len(), PAGE_LEN);
     let hash = XxHash3_64::oneshot(page);
-    (hash >> 59 == 0).then_some(hash)
+    ((hash >> 32) * ONE_IN < 1 << 32).then_some(hash)
 }
 
 /// The part of a hash that the table knows.

@@ -122,6 +122,7 @@ impl ChunkWriter<'_> {
         self.refer(&id)?;
         let near = writer.siblings.as_ref().and_then(|siblings| siblings.compare(number, &id));
         let known = near.as_ref().filter(|place| place.id == id).cloned();
+        let is_first = there.is_none();
         let on = there.or(near);
         match self.existing(&known.unwrap_or(Place::full(id)), data.len())? {
             Existing::Usable(found) => {
@@ -138,7 +139,7 @@ impl ChunkWriter<'_> {
                 match changes {
                     Changes::Stored(put) => return Ok(put),
                     Changes::Unlike if before.is_none() => {
-                        if let Some(put) = self.store_copied(number, &id, data)? {
+                        if let Some(put) = self.store_copied(number, &id, data, is_first)? {
                             return Ok(put);
                         }
                     }

@@ -20,13 +20,15 @@ use crate::error::Result;
 use crate::pages::{self, PageIndex};
 
 /// From fewer pages nothing is copied: a file would be kept and opened for little.
-const COPIED_MIN: usize = 16;
+const COPIED_MIN: usize = 8;
 
 /// The most files that a new run has copies from.
 const SOURCES_MAX: usize = 10;
 
-/// A new chunk is made of copies if they are at least this part of it.
+/// A new chunk is made of copies if they are at least this part of it. The first one at its place is more likely to stay as it
+/// is, and what it copies from to be needed by others as well.
 const PART: usize = 2;
+const FIRST_PART: usize = 8;
 
 /// Runs with fewer pages are not put into the index.
 const INDEXED_MIN: u32 = 32;
@@ -187,7 +189,13 @@ impl ChunkWriter<'_> {
 
     /// Stores a chunk that has little in common with what was at its place as copies of what is elsewhere, and the rest as
     /// bytes. `None` where little of it is elsewhere.
-    pub(super) fn store_copied(&mut self, number: u64, id: &ChunkId, data: &[u8]) -> Result<Option<Put>> {
+    pub(super) fn store_copied(
+        &mut self,
+        number: u64,
+        id: &ChunkId,
+        data: &[u8],
+        is_first: bool,
+    ) -> Result<Option<Put>> {
         let writer = self.writer;
         let may = writer.new.reuse == Reuse::Header
             && !writer.met_damage.load(std::sync::atomic::Ordering::Relaxed)
@@ -203,7 +211,8 @@ impl ChunkWriter<'_> {
         }
         let all = plan.literal_count();
         self.find_copies(data, &mut plan, FILES_MAX - 1)?;
-        if (all - plan.literal_count()) * PART < all {
+        let part = if is_first { FIRST_PART } else { PART };
+        if (all - plan.literal_count()) * part < all {
             return Ok(None);
         }
         let recipe = self.encode_copied(id, data, &plan)?;
