@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::local::LocalBackend;
+use crate::backend::{Backend, BackendKind, local};
 use crate::bounds;
 use crate::chunk::files::{Files, OpenGroups};
 use crate::disk;
@@ -57,6 +57,7 @@ struct Inner {
     root: PathBuf,
     marker: Marker,
     is_original: bool,
+    backend: BackendKind,
     groups: OpenGroups,
 }
 
@@ -145,7 +146,7 @@ impl Repository {
             // A creation that was cut off left empty directories; anything in them makes this fail, as it should.
             remove_empty_tree(&root.join(dir))?;
         }
-        LocalBackend::create(root)?;
+        local::create(root)?;
         site::prove(root)?;
         Self::mark(root, now)
     }
@@ -165,7 +166,7 @@ impl Repository {
             return refuse(format!("its chunks lie in the store at {}", outer.display()));
         }
         ownership::check(root, Secrecy::Public)?;
-        LocalBackend::prepare(root)?;
+        local::prepare(root)?;
         Self::mark(root, now)
     }
 
@@ -228,6 +229,7 @@ impl Repository {
                 root: root.to_owned(),
                 marker,
                 is_original: false,
+                backend: BackendKind::default(),
                 groups: OpenGroups::default(),
             }),
         })
@@ -243,6 +245,7 @@ impl Repository {
                 root: root.to_owned(),
                 marker,
                 is_original: true,
+                backend: BackendKind::default(),
                 groups: OpenGroups::default(),
             }),
         })
@@ -370,14 +373,32 @@ impl Repository {
         u64::from_str_radix(self.id().get(..16).unwrap_or_default(), 16).unwrap_or(0)
     }
 
+    /// Opens the store's backend.
+    fn open_backend(&self) -> Result<Box<dyn Backend>> {
+        self.inner.backend.open(self.root())
+    }
+
     /// Opens the chunk files.
     pub(crate) fn backend(&self) -> Result<Files> {
-        LocalBackend::open(self.root()).map(|backend| Files::new(backend, &OpenGroups::default()))
+        Ok(Files::new(self.open_backend()?, &OpenGroups::default()))
     }
 
     /// As [`Repository::backend`], sharing the groups that are open with all other readers: a mount has many images open.
     pub(crate) fn shared_backend(&self) -> Result<Files> {
-        LocalBackend::open(self.root()).map(|backend| Files::new(backend, &self.inner.groups))
+        Ok(Files::new(self.open_backend()?, &self.inner.groups))
+    }
+
+    /// Returns the same store with its chunk files in another backend. Maps, manifests and sessions stay in its directory.
+    #[cfg(test)]
+    pub(crate) fn with_backend(&self, backend: BackendKind) -> Self {
+        let inner = Inner {
+            root: self.inner.root.clone(),
+            marker: self.inner.marker.clone(),
+            is_original: self.inner.is_original,
+            backend,
+            groups: OpenGroups::default(),
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The path under which a chunk is marked as damaged.
@@ -591,12 +612,17 @@ impl Repository {
 
     /// Fails when the chunks are away: their directory has nothing in it, not even directories, but revisions have data.
     pub(crate) fn check_chunks(&self) -> Result<()> {
+        self.open_checked_backend().map(drop)
+    }
+
+    /// Opens the store's backend, and fails as [`Repository::check_chunks`] does.
+    fn open_checked_backend(&self) -> Result<Box<dyn Backend>> {
         // A link that leads nowhere is met here.
-        drop(self.backend()?);
-        if LocalBackend::is_bare(self.root())? && self.has_data()? {
+        let backend = self.open_backend()?;
+        if backend.is_away()? && self.has_data()? {
             return Err(Error::ChunksAway { path: self.root().to_owned() });
         }
-        Ok(())
+        Ok(backend)
     }
 
     fn has_data(&self) -> Result<bool> {
@@ -614,17 +640,17 @@ impl Repository {
         if self.is_original() {
             return Ok(());
         }
-        self.check_chunks()?;
+        let backend = self.open_checked_backend()?;
         claim::check(self.root())?;
-        LocalBackend::check(self.root())
+        backend.check()
     }
 
     /// Checks that the store can be written where it lies, and makes directories that are missing.
     pub fn check_layout(&self) -> Result<()> {
         self.check_ours()?;
-        self.check_chunks()?;
+        let backend = self.open_checked_backend()?;
         claim::check(self.root())?;
-        LocalBackend::prepare(self.root())
+        backend.prepare()
     }
 
     /// Runs a small write; if the file system is full, gives the reserve back and runs it once more.

@@ -2,6 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub(crate) use crate::backend::memory::MemoryFile as Memory;
+
+use crate::backend::BackendKind;
 use crate::{Job, JobName, NewRevision, Repository, Reuse, Revision, RevisionId, Stats, Tag, Timestamp};
 
 pub(crate) fn now() -> Timestamp {
@@ -9,8 +12,13 @@ pub(crate) fn now() -> Timestamp {
 }
 
 pub(crate) fn new_job(name: &str) -> (tempfile::TempDir, Job) {
+    new_job_with(name, BackendKind::Local)
+}
+
+/// As [`new_job`], in a store that has this backend.
+pub(crate) fn new_job_with(name: &str, backend: BackendKind) -> (tempfile::TempDir, Job) {
     let dir = tempfile::tempdir().unwrap();
-    let repository = Repository::create(&dir.path().join("srv"), now()).unwrap();
+    let repository = Repository::create(&dir.path().join("srv"), now()).unwrap().with_backend(backend);
     let job = repository.create_job(&JobName::parse(name).unwrap(), false, "{}\n", now()).unwrap();
     (dir, job)
 }
@@ -74,57 +82,4 @@ pub(crate) fn commit_empty_revision(job: &Job, number: i64) -> Revision {
     let guard = job.lock_for_backup().unwrap();
     let new = NewRevision { timestamp: now().plus_secs(number), ..new_revision(b"", None) };
     job.new_revision(&guard, new).unwrap().finish(&guard, Stats::default(), BTreeMap::new()).unwrap()
-}
-
-/// A file in memory.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Memory(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
-
-impl Memory {
-    pub(crate) fn of(bytes: &[u8]) -> Self {
-        Self(std::sync::Arc::new(std::sync::Mutex::new(bytes.to_vec())))
-    }
-
-    pub(crate) fn bytes(&self) -> Vec<u8> {
-        self.0.lock().unwrap().clone()
-    }
-
-    pub(crate) fn file(&self) -> Box<dyn crate::backend::StoredChunk> {
-        Box::new(self.clone())
-    }
-
-    pub(crate) fn new_file(&self) -> Box<dyn crate::backend::NewFile> {
-        Box::new(self.clone())
-    }
-}
-
-impl crate::backend::StoredChunk for Memory {
-    fn len(&self) -> u64 {
-        self.0.lock().unwrap().len() as u64
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
-        let bytes = self.0.lock().unwrap();
-        let from = bytes.get((offset as usize).min(bytes.len())..).unwrap_or_default();
-        let length = from.len().min(buf.len());
-        buf[..length].copy_from_slice(&from[..length]);
-        Ok(length)
-    }
-
-    fn will_need(&self, _offset: u64, _len: u64) {}
-}
-
-impl crate::backend::NewFile for Memory {
-    fn append(&mut self, bytes: &[u8]) -> crate::Result<()> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn reader(&self) -> crate::Result<Box<dyn crate::backend::StoredChunk>> {
-        Ok(self.file())
-    }
-
-    fn place(&mut self) -> crate::Result<()> {
-        Ok(())
-    }
 }

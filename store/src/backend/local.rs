@@ -19,7 +19,8 @@ use crate::error::{Context, Error, Result};
 use crate::lock;
 
 /// The chunk directory of a local store.
-pub(crate) struct LocalBackend {
+pub(super) struct LocalBackend {
+    root: PathBuf,
     chunks: PathBuf,
     temporaries: PathBuf,
     /// Where the chunks lie, opened before the first write, so that `syncfs` on it reports every write-back error since.
@@ -36,9 +37,63 @@ impl std::fmt::Debug for LocalBackend {
     }
 }
 
+/// Makes the directories of a new store below `root` and makes them durable.
+pub(crate) fn create(root: &Path) -> Result<()> {
+    disk::create_dir(&root.join("chunks"))?;
+    disk::create_dir(&root.join("tmp"))?;
+    for shard in 0..=255u8 {
+        disk::create_dir(&root.join("chunks").join(format!("{shard:02x}")))?;
+    }
+    disk::sync_dir(&root.join("chunks"))
+}
+
+/// Makes the directories that are missing, and checks that a chunk can be renamed from `tmp` to where it belongs.
+pub(crate) fn prepare(root: &Path) -> Result<()> {
+    let (chunks, temporaries) = (root.join("chunks"), root.join("tmp"));
+    disk::ensure_dir_for_writing(&chunks)?;
+    disk::ensure_dir_for_writing(&temporaries)?;
+    let mut is_changed = false;
+    for shard in 0..=255u8 {
+        let dir = chunks.join(format!("{shard:02x}"));
+        if disk::is_missing(&dir) {
+            is_changed |= disk::ensure_dir(&dir)?;
+        }
+    }
+    if is_changed {
+        disk::sync_dir(&chunks)?;
+    }
+    check(root)
+}
+
+/// Checks that what there is of `tmp` and `chunks` lies on one file system.
+fn check(root: &Path) -> Result<()> {
+    let temporaries = root.join("tmp");
+    if disk::is_missing(&temporaries) {
+        return Ok(());
+    }
+    let expected = disk::device(&temporaries)?;
+    for shard in 0..=255u8 {
+        let dir = root.join("chunks").join(format!("{shard:02x}"));
+        match disk::device(&dir) {
+            Ok(device) if device != expected => return Err(split(root, &dir)),
+            Err(error) if error.io_kind() != Some(io::ErrorKind::NotFound) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether there is not even an empty directory for chunks, as below the mount point of a disk that is away.
+pub(crate) fn is_bare(root: &Path) -> Result<bool> {
+    let is_shard = |entry: &std::fs::DirEntry| {
+        entry.file_name().to_str().is_some_and(|name| name.len() == 2 && u8::from_str_radix(name, 16).is_ok())
+    };
+    Ok(!disk::list(&root.join("chunks"))?.iter().any(is_shard))
+}
+
 impl LocalBackend {
     /// Opens the chunk directory of the store at `root`.
-    pub(crate) fn open(root: &Path) -> Result<Self> {
+    pub(super) fn open(root: &Path) -> Result<Self> {
         let chunks = root.join("chunks");
         let dir = match File::open(&chunks) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => match disk::is_missing(&chunks) {
@@ -48,80 +103,13 @@ impl LocalBackend {
             other => Some(other.context("open", &chunks)?),
         };
         Ok(Self {
+            root: root.to_owned(),
             temporaries: root.join("tmp"),
             reliable_syncfs: dir.as_ref().is_some_and(disk::has_reliable_syncfs),
             chunks,
             dir,
             touched: Arc::new((0..256).map(|_| AtomicBool::new(false)).collect()),
         })
-    }
-
-    /// Makes the directories of a new store below `root` and makes them durable.
-    pub(crate) fn create(root: &Path) -> Result<()> {
-        disk::create_dir(&root.join("chunks"))?;
-        disk::create_dir(&root.join("tmp"))?;
-        for shard in 0..=255u8 {
-            disk::create_dir(&root.join("chunks").join(format!("{shard:02x}")))?;
-        }
-        disk::sync_dir(&root.join("chunks"))
-    }
-
-    /// Makes the directories that are missing, and checks that a chunk can be renamed from `tmp` to where it belongs.
-    pub(crate) fn prepare(root: &Path) -> Result<()> {
-        let (chunks, temporaries) = (root.join("chunks"), root.join("tmp"));
-        disk::ensure_dir_for_writing(&chunks)?;
-        disk::ensure_dir_for_writing(&temporaries)?;
-        let mut is_changed = false;
-        for shard in 0..=255u8 {
-            let dir = chunks.join(format!("{shard:02x}"));
-            if disk::is_missing(&dir) {
-                is_changed |= disk::ensure_dir(&dir)?;
-            }
-        }
-        if is_changed {
-            disk::sync_dir(&chunks)?;
-        }
-        Self::check(root)
-    }
-
-    /// Checks that what there is of `tmp` and `chunks` lies on one file system.
-    pub(crate) fn check(root: &Path) -> Result<()> {
-        let temporaries = root.join("tmp");
-        if disk::is_missing(&temporaries) {
-            return Ok(());
-        }
-        let expected = disk::device(&temporaries)?;
-        for shard in 0..=255u8 {
-            let dir = root.join("chunks").join(format!("{shard:02x}"));
-            match disk::device(&dir) {
-                Ok(device) if device != expected => return Err(split(root, &dir)),
-                Err(error) if error.io_kind() != Some(io::ErrorKind::NotFound) => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether there is not even an empty directory for chunks, as below the mount point of a disk that is away.
-    pub(crate) fn is_bare(root: &Path) -> Result<bool> {
-        let is_shard = |entry: &std::fs::DirEntry| {
-            entry
-                .file_name()
-                .to_str()
-                .is_some_and(|name| name.len() == 2 && u8::from_str_radix(name, 16).is_ok())
-        };
-        Ok(!disk::list(&root.join("chunks"))?.iter().any(is_shard))
-    }
-
-    /// Passes an error on, unless it is about a chunk that is missing because all of them are away.
-    pub(crate) fn unless_away(&self, error: Error) -> Error {
-        let root = self.chunks.parent().unwrap_or(&self.chunks);
-        match error {
-            Error::ChunkMissing { .. } if Self::is_bare(root).unwrap_or(false) => {
-                Error::ChunksAway { path: root.to_owned() }
-            }
-            other => other,
-        }
     }
 
     fn shard_dir(&self, shard: u8) -> PathBuf {
@@ -256,10 +244,9 @@ impl Backend for LocalBackend {
                 drop(disk::remove(&temporary));
                 match error.io_kind() {
                     // Another mount of the same file system is no better.
-                    Some(io::ErrorKind::CrossesDevices) => Err(split(
-                        self.chunks.parent().unwrap_or(&self.chunks),
-                        &self.shard_dir(name.id.shard()),
-                    )),
+                    Some(io::ErrorKind::CrossesDevices) => {
+                        Err(split(&self.root, &self.shard_dir(name.id.shard())))
+                    }
                     _ => Err(error),
                 }
             }
@@ -322,7 +309,19 @@ impl Backend for LocalBackend {
         let dir = File::open(&path).context("open", &path)?;
         if exclusive { dir.lock() } else { dir.lock_shared() }
             .map_err(|error| lock::lock_error(&path, error))?;
-        Ok(ShardLock { _dir: dir })
+        Ok(ShardLock::new(dir))
+    }
+
+    fn is_away(&self) -> Result<bool> {
+        is_bare(&self.root)
+    }
+
+    fn check(&self) -> Result<()> {
+        check(&self.root)
+    }
+
+    fn prepare(&self) -> Result<()> {
+        prepare(&self.root)
     }
 }
 
@@ -331,47 +330,36 @@ mod tests {
     use super::*;
     use crate::chunk::ChunkId;
 
-    fn store() -> (tempfile::TempDir, LocalBackend) {
+    #[test]
+    fn names_that_are_no_chunk_files_of_the_shard_are_not_listed() {
         let dir = tempfile::tempdir().unwrap();
-        LocalBackend::create(dir.path()).unwrap();
+        create(dir.path()).unwrap();
         let backend = LocalBackend::open(dir.path()).unwrap();
-        (dir, backend)
-    }
-
-    fn read(backend: &LocalBackend, name: &FileName) -> Vec<u8> {
-        let chunk = backend.open(name).unwrap().unwrap();
-        let mut bytes = vec![0; chunk.len() as usize];
-        assert_eq!(chunk.read_at(&mut bytes, 0).unwrap(), bytes.len());
-        bytes
-    }
-
-    #[test]
-    fn what_is_there_stays_unless_it_is_replaced() {
-        let (dir, backend) = store();
-        let name = FileName::chunk(ChunkId::of(b"x"));
-        assert!(backend.open(&name).unwrap().is_none());
-        backend.put(&name, b"first", "t.1", false).unwrap();
-        backend.put(&name, b"second", "t.1", false).unwrap();
-        assert_eq!(read(&backend, &name), b"first");
-        backend.put(&name, b"third", "t.1", true).unwrap();
-        assert_eq!(read(&backend, &name), b"third");
-        backend.barrier().unwrap();
-        assert_eq!(std::fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn listing_skips_what_is_no_chunk_and_deleting_twice_is_fine() {
-        let (dir, backend) = store();
         let name = FileName::chunk(ChunkId::of(b"x"));
         backend.put(&name, b"abc", "t", false).unwrap();
-        std::fs::write(dir.path().join(format!("chunks/{:02x}/notes.txt", name.id.shard())), b"").unwrap();
+        let shard = dir.path().join(format!("chunks/{:02x}", name.id.shard()));
+        let foreign = (0..).map(|seed: u32| FileName::chunk(ChunkId::of(&seed.to_le_bytes())));
+        let foreign = foreign.into_iter().find(|other| other.id.shard() != name.id.shard()).unwrap();
+        for other in ["notes.txt".to_owned(), format!("{name}.tmp"), foreign.to_string()] {
+            std::fs::write(shard.join(other), b"").unwrap();
+        }
         let mut seen = Vec::new();
         for shard in 0..=255 {
             backend.list(shard, &mut |name| seen.push(name)).unwrap();
         }
         assert_eq!(seen, [name]);
-        backend.delete(&name).unwrap();
-        backend.delete(&name).unwrap();
-        assert!(backend.open(&name).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_disk_that_is_not_mounted_is_away_and_an_empty_store_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        create(dir.path()).unwrap();
+        let backend = LocalBackend::open(dir.path()).unwrap();
+        assert!(!backend.is_away().unwrap());
+        disk::rename(&dir.path().join("chunks"), &dir.path().join("away")).unwrap();
+        std::fs::create_dir(dir.path().join("chunks")).unwrap();
+        assert!(backend.is_away().unwrap());
+        backend.prepare().unwrap();
+        assert!(!backend.is_away().unwrap());
     }
 }

@@ -1,9 +1,10 @@
 //! Objects in a RADOS pool, later an implementation of [`super::Backend`]; today the connection and what a cluster says
 //! of itself. Only with the cargo feature `rados`, which links librados. Owner of the crate `ceph`.
 //!
-//! What a backend here will need beside `get` and `put`: `open` that survives a deletion (read the object at once, chunks
-//! are 4 MiB at most), `put` that never shows half an object (one full write is atomic), and a barrier that waits for all
-//! completions. The shard locks stay local files, as the sessions are.
+//! A backend here must pass the tests of `contract.rs`. What that takes: `put` that never shows half an object (one full
+//! write is atomic), a barrier that waits for all completions, and `open` that survives a deletion. A chunk has 4 MiB at
+//! most and can be read when it is opened, but a group may have more than 64 MiB. The shard locks stay local files, as the
+//! sessions are.
 
 use std::path::Path;
 

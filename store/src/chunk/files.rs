@@ -12,7 +12,6 @@ use super::group::{GroupWriter, OpenGroup};
 use super::id::ChunkId;
 use super::name::FileName;
 use crate::backend::Backend;
-use crate::backend::local::LocalBackend;
 use crate::error::{Error, Result};
 
 /// Groups that are kept open at most: each costs a descriptor.
@@ -73,16 +72,16 @@ pub(crate) struct Files(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    backend: LocalBackend,
+    backend: Box<dyn Backend>,
     open: Arc<Mutex<Opened>>,
     /// Groups that this run is writing: nobody else knows them.
     unfinished: Mutex<HashMap<ChunkId, Arc<OpenGroup>>>,
 }
 
 impl Deref for Files {
-    type Target = LocalBackend;
+    type Target = Box<dyn Backend>;
 
-    fn deref(&self) -> &LocalBackend {
+    fn deref(&self) -> &Self::Target {
         &self.0.backend
     }
 }
@@ -94,7 +93,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Files {
     /// The files that a backend keeps.
-    pub(crate) fn new(backend: LocalBackend, open: &OpenGroups) -> Self {
+    pub(crate) fn new(backend: Box<dyn Backend>, open: &OpenGroups) -> Self {
         Self(Arc::new(Inner { backend, open: open.get(), unfinished: Mutex::default() }))
     }
 

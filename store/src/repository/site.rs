@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use super::MARKER;
-use crate::backend::local::LocalBackend;
+use crate::backend::local;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::job::JobFile;
@@ -31,7 +31,7 @@ pub(super) fn outer_store(path: &Path) -> Option<PathBuf> {
 
 /// Whether a directory looks like a store: it has the directories that nothing else has.
 pub(super) fn is_like_store(dir: &Path) -> bool {
-    let has_shards = || !LocalBackend::is_bare(dir).unwrap_or(true);
+    let has_shards = || !local::is_bare(dir).unwrap_or(true);
     dir.join("writers").is_dir()
         || dir.join("chunks").is_dir() && !dir.join("chunks/store").exists() && has_shards()
 }

@@ -2,6 +2,7 @@
 //! reads revisions reads through this, so that all of it works on both.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 
 use super::map::{self, ChunkMap, Entry, PAGE_ENTRIES};
 use super::reader::pin;
@@ -36,6 +37,8 @@ pub(crate) enum Image {
 pub(crate) struct Framed {
     pub(crate) map: ChunkMap,
     pub(crate) backend: Files,
+    /// The store's root.
+    root: PathBuf,
     job: JobName,
     revision: RevisionId,
     /// `None` where nothing can be written.
@@ -87,7 +90,12 @@ impl Framed {
         if matches!(error, Error::ChunkMissing { .. }) && self.session.is_none() && is_gone() {
             return Error::RevisionPurged { job: self.job.clone(), revision: self.revision.clone() };
         }
-        self.backend.unless_away(error)
+        match error {
+            Error::ChunkMissing { .. } if self.backend.is_away().unwrap_or(false) => {
+                Error::ChunksAway { path: self.root.clone() }
+            }
+            other => other,
+        }
     }
 
     /// Passes on what was read of a chunk, unless a file that it lacks was purged with the revision.
@@ -173,8 +181,9 @@ impl Image {
     fn open_framed(job: &Job, revision: &Revision, files: fn(&Repository) -> Result<Files>) -> Result<Self> {
         let (session, map) = pin(job, revision)?;
         let backend = files(job.repository())?;
+        let root = job.repository().root().to_owned();
         let (job, revision) = (job.name().clone(), revision.id.clone());
-        Ok(Self::Framed(Box::new(Framed { map, backend, job, revision, session })))
+        Ok(Self::Framed(Box::new(Framed { map, backend, root, job, revision, session })))
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {
