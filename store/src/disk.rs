@@ -171,6 +171,12 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     step(Step::Rename(from, to), || std::fs::rename(from, to).context("rename to", to))
 }
 
+/// Renames a file of a cache. That it fails, or is lost, is nobody's loss, so it is no change that tests make fail.
+#[expect(clippy::disallowed_methods, reason = "the one place that renames")]
+pub(crate) fn rename_cached(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::rename(from, to)
+}
+
 /// Renames unless the new name exists; returns whether it did not.
 ///
 /// Where the file system cannot do that in one step, a link fails when the name exists, which is the same promise in

@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -104,7 +104,7 @@ fn entry_of(hash: u64, source: u64, page: u16) -> u64 {
 
 /// The bucket of a hash among so many.
 fn bucket_of(hash: u64, buckets: u64) -> u64 {
-    short(hash) * buckets >> 32
+    (short(hash) * buckets) >> 32
 }
 
 /// The hash of an entry in a bucket, as far as the table knows it: the first one from where the bucket begins.
@@ -184,7 +184,10 @@ impl PageIndex {
     }
 
     fn open_in(dir: &Path) -> std::io::Result<Option<Self>> {
-        disk::ensure_dir(dir).map_err(std::io::Error::other)?;
+        match std::fs::DirBuilder::new().mode(0o700).create(dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
         let (table, sources) = (open_file(&dir.join("table"))?, open_file(&dir.join("sources"))?);
         let found = (Header::read(&table, TABLE_MAGIC)?, Header::read(&sources, SOURCES_MAGIC)?);
         let header = match found {
@@ -325,7 +328,7 @@ impl PageIndex {
             let entries = rewrite(table, header.buckets, &new, buckets, &|number| Some(number))?;
             header = Header { buckets, entries, ..header };
             new.write_all_at(&header.write(TABLE_MAGIC), 0)?;
-            rename(&self.dir.join("table.new"), &self.dir.join("table"))?;
+            disk::rename_cached(&self.dir.join("table.new"), &self.dir.join("table"))?;
             *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
         } else {
             table.write_all_at(&header.write(TABLE_MAGIC), 0)?;
@@ -375,8 +378,8 @@ impl PageIndex {
         let entries = rewrite(table, old.buckets, &new, buckets, &renumber)?;
         new.write_all_at(&Header { buckets, entries, ..made }.write(TABLE_MAGIC), 0)?;
         // Whoever opens one old and one new file begins with an empty index.
-        rename(&names[1], &self.dir.join("sources"))?;
-        rename(&names[0], &self.dir.join("table"))
+        disk::rename_cached(&names[1], &self.dir.join("sources"))?;
+        disk::rename_cached(&names[0], &self.dir.join("table"))
     }
 }
 
@@ -414,10 +417,6 @@ fn rewrite(
         flush(bucket, entries)?;
     }
     Ok(count)
-}
-
-fn rename(from: &Path, to: &Path) -> std::io::Result<()> {
-    disk::rename(from, to).map_err(std::io::Error::other)
 }
 
 /// Makes both files empty.

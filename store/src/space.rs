@@ -8,7 +8,6 @@
 use std::collections::hash_map::Entry as Place;
 use std::collections::{HashMap, HashSet};
 
-use crate::backend::Backend;
 use crate::chunk::name::{FileKind, FileName};
 use crate::error::{Error, Result};
 use crate::job::Job;

@@ -62,7 +62,6 @@ mod unexplained;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use crate::backend::Backend;
 use crate::chunk::ChunkId;
 use crate::chunk::files::Files;
 use crate::chunk::name::FileName;

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::backend::Backend;
 use crate::chunk::layout::{chunk_len, frame_count, frame_len};
 use crate::chunk::name::{FileName, Place};
 use crate::chunk::store::Scratch;

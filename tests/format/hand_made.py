@@ -228,7 +228,9 @@ class Store:
         """A recipe, and the revision of the image that it makes."""
         chunk = self.TARGETS[name]
         self.at[name] = group.add_recipe(self.part(name, recipe), chunk)
-        content, seal = map_bytes(chunk, self.at[name], self.part(f"place of {name}", needed))
+        needed = self.part(f"place of {name}", needed)
+        needed = needed[:1] + sorted(needed[1:], key=lambda entry: entry[0][1])
+        content, seal = map_bytes(chunk, self.at[name], needed)
         manifest = MANIFEST.format(size=len(chunk.plain), seal=seal.hex(), revision=name).encode()
         self.files[f"{JOB}/{name}.map"] = content
         self.files[f"{JOB}/{name}.rev"] = manifest + f"seal: {blake(manifest).hex()}\n".encode()

@@ -56,7 +56,8 @@ pub(crate) fn harm(path: &Path, other: &Path, harm: Harm) {
         Harm::Halve => bytes.truncate(length / 2),
         Harm::Shorten => bytes.truncate(length - 1),
         Harm::Lengthen => bytes.push(0),
-        Harm::Flip(thousandths) => bytes[((length - 1) as u64 * thousandths / 1000) as usize] ^= 0x10,
+        // The hash at the end is not what an image is read from.
+        Harm::Flip(thousandths) => bytes[((length - 33) as u64 * thousandths / 1000) as usize] ^= 0x10,
         Harm::ZeroPage => {
             let start = if length > 12_288 { length / 2 / 4096 * 4096 } else { 0 };
             let end = (start + 4096).min(length);

@@ -119,57 +119,6 @@ pub(crate) trait Backend: Debug + Send + Sync {
     fn prepare(&self) -> Result<()>;
 }
 
-/// A boxed backend is a backend.
-impl<B: Backend + ?Sized> Backend for Box<B> {
-    fn open(&self, name: &FileName) -> Result<Option<Box<dyn StoredChunk>>> {
-        (**self).open(name)
-    }
-
-    fn len(&self, name: &FileName) -> Result<Option<u64>> {
-        (**self).len(name)
-    }
-
-    fn put(&self, name: &FileName, bytes: &[u8], temporary: &str, replace: bool) -> Result<()> {
-        (**self).put(name, bytes, temporary, replace)
-    }
-
-    fn begin(&self, name: &FileName, temporary: &str) -> Result<Box<dyn NewFile>> {
-        (**self).begin(name, temporary)
-    }
-
-    fn use_existing(&self, name: &FileName) {
-        (**self).use_existing(name);
-    }
-
-    fn barrier(&self) -> Result<()> {
-        (**self).barrier()
-    }
-
-    fn delete(&self, name: &FileName) -> Result<()> {
-        (**self).delete(name)
-    }
-
-    fn list(&self, shard: u8, visit: &mut dyn FnMut(FileName)) -> Result<()> {
-        (**self).list(shard, visit)
-    }
-
-    fn lock_shard(&self, shard: u8, exclusive: bool) -> Result<ShardLock> {
-        (**self).lock_shard(shard, exclusive)
-    }
-
-    fn is_away(&self) -> Result<bool> {
-        (**self).is_away()
-    }
-
-    fn check(&self) -> Result<()> {
-        (**self).check()
-    }
-
-    fn prepare(&self) -> Result<()> {
-        (**self).prepare()
-    }
-}
-
 /// A locked shard. Dropping it releases the lock.
 #[derive(Debug)]
 pub(crate) struct ShardLock {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use super::BackendKind;
 use super::memory::MemoryStore;
-use super::{Backend, BackendKind};
 use crate::chunk::name::{FileKind, FileName};
 use crate::chunk::{CHUNK_LEN as CHUNK, FRAME_LEN};
 use crate::sweep::{SweepOptions, SweepReport, sweep};

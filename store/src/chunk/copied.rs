@@ -4,6 +4,7 @@
 //! themselves. A few frames and pieces stay decoded, since content that was moved by some pages needs each of them twice.
 
 use super::FRAME_LEN;
+use super::FRAMES_MAX;
 use super::files::Files;
 use super::frame::Kind;
 use super::full::{FrameScratch, corrupt_frame};
@@ -11,7 +12,6 @@ use super::id::ChunkId;
 use super::layout::frame_len;
 use super::name::FileKind;
 use super::run::{self, PAGE_LEN, PAGES, Piece, PieceKind, Source, is_literal};
-use super::{CHUNK_LEN, FRAMES_MAX};
 use crate::error::{Error, Result};
 
 /// Pages that stay decoded.
@@ -93,12 +93,12 @@ fn load(files: &Files, source: &Source, frame: usize, scratch: &mut FrameScratch
     Ok(kept)
 }
 
-/// Reads the list of pieces of a run that is a source. It is of a chunk of 4 MiB.
+/// Reads the list of pieces of a run that is a source. How long its chunk is, nobody says here.
 fn pieces(files: &Files, source: &Source) -> Result<Vec<Piece>> {
     let mut bytes = [0; run::HEADER_LEN_MAX];
     let bytes = &mut bytes[..run::HEADER_LEN_MAX.min(source.len as usize)];
     files.group(&source.file.id)?.read(source.offset, bytes)?;
-    run::parse(bytes, source.len, CHUNK_LEN).map_err(|reason| damaged(source, &reason))
+    run::parse_any(bytes, source.len).map_err(|reason| damaged(source, &reason))
 }
 
 fn decode(

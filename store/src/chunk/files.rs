@@ -79,10 +79,10 @@ struct Inner {
 }
 
 impl Deref for Files {
-    type Target = Box<dyn Backend>;
+    type Target = dyn Backend;
 
     fn deref(&self) -> &Self::Target {
-        &self.0.backend
+        &*self.0.backend
     }
 }
 
@@ -118,7 +118,7 @@ impl Files {
         if let Some(full) = lock(&self.0.open).full.get(id) {
             return Ok(Arc::clone(full));
         }
-        let full = Arc::new(open_full(&self.0.backend, id)?);
+        let full = Arc::new(open_full(&*self.0.backend, id)?);
         lock(&self.0.open).full.put(*id, Arc::clone(&full));
         Ok(full)
     }

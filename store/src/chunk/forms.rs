@@ -8,7 +8,6 @@ use super::files::Files;
 use super::group::read_lists;
 use super::id::ChunkId;
 use super::name::{FileKind, FileName, Place};
-use crate::backend::Backend;
 use crate::error::{Error, Result};
 
 /// Finds all places of these chunks. Looks into every group of the store, so it is for emergencies; groups that are

@@ -296,6 +296,28 @@ pub(crate) fn of_frame(pieces: &[Piece], frame: usize) -> &[Piece] {
 /// Parses the list of pieces at the beginning of a run of `record_len` bytes, of a chunk of `chunk_len` bytes. `bytes` are
 /// the first [`HEADER_LEN_MAX`] of it, or all of a shorter one. An error says what is wrong.
 pub(crate) fn parse(bytes: &[u8], record_len: u32, chunk_len: usize) -> Result<Vec<Piece>, String> {
+    let pieces = parse_any(bytes, record_len)?;
+    match pieces.iter().find(|piece| !fits(piece, chunk_len)) {
+        Some(piece) => Err(format!("its piece of frame {} is impossible", piece.frame)),
+        None => Ok(pieces),
+    }
+}
+
+/// Whether a chunk of this length can have the piece.
+fn fits(piece: &Piece, chunk_len: usize) -> bool {
+    let frame_len = frame_len(chunk_len, usize::from(piece.frame));
+    let plain = plain_len(piece.pages, frame_len) as u32;
+    let is_possible = match piece.kind {
+        PieceKind::Raw => piece.stored_len == plain,
+        PieceKind::Zstd | PieceKind::Patch => piece.stored_len < plain,
+        // Of whole pages only.
+        PieceKind::Copy => plain == piece.pages.count_ones() * PAGE_LEN as u32,
+    };
+    is_possible && piece.pages & !all_pages(frame_len) == 0
+}
+
+/// As [`parse`], of a chunk of any length.
+pub(crate) fn parse_any(bytes: &[u8], record_len: u32) -> Result<Vec<Piece>, String> {
     let Some(head) = bytes.first_chunk::<HEAD_LEN>() else { return Err("it is cut off".to_owned()) };
     let count = usize::from(u16::from_le_bytes([head[0], head[1]]));
     if head[2..4] != [0; 2] || count == 0 || count > PIECES_MAX {
@@ -317,16 +339,13 @@ pub(crate) fn parse(bytes: &[u8], record_len: u32, chunk_len: usize) -> Result<V
         };
         let pages = u16::from_le_bytes([entry[2], entry[3]]);
         let stored_len = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
-        let frame_len = frame_len(chunk_len, usize::from(frame));
-        let plain = plain_len(pages, frame_len) as u32;
-        let fits = match kind {
-            PieceKind::Raw => stored_len == plain,
-            PieceKind::Zstd | PieceKind::Patch => stored_len > 0 && stored_len < plain,
-            // Of whole pages only.
+        let is_possible = match kind {
+            PieceKind::Raw | PieceKind::Zstd | PieceKind::Patch => {
+                (1..=pages.count_ones() * PAGE_LEN as u32).contains(&stored_len)
+            }
             PieceKind::Copy => {
-                plain == pages.count_ones() * PAGE_LEN as u32
-                    && stored_len.is_multiple_of(COPY_LEN as u32)
-                    && (1..=pages.count_ones()).contains(&(stored_len / COPY_LEN as u32))
+                let copies = stored_len / COPY_LEN as u32;
+                stored_len.is_multiple_of(COPY_LEN as u32) && (1..=pages.count_ones()).contains(&copies)
             }
         };
         let is_second = |last: &Piece| {
@@ -336,7 +355,7 @@ pub(crate) fn parse(bytes: &[u8], record_len: u32, chunk_len: usize) -> Result<V
                 && last.pages & pages == 0
         };
         let is_ascending = pieces.last().is_none_or(|last| last.frame < frame || is_second(last));
-        if !fits || !is_ascending || pages == 0 || pages & !all_pages(frame_len) != 0 {
+        if !is_possible || !is_ascending || usize::from(frame) >= FRAMES_MAX {
             return Err(format!("its piece of frame {frame} is impossible"));
         }
         pieces.push(Piece { frame, kind, pages, offset, stored_len });

@@ -30,7 +30,6 @@ use std::sync::{Arc, Mutex};
 
 use super::map::{ChunkMap, MapWriter};
 use super::{BackendType, Revision, RevisionId, Stats, Trust};
-use crate::backend::Backend;
 use crate::chunk::files::Files;
 use crate::chunk::id::{self, ChunkCheck, ChunkId};
 use crate::chunk::store::{self, Scratch};

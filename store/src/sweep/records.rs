@@ -52,7 +52,13 @@ impl Sweep<'_> {
                 continue;
             }
             if !self.options.dry_run {
-                self.repository.with_reserve(|| self.register.change(record, state.clone()))?;
+                match self.repository.with_reserve(|| self.register.change(record, state.clone())) {
+                    // The commit has ended since the records were listed, and its record is current.
+                    Err(error)
+                        if matches!(record.state, State::Pending(_))
+                            && error.io_kind() == Some(std::io::ErrorKind::NotFound) => {}
+                    other => drop(other?),
+                }
             } else if state == State::Purged {
                 gone.insert((record.job.clone(), record.id.clone()));
             }

@@ -7,7 +7,6 @@ use super::copies::Decided;
 use super::encode::{Attempt, Before, Change};
 use super::siblings::is_near;
 use super::{BARRIER_EVERY_BYTES, Put, Reuse, RevisionWriter};
-use crate::backend::Backend;
 use crate::chunk::frame::Encoder;
 use crate::chunk::id::{ChunkId, Digest};
 use crate::chunk::layout::{chunk_len, frame_len};

@@ -8,7 +8,6 @@ use std::collections::HashMap;
 
 use super::chunks::ChunkWriter;
 use super::{Put, Reuse};
-use crate::backend::Backend;
 use crate::chunk::copied;
 use crate::chunk::full::FrameScratch;
 use crate::chunk::id::ChunkId;

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::RevisionWriter;
-use crate::backend::Backend;
 use crate::chunk::group::GroupWriter;
 use crate::chunk::id::ChunkId;
 use crate::chunk::name::{FileName, Place};

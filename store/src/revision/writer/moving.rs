@@ -12,7 +12,6 @@ use super::RevisionWriter;
 use super::chunks::ChunkWriter;
 use super::copies::Plan;
 use super::encode::Change;
-use crate::backend::Backend;
 use crate::chunk::CHUNK_LEN;
 use crate::chunk::id::ChunkId;
 use crate::chunk::name::{FileName, Place};

@@ -151,7 +151,8 @@ fn the_same_update_on_another_machine_is_copied_from_a_run() {
 
 #[test]
 fn nothing_is_copied_from_what_is_in_doubt() {
-    let cases: [(&str, fn(&Job, &str)); 3] = [
+    type Harm = fn(&Job, &str);
+    let cases: [(&str, Harm); 3] = [
         ("marked", |job, source| {
             std::fs::write(job.repository().damage_mark(&ChunkId::parse(source).unwrap()), b"").unwrap();
         }),
