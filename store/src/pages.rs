@@ -23,7 +23,7 @@ use twox_hash::XxHash3_64;
 
 use crate::chunk::ChunkId;
 use crate::chunk::name::{FileKind, FileName};
-use crate::chunk::run::{PAGE_LEN, Source};
+use crate::chunk::run::{Donor, PAGE_LEN};
 use crate::disk;
 
 /// One page of so many is in the index.
@@ -33,7 +33,7 @@ const ONE_IN: u64 = 24;
 pub(crate) const DIR: &str = ".pages";
 
 const TABLE_MAGIC: &[u8; 8] = b"BACKYPGT";
-const SOURCES_MAGIC: &[u8; 8] = b"BACKYPGS";
+const DONORS_MAGIC: &[u8; 8] = b"BACKYPGS";
 const HEADER_LEN: usize = 44;
 
 /// Bytes of a bucket, and where the first one begins.
@@ -46,15 +46,15 @@ const LOAD_MAX: u64 = 440;
 /// The buckets of a new table. With as many, the bucket tells the highest 6 of 32 bits of a hash, and the entry the others.
 const BUCKETS_MIN: u64 = 1 << 6;
 
-/// An entry, from the highest bit: the lower 26 of 32 bits of the hash, the source, the page.
-const SOURCE_BITS: u32 = 28;
+/// An entry, from the highest bit: the lower 26 of 32 bits of the hash, the donor, the page.
+const DONOR_BITS: u32 = 28;
 const PAGE_BITS: u32 = 10;
 
 /// A table has no more: then the buckets tell 31 of 32 bits of a hash.
 const BUCKETS_MAX: u64 = 1 << 31;
 
-/// Bytes of a source.
-const SOURCE_LEN: u64 = 44;
+/// Bytes of a donor.
+const DONOR_LEN: u64 = 44;
 
 /// How long a writer waits for another one.
 const WAIT_MAX: Duration = Duration::from_millis(50);
@@ -63,7 +63,7 @@ const WAIT_MAX: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Found {
     /// The file.
-    pub(crate) source: Source,
+    pub(crate) donor: Donor,
     /// The page there, counted through the whole chunk.
     pub(crate) page: u16,
     entry: u64,
@@ -74,7 +74,7 @@ pub(crate) struct Found {
 pub(crate) struct PageIndex {
     dir: PathBuf,
     table: RwLock<Arc<File>>,
-    sources: File,
+    donors: File,
     generation: [u8; 16],
     buckets: AtomicU64,
     /// Something went wrong with it: it is not used any more.
@@ -98,8 +98,8 @@ fn print_of(hash: u64) -> u64 {
     hash & ((1 << 26) - 1)
 }
 
-fn entry_of(hash: u64, source: u64, page: u16) -> u64 {
-    print_of(hash) << (SOURCE_BITS + PAGE_BITS) | source << PAGE_BITS | u64::from(page)
+fn entry_of(hash: u64, donor: u64, page: u16) -> u64 {
+    print_of(hash) << (DONOR_BITS + PAGE_BITS) | donor << PAGE_BITS | u64::from(page)
 }
 
 /// The bucket of a hash among so many.
@@ -110,7 +110,7 @@ fn bucket_of(hash: u64, buckets: u64) -> u64 {
 /// The hash of an entry in a bucket, as far as the table knows it: the first one from where the bucket begins.
 fn hash_of(entry: u64, bucket: u64, buckets: u64) -> u64 {
     let begin = (bucket << 32).div_ceil(buckets);
-    begin + (print_of(entry >> (SOURCE_BITS + PAGE_BITS)).wrapping_sub(begin) & ((1 << 26) - 1))
+    begin + (print_of(entry >> (DONOR_BITS + PAGE_BITS)).wrapping_sub(begin) & ((1 << 26) - 1))
 }
 
 fn bucket_at(bucket: u64) -> u64 {
@@ -188,15 +188,15 @@ impl PageIndex {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        let (table, sources) = (open_file(&dir.join("table"))?, open_file(&dir.join("sources"))?);
-        let found = (Header::read(&table, TABLE_MAGIC)?, Header::read(&sources, SOURCES_MAGIC)?);
+        let (table, donors) = (open_file(&dir.join("table"))?, open_file(&dir.join("donors"))?);
+        let found = (Header::read(&table, TABLE_MAGIC)?, Header::read(&donors, DONORS_MAGIC)?);
         let header = match found {
             (Some(header), Some(other)) if header.generation == other.generation => header,
             _ => {
                 if !lock(&table)? {
                     return Ok(None);
                 }
-                let made = make(&table, &sources);
+                let made = make(&table, &donors);
                 table.unlock()?;
                 made?
             }
@@ -204,7 +204,7 @@ impl PageIndex {
         Ok(Some(Self {
             dir: dir.to_owned(),
             table: RwLock::new(Arc::new(table)),
-            sources,
+            donors,
             generation: header.generation,
             buckets: AtomicU64::new(header.buckets),
             failed: AtomicBool::new(false),
@@ -254,12 +254,12 @@ impl PageIndex {
             let buckets = self.buckets.load(Ordering::Relaxed);
             let bucket = read_bucket(&self.table(), bucket_of(hash, buckets))?;
             let matching = entries(&bucket)
-                .filter(|entry| *entry != 0 && entry >> (SOURCE_BITS + PAGE_BITS) == print_of(hash));
+                .filter(|entry| *entry != 0 && entry >> (DONOR_BITS + PAGE_BITS) == print_of(hash));
             let mut found = Vec::new();
             for entry in matching {
-                let number = entry >> PAGE_BITS & ((1 << SOURCE_BITS) - 1);
-                if let Some(source) = read_source(&self.sources, number)? {
-                    found.push(Found { source, page: (entry & ((1 << PAGE_BITS) - 1)) as u16, entry });
+                let number = entry >> PAGE_BITS & ((1 << DONOR_BITS) - 1);
+                if let Some(donor) = read_donor(&self.donors, number)? {
+                    found.push(Found { donor, page: (entry & ((1 << PAGE_BITS) - 1)) as u16, entry });
                 }
             }
             Ok(found)
@@ -281,11 +281,11 @@ impl PageIndex {
 
     /// Adds pages of a file: their hashes, and their numbers counted through the whole chunk. What has a hash that is there
     /// already is not added again.
-    pub(crate) fn add(&self, source: &Source, pages: &[(u64, u16)]) {
+    pub(crate) fn add(&self, donor: &Donor, pages: &[(u64, u16)]) {
         if pages.is_empty() {
             return;
         }
-        self.tried(|| self.locked(|table, header| self.add_locked(table, header, source, pages)));
+        self.tried(|| self.locked(|table, header| self.add_locked(table, header, donor, pages)));
     }
 
     /// Does something while nobody else writes. Where others do, for long, it is left.
@@ -309,14 +309,14 @@ impl PageIndex {
         &self,
         table: &File,
         mut header: Header,
-        source: &Source,
+        donor: &Donor,
         pages: &[(u64, u16)],
     ) -> std::io::Result<()> {
-        let number = self.sources.metadata()?.len().div_ceil(SOURCE_LEN);
-        if number >= 1 << SOURCE_BITS {
+        let number = self.donors.metadata()?.len().div_ceil(DONOR_LEN);
+        if number >= 1 << DONOR_BITS {
             return Ok(());
         }
-        write_source(&self.sources, number, source)?;
+        write_donor(&self.donors, number, donor)?;
         for (hash, page) in pages {
             let entry = entry_of(*hash, number, *page);
             header.entries += u64::from(put(table, *hash, entry, header.buckets)?);
@@ -348,11 +348,11 @@ impl PageIndex {
         old: &Header,
         is_there: &dyn Fn(&FileName) -> bool,
     ) -> std::io::Result<()> {
-        let count = self.sources.metadata()?.len().div_ceil(SOURCE_LEN);
+        let count = self.donors.metadata()?.len().div_ceil(DONOR_LEN);
         let mut numbers = vec![0u32; count as usize];
         let mut kept = 0;
         for number in 1..count {
-            if read_source(&self.sources, number)?.is_some_and(|source| is_there(&source.file)) {
+            if read_donor(&self.donors, number)?.is_some_and(|donor| is_there(&donor.file)) {
                 kept += 1;
                 numbers[number as usize] = kept;
             }
@@ -361,12 +361,12 @@ impl PageIndex {
         if u64::from(kept) * 3 >= count.saturating_sub(1) * 2 {
             return Ok(());
         }
-        let names = ["table.new", "sources.new"].map(|name| self.dir.join(name));
-        let [new, sources] = [open_file(&names[0])?, open_file(&names[1])?];
-        let made = make(&new, &sources)?;
+        let names = ["table.new", "donors.new"].map(|name| self.dir.join(name));
+        let [new, donors] = [open_file(&names[0])?, open_file(&names[1])?];
+        let made = make(&new, &donors)?;
         for (number, new) in (0..).zip(&numbers).filter(|(_, new)| **new != 0) {
-            if let Some(source) = read_source(&self.sources, number)? {
-                write_source(&sources, u64::from(*new), &source)?;
+            if let Some(donor) = read_donor(&self.donors, number)? {
+                write_donor(&donors, u64::from(*new), &donor)?;
             }
         }
         let left = old.entries / count.max(1) * u64::from(kept);
@@ -378,12 +378,12 @@ impl PageIndex {
         let entries = rewrite(table, old.buckets, &new, buckets, &renumber)?;
         new.write_all_at(&Header { buckets, entries, ..made }.write(TABLE_MAGIC), 0)?;
         // Whoever opens one old and one new file begins with an empty index.
-        disk::rename_cached(&names[1], &self.dir.join("sources"))?;
+        disk::rename_cached(&names[1], &self.dir.join("donors"))?;
         disk::rename_cached(&names[0], &self.dir.join("table"))
     }
 }
 
-/// Writes all entries of a table into another one, with new numbers of their sources. Returns how many there are.
+/// Writes all entries of a table into another one, with new numbers of their donors. Returns how many there are.
 fn rewrite(
     from: &File,
     old: u64,
@@ -406,7 +406,7 @@ fn rewrite(
             flush(bucket, entries)?;
         }
         for entry in entries(&read_bucket(from, bucket)?).filter(|entry| *entry != 0) {
-            let number = entry >> PAGE_BITS & ((1 << SOURCE_BITS) - 1);
+            let number = entry >> PAGE_BITS & ((1 << DONOR_BITS) - 1);
             let Some(number) = renumber(number) else { continue };
             let hash = hash_of(entry, bucket, old);
             let page = (entry & ((1 << PAGE_BITS) - 1)) as u16;
@@ -420,10 +420,10 @@ fn rewrite(
 }
 
 /// Makes both files empty.
-fn make(table: &File, sources: &File) -> std::io::Result<Header> {
+fn make(table: &File, donors: &File) -> std::io::Result<Header> {
     let generation = disk::random_bytes().map_err(std::io::Error::other)?;
     let header = Header { generation, buckets: BUCKETS_MIN, entries: 0 };
-    for (file, magic) in [(table, TABLE_MAGIC), (sources, SOURCES_MAGIC)] {
+    for (file, magic) in [(table, TABLE_MAGIC), (donors, DONORS_MAGIC)] {
         file.set_len(0)?;
         file.write_all_at(&header.write(magic), 0)?;
     }
@@ -451,7 +451,7 @@ fn put(table: &File, hash: u64, entry: u64, buckets: u64) -> std::io::Result<boo
     for (slot, there) in (0..).zip(entries(&bytes)) {
         if there == 0 {
             free.get_or_insert(slot);
-        } else if there >> (SOURCE_BITS + PAGE_BITS) == print_of(hash) {
+        } else if there >> (DONOR_BITS + PAGE_BITS) == print_of(hash) {
             return Ok(false);
         }
     }
@@ -460,36 +460,36 @@ fn put(table: &File, hash: u64, entry: u64, buckets: u64) -> std::io::Result<boo
     Ok(free.is_some())
 }
 
-fn read_source(sources: &File, number: u64) -> std::io::Result<Option<Source>> {
-    let mut bytes = [0; SOURCE_LEN as usize];
-    if number == 0 || sources.read_exact_at(&mut bytes, number * SOURCE_LEN).is_err() {
+fn read_donor(donors: &File, number: u64) -> std::io::Result<Option<Donor>> {
+    let mut bytes = [0; DONOR_LEN as usize];
+    if number == 0 || donors.read_exact_at(&mut bytes, number * DONOR_LEN).is_err() {
         return Ok(None);
     }
     let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte]));
     let id = ChunkId::from_bytes(std::array::from_fn(|at| bytes[4 + at]));
     let (offset, len) = (word(36), word(40));
     Ok(match word(0) {
-        1 if (offset, len) == (0, 0) => Some(Source::chunk(FileName::chunk(id))),
-        2 if len > 0 => Some(Source { file: FileName::group(id), offset, len }),
+        1 if (offset, len) == (0, 0) => Some(Donor::chunk(FileName::chunk(id))),
+        2 if len > 0 => Some(Donor { file: FileName::group(id), offset, len }),
         _ => None,
     })
 }
 
-fn write_source(sources: &File, number: u64, source: &Source) -> std::io::Result<()> {
-    let mut bytes = [0; SOURCE_LEN as usize];
-    bytes[0] = if source.file.kind == FileKind::Chunk { 1 } else { 2 };
-    bytes[4..36].copy_from_slice(source.file.id.as_bytes());
-    bytes[36..40].copy_from_slice(&source.offset.to_le_bytes());
-    bytes[40..].copy_from_slice(&source.len.to_le_bytes());
-    sources.write_all_at(&bytes, number * SOURCE_LEN)
+fn write_donor(donors: &File, number: u64, donor: &Donor) -> std::io::Result<()> {
+    let mut bytes = [0; DONOR_LEN as usize];
+    bytes[0] = if donor.file.kind == FileKind::Chunk { 1 } else { 2 };
+    bytes[4..36].copy_from_slice(donor.file.id.as_bytes());
+    bytes[36..40].copy_from_slice(&donor.offset.to_le_bytes());
+    bytes[40..].copy_from_slice(&donor.len.to_le_bytes());
+    donors.write_all_at(&bytes, number * DONOR_LEN)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn source(seed: u64) -> Source {
-        Source::chunk(FileName::chunk(ChunkId::of(&seed.to_le_bytes())))
+    fn donor(seed: u64) -> Donor {
+        Donor::chunk(FileName::chunk(ChunkId::of(&seed.to_le_bytes())))
     }
 
     /// A hash of a page that is in the index.
@@ -497,8 +497,8 @@ mod tests {
         XxHash3_64::oneshot(&seed.to_le_bytes()) >> 5
     }
 
-    fn found(index: &PageIndex, hash: u64) -> Vec<(Source, u16)> {
-        index.find(hash).iter().map(|found| (found.source, found.page)).collect()
+    fn found(index: &PageIndex, hash: u64) -> Vec<(Donor, u16)> {
+        index.find(hash).iter().map(|found| (found.donor, found.page)).collect()
     }
 
     #[test]
@@ -507,14 +507,14 @@ mod tests {
         let [one, other] = [PageIndex::open(dir.path()).unwrap(), PageIndex::open(dir.path()).unwrap()];
         for seed in 0..4000u64 {
             let pages: Vec<_> = (0..30).map(|page| (hash(seed * 30 + page), page as u16)).collect();
-            [&one, &other][seed as usize % 2].add(&source(seed), &pages);
+            [&one, &other][seed as usize % 2].add(&donor(seed), &pages);
         }
         assert!(one.buckets.load(Ordering::Relaxed) > 3 * BUCKETS_MIN);
         other.refresh();
         let again = PageIndex::open(dir.path()).unwrap();
         let mut lost = 0;
         for number in 0..120_000u64 {
-            let expected = (source(number / 30), (number % 30) as u16);
+            let expected = (donor(number / 30), (number % 30) as u16);
             for index in [&other, &again] {
                 lost += u32::from(!found(index, hash(number)).contains(&expected));
             }
@@ -526,17 +526,17 @@ mod tests {
             .iter()
             .map(|file| file.metadata().unwrap().len())
             .sum();
-        assert!(size < 120_000 * 8 * 3 / 2 + 4000 * SOURCE_LEN + (64 << 12), "{size}");
+        assert!(size < 120_000 * 8 * 3 / 2 + 4000 * DONOR_LEN + (64 << 12), "{size}");
     }
 
     #[test]
     fn a_page_is_there_once_and_can_be_forgotten() {
         let dir = tempfile::tempdir().unwrap();
         let index = PageIndex::open(dir.path()).unwrap();
-        index.add(&source(1), &[(hash(1), 7)]);
-        index.add(&source(2), &[(hash(1), 9), (hash(2), 1023)]);
-        assert_eq!(found(&index, hash(1)), [(source(1), 7)]);
-        assert_eq!(found(&index, hash(2)), [(source(2), 1023)]);
+        index.add(&donor(1), &[(hash(1), 7)]);
+        index.add(&donor(2), &[(hash(1), 9), (hash(2), 1023)]);
+        assert_eq!(found(&index, hash(1)), [(donor(1), 7)]);
+        assert_eq!(found(&index, hash(2)), [(donor(2), 1023)]);
         index.forget(hash(1), &index.find(hash(1))[0]);
         assert!(index.find(hash(1)).is_empty());
         assert_eq!(found(&index, hash(2)).len(), 1);
@@ -548,34 +548,34 @@ mod tests {
         let index = PageIndex::open(dir.path()).unwrap();
         for seed in 0..2000u64 {
             let pages: Vec<_> = (0..30).map(|page| (hash(seed * 30 + page), page as u16)).collect();
-            index.add(&source(seed), &pages);
+            index.add(&donor(seed), &pages);
         }
-        let kept: Vec<FileName> = (0..2000).step_by(4).map(|seed| source(seed).file).collect();
+        let kept: Vec<FileName> = (0..2000).step_by(4).map(|seed| donor(seed).file).collect();
         index.compact(&|_| true);
         assert_eq!(found(&index, hash(31)).len(), 1, "nothing is gone");
         index.compact(&|file| kept.contains(file));
         index.refresh();
         assert!(index.find(hash(0)).is_empty(), "who has it open finds nothing any more");
         let new = PageIndex::open(dir.path()).unwrap();
-        assert_eq!(found(&new, hash(4 * 30 + 3)), [(source(4), 3)]);
+        assert_eq!(found(&new, hash(4 * 30 + 3)), [(donor(4), 3)]);
         assert!(new.find(hash(31)).is_empty());
-        assert!(new.sources.metadata().unwrap().len() < 600 * SOURCE_LEN);
+        assert!(new.donors.metadata().unwrap().len() < 600 * DONOR_LEN);
     }
 
     #[test]
     fn whatever_the_files_are_the_index_begins_anew_or_finds_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let index = PageIndex::open(dir.path()).unwrap();
-        index.add(&source(1), &[(hash(1), 7)]);
+        index.add(&donor(1), &[(hash(1), 7)]);
         let good = std::fs::read(dir.path().join(DIR).join("table")).unwrap();
-        for name in ["table", "sources"] {
+        for name in ["table", "donors"] {
             let path = dir.path().join(DIR).join(name);
             for bytes in [vec![], vec![0; 30], vec![0xff; 9000], good.clone(), good[..100].to_vec()] {
                 let before = std::fs::read(&path).unwrap();
                 std::fs::write(&path, bytes).unwrap();
                 let index = PageIndex::open(dir.path()).unwrap();
                 assert!(index.find(hash(1)).len() <= 1);
-                index.add(&source(2), &[(hash(5), 1)]);
+                index.add(&donor(2), &[(hash(5), 1)]);
                 assert!(index.find(hash(5)).len() <= 1);
                 index.compact(&|_| false);
                 std::fs::write(&path, before).unwrap();

@@ -80,8 +80,8 @@ def check_group(path, content):
     for number in range(recipes):
         listed = lists_at + 33 * files + 40 * number
         identity, offset, _length = struct.unpack_from("<32sII", content, listed)
-        runs, length, _base, sources = struct.unpack_from("<HIII", content, offset + 2)
-        at = offset + 16 + 20 * runs + 12 * sources
+        runs, length, _base, donors = struct.unpack_from("<HIII", content, offset + 2)
+        at = offset + 16 + 20 * runs + 12 * donors
         values = [list(struct.unpack_from("<8I", content, at + 32 * frame)) for frame in range(-(-length // FRAME))]
         if packed(combine(values, ROOT)) != identity:
             sys.exit(f"error: {path}: the values of the recipe at {offset} do not combine to its id")

@@ -124,12 +124,12 @@ def run_bytes(pieces):
 
 
 def recipe_bytes(recipe, chunk):
-    """`runs` are file, place and frames, `sources` file, run and length."""
-    count = recipe.get("source_count", len(recipe["sources"]))
+    """`runs` are file, place and frames, `donors` file, run and length."""
+    count = recipe.get("donor_count", len(recipe["donors"]))
     content = struct.pack("<HHIII", 0, len(recipe["runs"]), len(chunk.plain), recipe["base"], count)
     for file, (offset, length), frames in recipe["runs"]:
         content += struct.pack("<IIIQ", file, offset, length, sum(1 << frame for frame in frames))
-    return content + b"".join(struct.pack("<III", *source) for source in recipe["sources"]) + b"".join(chunk.values)
+    return content + b"".join(struct.pack("<III", *donor) for donor in recipe["donors"]) + b"".join(chunk.values)
 
 
 def file_list(files):
@@ -204,18 +204,18 @@ class Store:
             piece(0, COPY, (3, 4, 5, 9), [copy(0, 14, 3, 3), copy(0, 20, 9, 1)]),
             piece(1, PATCH, (2,), squeezed(bytes(self.PATCHED), self.Z.frames[1])),
             piece(2, RAW, (1,), self.SHORT)])))
-        self.add("T1", one, {"base": 1, "runs": [(OWN, r1, (0, 1, 2))], "sources": [[0, 0, 0]]},
+        self.add("T1", one, {"base": 1, "runs": [(OWN, r1, (0, 1, 2))], "donors": [[0, 0, 0]]},
                  [[one.file, r1[1]], [z, 0], [s, 0]])
         at["R3"] = r3 = two.add(run_bytes([piece(1, RAW, (4, 5), rows("T3", 2))]))
-        self.add("T3", two, {"base": 2, "runs": [(OWN, r3, (1,))], "sources": []}, [[two.file, r3[1]], [z, 0]])
+        self.add("T3", two, {"base": 2, "runs": [(OWN, r3, (1,))], "donors": []}, [[two.file, r3[1]], [z, 0]])
         at["R2"] = r2 = two.add(run_bytes(self.part("R2", [
             piece(0, RAW, (0,), noise("T2", PAGE)), piece(0, COPY, (1, 2), [copy(0, 0, 1, 2, r1)]),
             piece(1, COPY, range(6), [copy(OWN, 20, 0, 2, r3), copy(1, 15, 2, 4)])])))
         self.add("T2", two, {"base": NO_BASE, "runs": [(OWN, r2, (0, 1))],
-                             "sources": [[0, 0, r1[1]], [OWN, 0, r3[1]], [1, 0, 0]]},
+                             "donors": [[0, 0, r1[1]], [OWN, 0, r3[1]], [1, 0, 0]]},
                  [[two.file, r2[1] + r3[1]], [one.file, r1[1]], [s, 0]])
         at["R4"] = r4 = three.add(run_bytes(self.part("R4", [piece(0, COPY, (7,), [copy(1, 1, 7, 1, r1)])])))
-        self.add("T4", three, {"base": 0, "runs": [(1, r1, (1, 2)), (OWN, r4, (0,))], "sources": [[1, 1, r1[1]]]},
+        self.add("T4", three, {"base": 0, "runs": [(1, r1, (1, 2)), (OWN, r4, (0,))], "donors": [[1, 1, r1[1]]]},
                  [[three.file, r4[1]], [z, 0], [one.file, 2 * r1[1]]])
         for group in (one, two, three):
             self.files[path_of(".", group.file)] = group.whole()
@@ -312,7 +312,7 @@ def cases(at):
         ("a shorter run", "T2", "wrong hash of the run", {"R2": in_copy(1, 0, length=r1 - 1)}),
         ("a run in a chunk in full", "T1", "a copy from a run of .*, which is a chunk in full",
          {"R1": in_copy(1, 0, offset=64)}),
-        ("a copy from no source", "T1", "a copy from .*, which is not among the recipe's sources",
+        ("a copy from no donor", "T1", "a copy from .*, which is not among the recipe's donors",
          {"R1": in_copy(1, 0, file=1)}),
         ("a copy from a file that is not in the list", "T1", "file 7 of 2", {"R1": in_copy(1, 0, file=7)}),
         ("a copy of other pages", "T1", "content does not match the id", {"R1": in_copy(1, 0, there=13)}),
@@ -352,29 +352,29 @@ def cases(at):
         ("the kind that is not used", "T1", "frame 0: kind 3", {"R1": in_piece(0, kind=3)}),
         ("no pieces", "T1", "a run with 0 pieces", {"R1": lambda pieces: pieces.clear()}),
         ("a piece of no pages", "T1", "frame 0: pages 0x0", {"R1": in_piece(0, pages=0)}),
-        # Sources.
-        ("a huge number of sources", "T1", "2147483648 sources", {"T1": item(1 << 31, "source_count")}),
-        ("a source too many for any recipe", "T1", "257 sources", {"T1": item(257, "source_count")}),
-        ("more sources than there are", "T1", "cut off|a source|the source|file", {"T1": item(2, "source_count")}),
-        ("fewer sources than there are", "T1", "bytes behind its end", {"T1": item(0, "source_count")}),
-        ("a source of no run", "T1", "the source .* of run 1: there are 1 runs", {"T1": item(1, "sources", 0, 1)}),
-        ("sources in another order", "T4", "the source .* of run 0: .* before is of run 1",
-         {"T4": more("sources", [1, 0, r1])}),
-        ("a source twice", "T1", "the source .* of run 0: is there twice", {"T1": more("sources", [0, 0, 0])}),
-        ("runs in a chunk in full", "T1", "the source .* of run 0: has 5 bytes of runs",
-         {"T1": item(5, "sources", 0, 2)}),
-        ("a group without runs", "T2", r"the source .*\.group of run 0: has 0 bytes of runs",
-         {"T2": item(0, "sources", 0, 2)}),
-        ("a source that is not in the list", "T1", "file 2 of 2", {"T1": item(2, "sources", 0, 0)}),
-        ("a source without a copy", "T1", "has copies from other files or runs", {"T1": more("sources", [1, 0, 0])}),
-        ("a source of another run", "T4", "not among the recipe's sources of this run|other files or runs",
-         {"T4": item(0, "sources", 0, 1)}),
-        ("no source", "T1", "not among the recipe's sources of this run",
-         {"T1": item([], "sources"), "place of T1": lambda needed: needed[:2]}),
-        ("a source with other runs", "T2", "has copies from other files or runs",
-         {"T2": item(r1 + 1, "sources", 0, 2), "place of T2": item(r1 + 1, 1, 1)}),
+        # Donors.
+        ("a huge number of donors", "T1", "2147483648 donors", {"T1": item(1 << 31, "donor_count")}),
+        ("a donor too many for any recipe", "T1", "257 donors", {"T1": item(257, "donor_count")}),
+        ("more donors than there are", "T1", "cut off|a donor|the donor|file", {"T1": item(2, "donor_count")}),
+        ("fewer donors than there are", "T1", "bytes behind its end", {"T1": item(0, "donor_count")}),
+        ("a donor of no run", "T1", "the donor .* of run 1: there are 1 runs", {"T1": item(1, "donors", 0, 1)}),
+        ("donors in another order", "T4", "the donor .* of run 0: .* before is of run 1",
+         {"T4": more("donors", [1, 0, r1])}),
+        ("a donor twice", "T1", "the donor .* of run 0: is there twice", {"T1": more("donors", [0, 0, 0])}),
+        ("runs in a chunk in full", "T1", "the donor .* of run 0: has 5 bytes of runs",
+         {"T1": item(5, "donors", 0, 2)}),
+        ("a group without runs", "T2", r"the donor .*\.group of run 0: has 0 bytes of runs",
+         {"T2": item(0, "donors", 0, 2)}),
+        ("a donor that is not in the list", "T1", "file 2 of 2", {"T1": item(2, "donors", 0, 0)}),
+        ("a donor without a copy", "T1", "has copies from other files or runs", {"T1": more("donors", [1, 0, 0])}),
+        ("a donor of another run", "T4", "not among the recipe's donors of this run|other files or runs",
+         {"T4": item(0, "donors", 0, 1)}),
+        ("no donor", "T1", "not among the recipe's donors of this run",
+         {"T1": item([], "donors"), "place of T1": lambda needed: needed[:2]}),
+        ("a donor with other runs", "T2", "has copies from other files or runs",
+         {"T2": item(r1 + 1, "donors", 0, 2), "place of T2": item(r1 + 1, 1, 1)}),
         # The place in the map.
-        ("a place that lacks a source", "T2", f"refers to other files than the map says: {named}",
+        ("a place that lacks a donor", "T2", f"refers to other files than the map says: {named}",
          {"place of T2": lambda needed: needed[:2]}),
         ("a place with a file too many", "T3", f"refers to other files than the map says: {named}",
          {"place of T3": lambda needed: needed + [[s, 0]]}),
@@ -382,19 +382,19 @@ def cases(at):
          {"place of T3": lambda needed: needed + [[z, 0]]}),
         ("a place with other bytes of a group", "T2", f"needs {r1} bytes of .*, the map says {r1 + 1}",
          {"place of T2": item(r1 + 1, 1, 1)}),
-        ("a place without the bytes of the own group's source", "T2", f"needs {r2 + r3} bytes of .*, the map says {r2}",
+        ("a place without the bytes of the own group's donor", "T2", f"needs {r2 + r3} bytes of .*, the map says {r2}",
          {"place of T2": item(r2, 0, 1)}),
         ("a place with runs only once", "T4", f"needs {2 * r1} bytes of .*, the map says {r1}",
          {"place of T4": item(r1, 2, 1)}),
         # Chunk files.
-        ("a flipped hash at the end of a source", "T1", f"{named}: wrong hash at the end", {"S": flip(-1)}),
+        ("a flipped hash at the end of a donor", "T1", f"{named}: wrong hash at the end", {"S": flip(-1)}),
         ("a flipped hash at the end of the base", "T3", "wrong hash at the end", {"Z": flip(-32, 0x80)}),
         ("a flipped frame value", "T1", f"{named}: wrong hash at the end", {"S": flip(32 + 36 + 10)}),
         ("a chunk without the hash at the end", "T1", f"{named}: cut off", {"S": lambda content: content[:-32]}),
         ("a byte behind the hash at the end", "T1", f"{named}: bytes behind its end",
          {"S": lambda content: content + b"\0"}),
         ("a frame that is a copy", "T1", f"{named}: frame 0: kind 5", {"S": flip(32 + 3, RAW ^ COPY)}),
-        ("a source that is a chunk of no bytes", "T1", f"{named}: a chunk of 0 bytes",
+        ("a donor that is a chunk of no bytes", "T1", f"{named}: a chunk of 0 bytes",
          {"S": lambda content: content[:12] + bytes(4) + content[16:]}),
     ]
 
@@ -422,7 +422,7 @@ def results(work):
         yield found == chunk.plain, f"hand-made {revision}: {found[:200]}"
     copies = [read_store.used["copy", kind] for kind in (CHUNK_FILE, GROUP)]
     yield copies == [3, 3], f"hand-made: {copies} copies"
-    # A recipe needs no source of a piece that is not part of its chunk.
+    # A recipe needs no donor of a piece that is not part of its chunk.
     lacking = Store({})
     del lacking.files[path_of(".", (CHUNK_FILE, Store.S.id))]
     lacking.write(f"{work}/lacking")

@@ -268,39 +268,39 @@ def read_made(root, identity, place, length):
     kind, base = recipe.pick(files, (CHUNK_FILE, None))
     require(kind == CHUNK_FILE and base != identity, f"{recipe.name}: its base")
     used["runs", count] += 1
-    source_count = recipe.number(4)
-    require(source_count <= 256, f"{recipe.name}: {source_count} sources")
+    donor_count = recipe.number(4)
+    require(donor_count <= 256, f"{recipe.name}: {donor_count} donors")
     runs = [(recipe.pick(files, (GROUP, group)), *(recipe.number(size) for size in (4, 4, 8))) for _ in range(count)]
-    sources = read_sources(recipe, source_count, files, group, count)
+    donors = read_donors(recipe, donor_count, files, group, count)
     recipe.take(32 * frames)
     recipe.end()
-    check_place(recipe.name, named, [(GROUP, group)] + [(CHUNK_FILE, base)] * (base is not None), runs, sources)
+    check_place(recipe.name, named, [(GROUP, group)] + [(CHUNK_FILE, base)] * (base is not None), runs, donors)
     base = read_full(root, base, length) if base else bytes(length)
     chunk = bytearray(base)
     for number, ((kind, where), offset, run_len, wanted) in enumerate(runs):
         require(kind == GROUP and 0 < wanted < 1 << frames, f"{recipe.name}: an impossible run")
-        put_run(root, (where, offset, run_len), wanted, base, chunk, sources[number])
+        put_run(root, (where, offset, run_len), wanted, base, chunk, donors[number])
     require(blake(chunk) == identity, f"{recipe.name}: content does not match the id")
     return bytes(chunk)
 
 
-def read_sources(recipe, source_count, files, group, run_count):
+def read_donors(recipe, donor_count, files, group, run_count):
     """For each run of a recipe the files from which it has copies, with the lengths of the runs there."""
-    sources, last = [{} for _ in range(run_count)], 0
-    for _ in range(source_count):
+    donors, last = [{} for _ in range(run_count)], 0
+    for _ in range(donor_count):
         file, run, length = recipe.pick(files, (GROUP, group)), recipe.number(4), recipe.number(4)
-        name = f"{recipe.name}: the source {name_of(file)} of run {run}"
-        require(last <= run < run_count, f"{name}: there are {run_count} runs, the source before is of run {last}")
-        require(file not in sources[run], f"{name}: is there twice")
+        name = f"{recipe.name}: the donor {name_of(file)} of run {run}"
+        require(last <= run < run_count, f"{name}: there are {run_count} runs, the donor before is of run {last}")
+        require(file not in donors[run], f"{name}: is there twice")
         require((file[0] == GROUP) == (length > 0), f"{name}: has {length} bytes of runs")
-        sources[run][file], last = length, run
-    return sources
+        donors[run][file], last = length, run
+    return donors
 
 
-def check_place(name, named, own, runs, sources):
+def check_place(name, named, own, runs, donors):
     """The place in the map must name the files that a recipe refers to, with the bytes of runs that it needs there."""
     needed = dict.fromkeys(own, 0)
-    for file, length in [(run[0], run[2]) for run in runs] + [source for run in sources for source in run.items()]:
+    for file, length in [(run[0], run[2]) for run in runs] + [donor for run in donors for donor in run.items()]:
         needed[file] = needed.get(file, 0) + length
     others = ", ".join(sorted(map(name_of, named.keys() ^ needed.keys())))
     require(not others, f"{name}: refers to other files than the map says: {others}")
@@ -308,8 +308,8 @@ def check_place(name, named, own, runs, sources):
         require(named[file] == length, f"{name}: needs {length} bytes of {name_of(file)}, the map says {named[file]}")
 
 
-def put_run(root, place, wanted, base, chunk, sources):
-    """Puts the pieces of the frames in `wanted` into the chunk; their copies must be those that `sources` speaks of."""
+def put_run(root, place, wanted, base, chunk, donors):
+    """Puts the pieces of the frames in `wanted` into the chunk; their copies must be those that `donors` speaks of."""
     run, files, pieces = read_run(root, *place)
     lacking = [frame for frame in range(64) if wanted >> frame & 1 and all(frame != piece[0] for piece in pieces)]
     require(not lacking, f"{run}: lacks frames {lacking}")
@@ -321,9 +321,9 @@ def put_run(root, place, wanted, base, chunk, sources):
         if kind == COPY:
             copies = read_copies(stored, pages, files, (GROUP, place[0]), name)
             require(bounds[-1][1] % PAGE == 0, f"{name}: a copy to a page that is shorter than 4096 bytes")
-            # The sources of a piece that is not part of the chunk may be gone.
+            # The donors of a piece that is not part of the chunk may be gone.
             copies = copies if wanted >> frame & 1 else []
-            packed = b"".join(copied(root, copy, sources, name) for copy in copies)
+            packed = b"".join(copied(root, copy, donors, name) for copy in copies)
             for copy in copies:
                 copied_from.setdefault(copy.file, set()).add((copy.offset, copy.length))
         else:
@@ -333,7 +333,7 @@ def put_run(root, place, wanted, base, chunk, sources):
         for begin, end in bounds if wanted >> frame & 1 else ():
             chunk[start + begin : start + end], packed = packed[: end - begin], packed[end - begin :]
     found = {file: sum(length for _, length in runs) for file, runs in copied_from.items()}
-    require(found == sources, f"{run}: has copies from other files or runs than the recipe's sources say")
+    require(found == donors, f"{run}: has copies from other files or runs than the recipe's donors say")
 
 
 def read_copies(stored, pages, files, group, name):
@@ -357,18 +357,18 @@ def copied_chunk(root, identity):
     return read_full(root, identity)
 
 
-def copied(root, copy, sources, name):
+def copied(root, copy, donors, name):
     """The bytes of a copy, from a chunk in full or from a run."""
-    source = name_of(copy.file)
-    require(copy.file in sources, f"{name}: a copy from {source}, which is not among the recipe's sources of this run")
+    donor = name_of(copy.file)
+    require(copy.file in donors, f"{name}: a copy from {donor}, which is not among the recipe's donors of this run")
     kind, identity = copy.file
     used["copy", kind] += 1
     if kind == GROUP:
         place, pages = (identity, copy.offset, copy.length), range(copy.there, copy.there + copy.pages)
         return b"".join(copied_page(root, place, page, name) for page in pages)
-    require(copy.offset == copy.length == 0, f"{name}: a copy from a run of {source}, which is a chunk in full")
+    require(copy.offset == copy.length == 0, f"{name}: a copy from a run of {donor}, which is a chunk in full")
     chunk, begin, end = copied_chunk(root, identity), copy.there * PAGE, (copy.there + copy.pages) * PAGE
-    require(end <= len(chunk), f"{name}: a copy of bytes {begin} to {end} of {source}, which has {len(chunk)}")
+    require(end <= len(chunk), f"{name}: a copy of bytes {begin} to {end} of {donor}, which has {len(chunk)}")
     return chunk[begin:end]
 
 

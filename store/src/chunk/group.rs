@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::id::{ChunkId, Sealer, seal};
 use super::name::{FileKind, FileName};
-use super::recipe::{RECIPE_LEN_MAX, Recipe, Run, sources_of};
+use super::recipe::{RECIPE_LEN_MAX, Recipe, Run, donors_of};
 use super::run::RunBuilder;
 use crate::backend::{NewFile, StoredChunk};
 use crate::error::{Error, Result};
@@ -248,7 +248,7 @@ impl GroupWriter {
     ) -> Result<(u32, u32)> {
         let (offset, len) = (self.len as u32, run.len() as u32);
         recipe.runs.push(Run { group: self.id, offset, len, frames: run.frames() });
-        recipe.sources.extend(sources_of(recipe.runs.len() - 1, run.copies().iter()));
+        recipe.donors.extend(donors_of(recipe.runs.len() - 1, run.copies().iter()));
         let at = offset + len;
         let numbers = &mut self.numbers;
         let open = &self.open;
@@ -319,7 +319,7 @@ mod tests {
         let own = ChunkId::of(b"own");
         let base = Some(ChunkId::of(b"base"));
         let values = digest.values.to_vec();
-        let mut recipe = Recipe { plain_len: data.len(), values, base, runs: vec![], sources: vec![] };
+        let mut recipe = Recipe { plain_len: data.len(), values, base, runs: vec![], donors: vec![] };
         let mut run = RunBuilder::default();
         run.add(1, PieceKind::Raw, 1, &[1, 2, 3]);
         let memory = Memory::default();

@@ -1,6 +1,6 @@
 //! Chunks that are made by a recipe: of a base, which may be missing, of runs, and of pages that runs copy from elsewhere.
 //!
-//! Where the base, a run or a source is lost, the frames that do not need it are read all the same, and the error of the
+//! Where the base, a run or a donor is lost, the frames that do not need it are read all the same, and the error of the
 //! others names what is lost.
 
 use std::sync::OnceLock;
@@ -131,8 +131,8 @@ impl MadeChunk {
                 group.will_need(run.offset, run.len);
             }
         }
-        for source in self.recipe.sources.iter().filter(|source| source.file.kind == FileKind::Chunk) {
-            if let Ok(full) = self.files.full(&source.file.id) {
+        for donor in self.recipe.donors.iter().filter(|donor| donor.file.kind == FileKind::Chunk) {
+            if let Ok(full) = self.files.full(&donor.file.id) {
                 full.will_need();
             }
         }
@@ -141,7 +141,7 @@ impl MadeChunk {
     /// Whether what it is made of is there, as far as that is known without reading it.
     pub(super) fn is_whole(&self) -> Result<bool> {
         let runs = self.recipe.runs.iter().map(|run| FileName::group(run.group));
-        let mut files = runs.chain(self.recipe.sources.iter().map(|source| source.file));
+        let mut files = runs.chain(self.recipe.donors.iter().map(|donor| donor.file));
         let opened = files.try_for_each(|file| match file.kind {
             FileKind::Group => self.files.group(&file.id).map(drop),
             FileKind::Chunk => self.files.full(&file.id).map(drop),
@@ -200,10 +200,10 @@ impl MadeChunk {
         let own = FileName::group(run.group);
         let copies = run::parse_copies(stored, piece.pages, &own, &|number| group.file(number));
         let copies = copies.map_err(|reason| self.run_damaged(run, &reason))?;
-        // The map names the sources that the recipe has, and a purge keeps no other.
+        // The map names the donors that the recipe has, and a purge keeps no other.
         let is_named = |copy: &PageCopy| {
-            let mut sources = self.recipe.sources.iter();
-            sources.any(|source| source.run == number && source.file == copy.source.file)
+            let mut donors = self.recipe.donors.iter();
+            donors.any(|donor| donor.run == number && donor.file == copy.donor.file)
         };
         if !copies.iter().all(is_named) {
             return Err(self.run_damaged(run, "it has copies from a file that the recipe does not name"));
@@ -228,23 +228,23 @@ impl MadeChunk {
             if piece.kind != PieceKind::Copy {
                 continue;
             }
-            let sources = self.copies(*at, piece).and_then(|copies| {
+            let donors = self.copies(*at, piece).and_then(|copies| {
                 copies.iter().try_for_each(|copy| {
-                    let proven = copied::prove(&self.files, &copy.source, copy.from, copy.count);
-                    self.of_source(copy, proven)
+                    let proven = copied::prove(&self.files, &copy.donor, copy.from, copy.count);
+                    self.of_donor(copy, proven)
                 })
             });
-            if let Err(error) = sources {
+            if let Err(error) = donors {
                 return error;
             }
         }
         error
     }
 
-    /// Turns damage of a source into what it means for this chunk.
-    fn of_source<T>(&self, copy: &PageCopy, result: Result<T>) -> Result<T> {
-        match copy.source.file.kind {
-            FileKind::Chunk => result.inspect_err(|_| self.files.close_full(&copy.source.file.id)),
+    /// Turns damage of a donor into what it means for this chunk.
+    fn of_donor<T>(&self, copy: &PageCopy, result: Result<T>) -> Result<T> {
+        match copy.donor.file.kind {
+            FileKind::Chunk => result.inspect_err(|_| self.files.close_full(&copy.donor.file.id)),
             FileKind::Group => of_group(result, &self.place.id),
         }
     }
@@ -403,9 +403,9 @@ impl MadeChunk {
     ) -> Result<()> {
         for step in (0..copy.count).filter(|step| wanted >> (copy.to + step) & 1 != 0) {
             let from = usize::from(copy.from) + usize::from(step);
-            let page = self.of_source(copy, copied::page(&self.files, &copy.source, from, scratch))?;
+            let page = self.of_donor(copy, copied::page(&self.files, &copy.donor, from, scratch))?;
             let Some(page) = page else {
-                return Err(copied::absent(&self.place.id, number, &copy.source));
+                return Err(copied::absent(&self.place.id, number, &copy.donor));
             };
             let to = usize::from(copy.to + step) * PAGE_LEN;
             out[to..to + PAGE_LEN].copy_from_slice(page);

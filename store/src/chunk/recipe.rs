@@ -8,25 +8,25 @@
 use super::id::{ChunkId, FrameValue, combine};
 use super::layout::frame_count;
 use super::name::{FILES_MAX, FileKind, FileName, Needed, RecipePlace};
-use super::run::{PageCopy, Source};
+use super::run::{Donor, PageCopy};
 use super::{CHUNK_LEN, FRAMES_MAX};
 
 /// The most runs of one recipe.
 pub(crate) const RUNS_MAX: usize = FILES_MAX - 1;
 
-/// The most sources of one recipe.
-const SOURCES_MAX: usize = 256;
+/// The most donors of one recipe.
+const DONORS_MAX: usize = 256;
 
 /// No run is longer: all of a chunk, and its list of pieces.
 pub(crate) const RUN_LEN_MAX: usize = super::run::HEADER_LEN_MAX + CHUNK_LEN;
 
 const HEAD_LEN: usize = 16;
 const RUN_LEN: usize = 20;
-const SOURCE_LEN: usize = 12;
+const DONOR_LEN: usize = 12;
 
 /// The longest recipe.
 pub(crate) const RECIPE_LEN_MAX: usize =
-    HEAD_LEN + RUNS_MAX * RUN_LEN + SOURCES_MAX * SOURCE_LEN + FRAMES_MAX * 32;
+    HEAD_LEN + RUNS_MAX * RUN_LEN + DONORS_MAX * DONOR_LEN + FRAMES_MAX * 32;
 
 /// In the place of a number in the group's list of files: the group itself, or no base.
 const NONE: u32 = u32::MAX;
@@ -48,7 +48,7 @@ pub(crate) struct Run {
 
 /// A file from which a run has copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SourceFile {
+pub(crate) struct DonorFile {
     /// The number of the run in the recipe.
     pub(crate) run: usize,
     /// The file.
@@ -58,15 +58,15 @@ pub(crate) struct SourceFile {
 }
 
 /// Returns the files from which run `run` has these copies.
-pub(crate) fn sources_of<'c>(run: usize, copies: impl Iterator<Item = &'c PageCopy>) -> Vec<SourceFile> {
-    let mut sources: Vec<Source> = copies.map(|copy| copy.source).collect();
-    sources.sort_unstable();
-    sources.dedup();
-    let mut files: Vec<SourceFile> = Vec::new();
-    for source in sources {
+pub(crate) fn donors_of<'c>(run: usize, copies: impl Iterator<Item = &'c PageCopy>) -> Vec<DonorFile> {
+    let mut donors: Vec<Donor> = copies.map(|copy| copy.donor).collect();
+    donors.sort_unstable();
+    donors.dedup();
+    let mut files: Vec<DonorFile> = Vec::new();
+    for donor in donors {
         match files.last_mut() {
-            Some(last) if last.file == source.file => last.bytes = last.bytes.saturating_add(source.len),
-            _ => files.push(SourceFile { run, file: source.file, bytes: source.len }),
+            Some(last) if last.file == donor.file => last.bytes = last.bytes.saturating_add(donor.len),
+            _ => files.push(DonorFile { run, file: donor.file, bytes: donor.len }),
         }
     }
     files
@@ -84,7 +84,7 @@ pub(crate) struct Recipe {
     /// The runs, the oldest first: what a later one has replaces what an earlier one has.
     pub(crate) runs: Vec<Run>,
     /// The files from which the runs have copies, in ascending order of runs.
-    pub(crate) sources: Vec<SourceFile>,
+    pub(crate) donors: Vec<DonorFile>,
 }
 
 impl Recipe {
@@ -92,10 +92,9 @@ impl Recipe {
     pub(crate) fn files(&self, own: &ChunkId) -> Vec<Needed> {
         let mut files: Vec<Needed> = Vec::new();
         let runs = self.runs.iter().map(|run| (FileName::group(run.group), run.len));
-        let sources = self.sources.iter().map(|source| (source.file, source.bytes));
+        let donors = self.donors.iter().map(|donor| (donor.file, donor.bytes));
         let base = self.base.map(|base| (FileName::chunk(base), 0));
-        for (file, bytes) in
-            runs.chain(sources).chain(base).filter(|(file, _)| *file != FileName::group(*own))
+        for (file, bytes) in runs.chain(donors).chain(base).filter(|(file, _)| *file != FileName::group(*own))
         {
             match files.iter_mut().find(|needed| needed.file == file) {
                 Some(needed) => needed.bytes = needed.bytes.saturating_add(bytes),
@@ -109,8 +108,8 @@ impl Recipe {
     /// Returns its place in the group `own`, at this offset.
     pub(crate) fn place(&self, own: ChunkId, offset: u32) -> RecipePlace {
         let in_own = self.runs.iter().filter(|run| run.group == own);
-        let copied = self.sources.iter().filter(|source| source.file == FileName::group(own));
-        let lengths = in_own.map(|run| run.len).chain(copied.map(|source| source.bytes));
+        let copied = self.donors.iter().filter(|donor| donor.file == FileName::group(own));
+        let lengths = in_own.map(|run| run.len).chain(copied.map(|donor| donor.bytes));
         let own_bytes = lengths.fold(0u32, u32::saturating_add);
         RecipePlace { group: own, offset, len: self.len() as u32, own_bytes, files: self.files(&own) }
     }
@@ -122,7 +121,7 @@ impl Recipe {
 
     /// Bytes of the record.
     pub(crate) fn len(&self) -> usize {
-        HEAD_LEN + self.runs.len() * RUN_LEN + self.sources.len() * SOURCE_LEN + self.values.len() * 32
+        HEAD_LEN + self.runs.len() * RUN_LEN + self.donors.len() * DONOR_LEN + self.values.len() * 32
     }
 
     /// Appends the record to `out`. `own` is the group in which it is going to be, `number` finds a file in its list.
@@ -133,7 +132,7 @@ impl Recipe {
         out.extend_from_slice(&(self.plain_len as u32).to_le_bytes());
         let base = self.base.map_or(NONE, |base| number(FileName::chunk(base)));
         out.extend_from_slice(&base.to_le_bytes());
-        out.extend_from_slice(&(self.sources.len() as u32).to_le_bytes());
+        out.extend_from_slice(&(self.donors.len() as u32).to_le_bytes());
         for run in &self.runs {
             let file = if run.group == *own { NONE } else { number(FileName::group(run.group)) };
             out.extend_from_slice(&file.to_le_bytes());
@@ -141,11 +140,11 @@ impl Recipe {
             out.extend_from_slice(&run.len.to_le_bytes());
             out.extend_from_slice(&run.frames.to_le_bytes());
         }
-        for source in &self.sources {
-            let file = if source.file == FileName::group(*own) { NONE } else { number(source.file) };
+        for donor in &self.donors {
+            let file = if donor.file == FileName::group(*own) { NONE } else { number(donor.file) };
             out.extend_from_slice(&file.to_le_bytes());
-            out.extend_from_slice(&(source.run as u32).to_le_bytes());
-            out.extend_from_slice(&source.bytes.to_le_bytes());
+            out.extend_from_slice(&(donor.run as u32).to_le_bytes());
+            out.extend_from_slice(&donor.bytes.to_le_bytes());
         }
         self.values.iter().for_each(|value| out.extend_from_slice(value));
     }
@@ -169,16 +168,16 @@ impl Recipe {
             return Err(format!("its recipe has the flags {flags:#x}, which this version does not know"));
         }
         let runs = usize::from(u16::from_le_bytes([head[2], head[3]]));
-        let (plain_len, sources) = (word(head, 4) as usize, word(head, 12) as usize);
-        if plain_len == 0 || plain_len > CHUNK_LEN || runs == 0 || runs > RUNS_MAX || sources > SOURCES_MAX {
+        let (plain_len, donors) = (word(head, 4) as usize, word(head, 12) as usize);
+        if plain_len == 0 || plain_len > CHUNK_LEN || runs == 0 || runs > RUNS_MAX || donors > DONORS_MAX {
             return Err("its recipe has impossible lengths".to_owned());
         }
         let frames = frame_count(plain_len);
-        if rest.len() != runs * RUN_LEN + sources * SOURCE_LEN + frames * 32 {
+        if rest.len() != runs * RUN_LEN + donors * DONOR_LEN + frames * 32 {
             return Err("its recipe does not have the length that it says".to_owned());
         }
         let (runs, rest) = rest.split_at(runs * RUN_LEN);
-        let (sources, values) = rest.split_at(sources * SOURCE_LEN);
+        let (donors, values) = rest.split_at(donors * DONOR_LEN);
         let values: Vec<FrameValue> =
             values.chunks_exact(32).map(|value| std::array::from_fn(|at| value[at])).collect();
         // The value of a lone frame is the id itself: nothing of it could be shared with another chunk.
@@ -214,23 +213,23 @@ impl Recipe {
             }
             parsed.push(Run { group, offset: word(run, 4), len: word(run, 8), frames });
         }
-        let mut from: Vec<SourceFile> = Vec::with_capacity(sources.len() / SOURCE_LEN);
-        for source in sources.chunks_exact(SOURCE_LEN) {
-            let file = match word(source, 0) {
+        let mut from: Vec<DonorFile> = Vec::with_capacity(donors.len() / DONOR_LEN);
+        for donor in donors.chunks_exact(DONOR_LEN) {
+            let file = match word(donor, 0) {
                 NONE => FileName::group(*own),
                 number => named(number)?,
             };
-            let (run, bytes) = (word(source, 4) as usize, word(source, 8));
+            let (run, bytes) = (word(donor, 4) as usize, word(donor, 8));
             let is_ascending = from.last().is_none_or(|last| last.run <= run);
             if run >= parsed.len() || !is_ascending || (file.kind == FileKind::Group) != (bytes > 0) {
-                return Err("its recipe has an impossible source".to_owned());
+                return Err("its recipe has an impossible donor".to_owned());
             }
             if file == FileName::chunk(*id) {
                 return Err("its recipe refers to itself".to_owned());
             }
-            from.push(SourceFile { run, file, bytes });
+            from.push(DonorFile { run, file, bytes });
         }
-        Ok(Self { plain_len, values, base, runs: parsed, sources: from })
+        Ok(Self { plain_len, values, base, runs: parsed, donors: from })
     }
 }
 
@@ -251,12 +250,12 @@ mod tests {
             Run { group: other, offset: 64, len: 100, frames: 0b101 },
             Run { group: own, offset: 640, len: 90, frames: 0b010 },
         ];
-        let sources = vec![
-            SourceFile { run: 0, file: FileName::chunk(ChunkId::of(b"far")), bytes: 0 },
-            SourceFile { run: 1, file: FileName::group(own), bytes: 70 },
+        let donors = vec![
+            DonorFile { run: 0, file: FileName::chunk(ChunkId::of(b"far")), bytes: 0 },
+            DonorFile { run: 1, file: FileName::group(own), bytes: 70 },
         ];
         let values = digest.values.to_vec();
-        let recipe = Recipe { plain_len: data.len(), values, base: Some(base), runs, sources };
+        let recipe = Recipe { plain_len: data.len(), values, base: Some(base), runs, donors };
         let (mut files, mut bytes) = (Vec::new(), Vec::new());
         let mut number = |file| {
             files.push(file);
@@ -283,7 +282,7 @@ mod tests {
         }
         // What refers to files is proven by the bytes that are found there, and the length by the place in the image.
         let proven_elsewhere = |at: usize| {
-            (4..12).contains(&at) || (HEAD_LEN..HEAD_LEN + 2 * (RUN_LEN + SOURCE_LEN)).contains(&at)
+            (4..12).contains(&at) || (HEAD_LEN..HEAD_LEN + 2 * (RUN_LEN + DONOR_LEN)).contains(&at)
         };
         for bit in (0..bytes.len() * 8).filter(|bit| !proven_elsewhere(bit / 8)) {
             let mut flipped = bytes.clone();
@@ -296,7 +295,7 @@ mod tests {
     #[test]
     fn a_recipe_without_a_base_is_put_on_zeros() {
         let (id, own, _, recipe, _) = sample();
-        let recipe = Recipe { base: None, runs: recipe.runs[1..].to_vec(), sources: Vec::new(), ..recipe };
+        let recipe = Recipe { base: None, runs: recipe.runs[1..].to_vec(), donors: Vec::new(), ..recipe };
         let mut bytes = Vec::new();
         recipe.write(&own, &mut |file| panic!("{file} is not needed"), &mut bytes);
         assert_eq!(Recipe::parse(&bytes, &id, &own, &[]), Ok(recipe));

@@ -52,7 +52,7 @@ pub(crate) enum PieceKind {
 
 /// Where bytes of pages are kept: a chunk in full, or a run in a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Source {
+pub(crate) struct Donor {
     /// The file.
     pub(crate) file: FileName,
     /// Offset of the run in its group; 0 of a chunk.
@@ -61,7 +61,7 @@ pub(crate) struct Source {
     pub(crate) len: u32,
 }
 
-impl Source {
+impl Donor {
     /// The pages of a chunk that is kept in full.
     pub(crate) fn chunk(file: FileName) -> Self {
         Self { file, offset: 0, len: 0 }
@@ -72,7 +72,7 @@ impl Source {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PageCopy {
     /// Where they are.
-    pub(crate) source: Source,
+    pub(crate) donor: Donor,
     /// The first page there, counted through the whole chunk.
     pub(crate) from: u16,
     /// The first page in the frame.
@@ -224,10 +224,10 @@ impl RunBuilder {
             if *kind == PieceKind::Copy {
                 let room = &mut out[at..at + *len as usize];
                 for (room, copy) in room.chunks_exact_mut(COPY_LEN).zip(&mut copies) {
-                    let file = if copy.source.file == *own { OWN } else { number(copy.source.file) };
+                    let file = if copy.donor.file == *own { OWN } else { number(copy.donor.file) };
                     room[..4].copy_from_slice(&file.to_le_bytes());
-                    room[4..8].copy_from_slice(&copy.source.offset.to_le_bytes());
-                    room[8..12].copy_from_slice(&copy.source.len.to_le_bytes());
+                    room[4..8].copy_from_slice(&copy.donor.offset.to_le_bytes());
+                    room[8..12].copy_from_slice(&copy.donor.len.to_le_bytes());
                     room[12..14].copy_from_slice(&copy.from.to_le_bytes());
                     room[14..].copy_from_slice(&[copy.to, copy.count]);
                 }
@@ -260,17 +260,17 @@ pub(crate) fn parse_copies(
             OWN => *own,
             number => file(number).ok_or("a copy refers to a file that its group does not name")?,
         };
-        let source = Source { file, offset: word(4), len: word(8) };
+        let donor = Donor { file, offset: word(4), len: word(8) };
         let (from, to, count) = (u16::from_le_bytes([entry[12], entry[13]]), entry[14], entry[15]);
         let fits = count > 0
             && usize::from(to) + usize::from(count) <= PAGES
             && usize::from(from) + usize::from(count) <= CHUNK_PAGES
-            && (file.kind == FileKind::Group) == (source.len > 0)
-            && (file.kind == FileKind::Group || source.offset == 0);
+            && (file.kind == FileKind::Group) == (donor.len > 0)
+            && (file.kind == FileKind::Group || donor.offset == 0);
         if !fits {
             return Err("a copy has impossible pages".to_owned());
         }
-        let copy = PageCopy { source, from, to, count };
+        let copy = PageCopy { donor, from, to, count };
         // In ascending order, so a page is there once.
         if copy.pages() <= seen || copy.pages() & seen != 0 {
             return Err("the copies of a frame are not in order".to_owned());
@@ -389,11 +389,11 @@ mod tests {
     #[test]
     fn copies_are_read_as_they_were_written() {
         let (chunk, group) = (FileName::chunk(ChunkId::of(b"a")), FileName::group(ChunkId::of(b"b")));
-        let of = |file, len| Source { file, offset: len * 2, len };
+        let of = |file, len| Donor { file, offset: len * 2, len };
         let copies = [
-            PageCopy { source: of(chunk, 0), from: 1021, to: 0, count: 3 },
-            PageCopy { source: of(own(), 70), from: 0, to: 5, count: 1 },
-            PageCopy { source: of(group, 90), from: 16, to: 6, count: 10 },
+            PageCopy { donor: of(chunk, 0), from: 1021, to: 0, count: 3 },
+            PageCopy { donor: of(own(), 70), from: 0, to: 5, count: 1 },
+            PageCopy { donor: of(group, 90), from: 16, to: 6, count: 10 },
         ];
         let mut builder = RunBuilder::default();
         builder.add(3, PieceKind::Raw, 0b1000, &[7; PAGE_LEN]);

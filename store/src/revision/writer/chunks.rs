@@ -12,7 +12,7 @@ use crate::chunk::id::{ChunkId, Digest};
 use crate::chunk::layout::{chunk_len, frame_len};
 use crate::chunk::name::{FileName, Place};
 use crate::chunk::recipe::Recipe;
-use crate::chunk::run::{RunBuilder, Source};
+use crate::chunk::run::{Donor, RunBuilder};
 use crate::chunk::store::{self, OpenChunk, Scratch};
 use crate::error::{Error, Result};
 
@@ -50,7 +50,7 @@ pub struct ChunkWriter<'w> {
     pub(super) packed: Vec<u8>,
     /// The run that is being made.
     pub(super) run: RunBuilder,
-    /// Which sources of copies may be used.
+    /// Which donors of copies may be used.
     pub(super) decided: Decided,
 }
 
@@ -330,7 +330,7 @@ impl ChunkWriter<'_> {
         self.use_existing(&place);
         if let Some(recipe) = &place.recipe {
             let (file, len) = (FileName::group(recipe.group), self.run.len() as u32);
-            self.index_run(&Source { file, offset: recipe.offset - len, len }, data, absent);
+            self.index_run(&Donor { file, offset: recipe.offset - len, len }, data, absent);
         }
         self.stored(number, place, bytes, plain_len)
     }

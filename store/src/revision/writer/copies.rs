@@ -13,7 +13,7 @@ use crate::chunk::full::FrameScratch;
 use crate::chunk::id::ChunkId;
 use crate::chunk::name::{FILES_MAX, FileKind, FileName};
 use crate::chunk::recipe::Recipe;
-use crate::chunk::run::{CHUNK_PAGES, PAGE_LEN, PAGES, PageCopy, Source};
+use crate::chunk::run::{CHUNK_PAGES, Donor, PAGE_LEN, PAGES, PageCopy};
 use crate::chunk::{CHUNK_LEN, FRAMES_MAX};
 use crate::error::Result;
 use crate::pages::{self, PageIndex};
@@ -22,7 +22,7 @@ use crate::pages::{self, PageIndex};
 const COPIED_MIN: usize = 8;
 
 /// The most files that a new run has copies from.
-const SOURCES_MAX: usize = 10;
+const DONORS_MAX: usize = 10;
 
 /// A new chunk is made of copies if they are at least this part of it. The first one at its place is more likely to stay as it
 /// is, and what it copies from to be needed by others as well.
@@ -68,7 +68,7 @@ impl Plan {
             let count = (step..copy.count).take_while(|step| is_wanted(*step)).count() as u8;
             if count > 0 {
                 let (from, to) = (copy.from + u16::from(step), copy.to + step);
-                self.copies[frame].push(PageCopy { source: copy.source, from, to, count });
+                self.copies[frame].push(PageCopy { donor: copy.donor, from, to, count });
             }
             step += count.max(1);
         }
@@ -91,7 +91,7 @@ impl Plan {
             let (page, from) = (found.to + at, found.from + at);
             let (frame, to) = (page / PAGES, page % PAGES);
             let count = (PAGES - to).min(found.count - at);
-            let copy = PageCopy { source: found.source, from: from as u16, to: to as u8, count: count as u8 };
+            let copy = PageCopy { donor: found.donor, from: from as u16, to: to as u8, count: count as u8 };
             self.literal[frame] &= !copy.pages();
             self.add_copy(frame, &copy, u16::MAX);
             at += count;
@@ -106,14 +106,14 @@ impl Plan {
 /// Pages of the new chunk that are somewhere else, as many one behind the other as are the same.
 #[derive(Clone, Copy, Debug)]
 struct Match {
-    source: Source,
+    donor: Donor,
     from: usize,
     to: usize,
     count: usize,
 }
 
-/// What a thread knows of sources that the index has told of: whether they may be used.
-pub(super) type Decided = HashMap<Source, bool>;
+/// What a thread knows of donors that the index has told of: whether they may be used.
+pub(super) type Decided = HashMap<Donor, bool>;
 
 impl ChunkWriter<'_> {
     /// Copies pages of `plan` that are elsewhere, from at most `files` files.
@@ -134,10 +134,10 @@ impl ChunkWriter<'_> {
             }
             let Some(hash) = pages::sampled(&data[page * PAGE_LEN..][..PAGE_LEN]) else { continue };
             for candidate in index.find(hash) {
-                if !self.may_copy(&candidate.source)? {
+                if !self.may_copy(&candidate.donor)? {
                     // A group may be one that is being written.
-                    let is_chunk = candidate.source.file.kind == FileKind::Chunk;
-                    if is_chunk && self.writer.backend.len(&candidate.source.file)?.is_none() {
+                    let is_chunk = candidate.donor.file.kind == FileKind::Chunk;
+                    if is_chunk && self.writer.backend.len(&candidate.donor.file)?.is_none() {
                         index.forget(hash, &candidate);
                     }
                     continue;
@@ -145,7 +145,7 @@ impl ChunkWriter<'_> {
                 let same = extend(
                     &self.writer.backend,
                     self.scratch.frames(),
-                    (&candidate.source, usize::from(candidate.page)),
+                    (&candidate.donor, usize::from(candidate.page)),
                     (data, page),
                     &open,
                 )?;
@@ -156,25 +156,25 @@ impl ChunkWriter<'_> {
                 }
             }
         }
-        for file in worth_it(&found, files.min(SOURCES_MAX)) {
-            found.iter().filter(|found| found.source.file == file).for_each(|found| plan.copy(found));
+        for file in worth_it(&found, files.min(DONORS_MAX)) {
+            found.iter().filter(|found| found.donor.file == file).for_each(|found| plan.copy(found));
         }
         Ok(())
     }
 
-    /// Whether pages may be copied from a source: it is beyond doubt, and from now on no purge deletes it.
-    fn may_copy(&mut self, source: &Source) -> Result<bool> {
-        if let Some(decided) = self.decided.get(source) {
+    /// Whether pages may be copied from a donor: it is beyond doubt, and from now on no purge deletes it.
+    fn may_copy(&mut self, donor: &Donor) -> Result<bool> {
+        if let Some(decided) = self.decided.get(donor) {
             return Ok(*decided);
         }
-        let id = &source.file.id;
+        let id = &donor.file.id;
         // Known to every purge before it is looked for. An open file is no proof that it is still there.
         self.refer(id)?;
-        let is_there = self.writer.backend.len(&source.file)?.is_some();
+        let is_there = self.writer.backend.len(&donor.file)?.is_some();
         let mut may = is_there && !self.is_marked(id) && !self.writer.suspects.unproven.contains(id);
-        if may && source.file.kind == FileKind::Group {
+        if may && donor.file.kind == FileKind::Group {
             // Its frames have no values that could prove them one by one.
-            may = match copied::is_intact(&self.writer.backend, source) {
+            may = match copied::is_intact(&self.writer.backend, donor) {
                 Err(error) if error.is_damage() => false,
                 other => other.map(|()| true)?,
             };
@@ -182,7 +182,7 @@ impl ChunkWriter<'_> {
         if self.decided.len() >= DECIDED_MAX {
             self.decided.clear();
         }
-        self.decided.insert(*source, may);
+        self.decided.insert(*donor, may);
         Ok(may)
     }
 
@@ -221,7 +221,7 @@ impl ChunkWriter<'_> {
     fn encode_copied(&mut self, id: &ChunkId, data: &[u8], plan: &Plan) -> Result<Recipe> {
         self.encode_pages(id, data, None, None, plan)?;
         let values = self.digest.values.to_vec();
-        Ok(Recipe { plain_len: data.len(), values, base: None, runs: Vec::new(), sources: Vec::new() })
+        Ok(Recipe { plain_len: data.len(), values, base: None, runs: Vec::new(), donors: Vec::new() })
     }
 
     /// Puts what was stored of a chunk in full into the index.
@@ -231,7 +231,7 @@ impl ChunkWriter<'_> {
     }
 
     /// Puts what was stored in a run into the index.
-    pub(super) fn index_run(&self, source: &Source, data: &[u8], absent: u64) {
+    pub(super) fn index_run(&self, donor: &Donor, data: &[u8], absent: u64) {
         let Some(index) = self.writer.pages.as_ref().filter(|_| data.len() == CHUNK_LEN) else { return };
         let literal = || self.run.literal_pages().filter(|(frame, _)| absent >> frame & 1 == 0);
         if literal().map(|(_, pages)| pages.count_ones()).sum::<u32>() < INDEXED_MIN {
@@ -240,14 +240,14 @@ impl ChunkWriter<'_> {
         let pages = literal().flat_map(|(frame, pages)| {
             (0..PAGES).filter(move |page| pages >> page & 1 != 0).map(move |page| frame * PAGES + page)
         });
-        index.add(source, &hashes(data, pages));
+        index.add(donor, &hashes(data, pages));
     }
 }
 
 /// Puts the pages of a chunk of 4 MiB that is kept in full into the index.
 pub(crate) fn add_chunk(index: &PageIndex, id: &ChunkId, data: &[u8], absent: u64) {
     let pages = (0..CHUNK_PAGES).filter(|page| absent >> (page / PAGES) & 1 == 0);
-    index.add(&Source::chunk(FileName::chunk(*id)), &hashes(data, pages));
+    index.add(&Donor::chunk(FileName::chunk(*id)), &hashes(data, pages));
 }
 
 /// Puts a chunk that was read into the index, if it is not there: where an index was lost it fills again.
@@ -255,12 +255,12 @@ pub(crate) fn add_missing(index: &PageIndex, id: &ChunkId, data: &[u8]) {
     if data.len() != CHUNK_LEN {
         return;
     }
-    let (source, pages) = (Source::chunk(FileName::chunk(*id)), hashes(data, 0..CHUNK_PAGES));
+    let (donor, pages) = (Donor::chunk(FileName::chunk(*id)), hashes(data, 0..CHUNK_PAGES));
     // Some may be found in other files that have the same pages.
-    let is_found = |(hash, _): &(u64, u16)| index.find(*hash).iter().any(|found| found.source == source);
+    let is_found = |(hash, _): &(u64, u16)| index.find(*hash).iter().any(|found| found.donor == donor);
     let is_known = |(hash, _): &(u64, u16)| !index.find(*hash).is_empty();
     if !pages.iter().any(is_found) && !pages.iter().all(is_known) {
-        index.add(&source, &pages);
+        index.add(&donor, &pages);
     }
 }
 
@@ -277,7 +277,7 @@ fn hashes(data: &[u8], pages: impl Iterator<Item = usize>) -> Vec<(u64, u16)> {
 fn extend(
     files: &crate::chunk::files::Files,
     scratch: &mut FrameScratch,
-    (source, from): (&Source, usize),
+    (donor, from): (&Donor, usize),
     (data, to): (&[u8], usize),
     open: &Plan,
 ) -> Result<Option<Match>> {
@@ -285,7 +285,7 @@ fn extend(
         if !open.is_literal(to) {
             return Ok(false);
         }
-        match copied::page(files, source, from, scratch) {
+        match copied::page(files, donor, from, scratch) {
             Ok(page) => Ok(page == Some(&data[to * PAGE_LEN..][..PAGE_LEN])),
             Err(error) if error.is_damage() => Ok(false),
             Err(error) => Err(error),
@@ -301,14 +301,14 @@ fn extend(
     while from.max(to) + after < CHUNK_PAGES && is_same(from + after, to + after)? {
         after += 1;
     }
-    Ok(Some(Match { source: *source, from: from - before, to: to - before, count: before + after }))
+    Ok(Some(Match { donor: *donor, from: from - before, to: to - before, count: before + after }))
 }
 
 /// Returns the files that give the most, `files` at most, without those that give little.
 fn worth_it(found: &[Match], files: usize) -> Vec<FileName> {
     let mut pages: HashMap<FileName, usize> = HashMap::new();
     for found in found {
-        *pages.entry(found.source.file).or_default() += found.count;
+        *pages.entry(found.donor.file).or_default() += found.count;
     }
     let mut pages: Vec<_> = pages.into_iter().filter(|(_, pages)| *pages >= COPIED_MIN).collect();
     pages.sort_unstable_by_key(|(file, pages)| (std::cmp::Reverse(*pages), *file));

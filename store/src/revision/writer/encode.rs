@@ -17,7 +17,7 @@ use crate::chunk::id::{ChunkId, seal};
 use crate::chunk::layout::{frame_count, frame_len};
 use crate::chunk::made::MadeChunk;
 use crate::chunk::name::FILES_MAX;
-use crate::chunk::recipe::{Recipe, Run, sources_of};
+use crate::chunk::recipe::{Recipe, Run, donors_of};
 use crate::chunk::run::{self, PageCopy, PieceKind};
 use crate::chunk::store::OpenChunk;
 use crate::chunk::{CHUNK_LEN, FRAME_LEN, FRAMES_MAX};
@@ -210,7 +210,7 @@ impl ChunkWriter<'_> {
         }
         let recipe = self.recipe_of(change, runs)?;
         // A new run can bring files with it; they must have room in the map.
-        let new = sources_of(0, self.run.copies().iter()).len() + 1;
+        let new = donors_of(0, self.run.copies().iter()).len() + 1;
         if recipe.files(&ChunkId::from_bytes([0; 32])).len() + new > FILES_MAX {
             return Ok(Attempt::Due);
         }
@@ -219,19 +219,19 @@ impl ChunkWriter<'_> {
 
     /// Returns the recipe of runs that are left of the chunk before.
     pub(super) fn recipe_of(&self, change: &Change<'_>, runs: Vec<(usize, Run)>) -> Result<Recipe> {
-        let mut sources = Vec::new();
+        let mut donors = Vec::new();
         if let Some(made) = change.parent.made() {
             for (new, (at, run)) in runs.iter().enumerate() {
-                if made.recipe().sources.iter().any(|source| source.run == *at) {
+                if made.recipe().donors.iter().any(|donor| donor.run == *at) {
                     let copies = copies_of(made, *at, run.frames)?;
-                    sources.extend(sources_of(new, copies.iter().map(|(_, copy)| copy)));
+                    donors.extend(donors_of(new, copies.iter().map(|(_, copy)| copy)));
                 }
             }
         }
         let base = change.ground.map(|ground| *ground.id());
         let runs = runs.into_iter().map(|(_, run)| run).collect();
         let values = self.digest.values.to_vec();
-        Ok(Recipe { plain_len: change.data.len(), values, base, runs, sources })
+        Ok(Recipe { plain_len: change.data.len(), values, base, runs, donors })
     }
 
     /// Whether little of the base is needed any more: then it would be kept for nothing, and a full chunk is the better one.
@@ -337,7 +337,7 @@ impl ChunkWriter<'_> {
                     continue;
                 }
                 for copy in made.copies(at, piece)? {
-                    if left.contains(&copy.source.file.id) {
+                    if left.contains(&copy.donor.file.id) {
                         plan.literal[frame] |= copy.pages() & fresh;
                     } else {
                         plan.add_copy(frame, &copy, fresh);

@@ -100,8 +100,8 @@ impl ChunkWriter<'_> {
         let ground = chunk.ground()?;
         let recipe = made.recipe();
         let is_left = |at: usize| {
-            let mut sources = recipe.sources.iter().filter(|source| source.run == at);
-            sparse.contains(&recipe.runs[at].group) || sources.any(|source| sparse.contains(&source.file.id))
+            let mut donors = recipe.donors.iter().filter(|donor| donor.run == at);
+            sparse.contains(&recipe.runs[at].group) || donors.any(|donor| sparse.contains(&donor.file.id))
         };
         let (left, kept): (Vec<_>, Vec<_>) = (0..recipe.runs.len()).partition(|at| is_left(*at));
         if left.is_empty() {

@@ -35,7 +35,7 @@ fn shifted() -> Shifted {
     Shifted { _dir: dir, first: (job, first, image), second: (other, second, shifted) }
 }
 
-fn sources(job: &Job, revision: &Revision) -> Vec<FileName> {
+fn donors(job: &Job, revision: &Revision) -> Vec<FileName> {
     let map = job.open_map(revision).unwrap();
     let places = map.read_entries(0).unwrap().into_iter().flatten();
     places.flat_map(|place| place.files().collect::<Vec<_>>()).collect()
@@ -73,7 +73,7 @@ fn what_is_copied_stays_when_its_revision_goes() {
 }
 
 #[test]
-fn a_source_that_is_purged_while_copies_are_written_stays() {
+fn a_donor_that_is_purged_while_copies_are_written_stays() {
     let Shifted { first, second, .. } = &shifted();
     forget(&second.0, &second.1);
     purge(&second.0);
@@ -95,16 +95,16 @@ fn a_source_that_is_purged_while_copies_are_written_stays() {
 }
 
 #[test]
-fn a_damaged_source_is_blamed_and_the_next_backup_heals_what_copies_from_it() {
+fn a_damaged_donor_is_blamed_and_the_next_backup_heals_what_copies_from_it() {
     for is_missing in [false, true] {
         let Shifted { first, second, .. } = &shifted();
-        let source = ChunkId::of(&first.2[..CHUNK]).to_string();
+        let donor = ChunkId::of(&first.2[..CHUNK]).to_string();
         match is_missing {
-            true => disk::remove(&path(&first.0, &source)).unwrap(),
-            false => flip(&first.0, &source, 1_000_000),
+            true => disk::remove(&path(&first.0, &donor)).unwrap(),
+            false => flip(&first.0, &donor, 1_000_000),
         }
         let error = read(&second.0, &second.1).unwrap_err();
-        assert_eq!(error.damaged_files(), [ChunkId::parse(&source).unwrap()], "{error}");
+        assert_eq!(error.damaged_files(), [ChunkId::parse(&donor).unwrap()], "{error}");
         let (data, lost) = restored(&second.0, &second.1, true).unwrap();
         let bytes: u64 = lost.iter().map(|(_, length)| length).sum();
         assert!(!lost.is_empty() && (is_missing || bytes <= 2 * FRAME_SIZE), "{lost:?}");
@@ -137,7 +137,7 @@ fn the_same_update_on_another_machine_is_copied_from_a_run() {
     forget(&first.0, &third);
     purge(&first.0);
     assert!(verified(&second.0, &fourth));
-    let group = sources(&first.0, &first.1);
+    let group = donors(&first.0, &first.1);
     assert!(group.iter().all(|file| file.kind == crate::chunk::name::FileKind::Chunk));
     let (name, length) = groups(&first.0).into_iter().max_by_key(|(_, length)| *length).unwrap();
     flip(&first.0, &name, length as usize / 2);
@@ -153,14 +153,14 @@ fn the_same_update_on_another_machine_is_copied_from_a_run() {
 fn nothing_is_copied_from_what_is_in_doubt() {
     type Harm = fn(&Job, &str);
     let cases: [(&str, Harm); 3] = [
-        ("marked", |job, source| {
-            std::fs::write(job.repository().damage_mark(&ChunkId::parse(source).unwrap()), b"").unwrap();
+        ("marked", |job, donor| {
+            std::fs::write(job.repository().damage_mark(&ChunkId::parse(donor).unwrap()), b"").unwrap();
         }),
-        ("unproven", |job, source| {
+        ("unproven", |job, donor| {
             let session = crate::session::Session::begin_writer(job.repository().root()).unwrap();
-            session.record_new(&ChunkId::parse(source).unwrap()).unwrap();
+            session.record_new(&ChunkId::parse(donor).unwrap()).unwrap();
         }),
-        ("gone", |job, source| disk::remove(&path(job, source)).unwrap()),
+        ("gone", |job, donor| disk::remove(&path(job, donor)).unwrap()),
     ];
     for (what, harm) in cases {
         let (_dir, job) = new_job("web01");
@@ -171,7 +171,7 @@ fn nothing_is_copied_from_what_is_in_doubt() {
         let other = new_job_beside(&job, "web02");
         let shifted = shifted_image(&image);
         let second = write_revision(&other, &shifted, None);
-        assert_eq!(sources(&other, &second), [FileName::chunk(ChunkId::of(&shifted))], "{what}");
+        assert_eq!(donors(&other, &second), [FileName::chunk(ChunkId::of(&shifted))], "{what}");
     }
 }
 
@@ -185,16 +185,16 @@ fn a_lost_or_wrong_index_loses_nothing_and_a_verification_fills_it_again() {
     let shifted = shifted_image(&image);
     let other = new_job_beside(&job, "web02");
     let second = write_revision(&other, &shifted, None);
-    assert_eq!(sources(&other, &second), [FileName::chunk(ChunkId::of(&shifted))]);
+    assert_eq!(donors(&other, &second), [FileName::chunk(ChunkId::of(&shifted))]);
     forget(&other, &second);
     purge(&other);
     std::fs::remove_dir_all(&index).unwrap();
     assert!(verified(&job, &first));
-    let size = std::fs::metadata(index.join("sources")).unwrap().len();
+    let size = std::fs::metadata(index.join("donors")).unwrap().len();
     assert!(verified(&job, &first));
-    assert_eq!(std::fs::metadata(index.join("sources")).unwrap().len(), size, "once");
+    assert_eq!(std::fs::metadata(index.join("donors")).unwrap().len(), size, "once");
     let third = write_revision(&other, &shifted, None);
-    assert!(sources(&other, &third).contains(&FileName::chunk(ChunkId::of(&image))));
+    assert!(donors(&other, &third).contains(&FileName::chunk(ChunkId::of(&image))));
     // Other pages than it says, of other files.
     let mut table = std::fs::read(index.join("table")).unwrap();
     for entry in table[4096..].chunks_exact_mut(8).filter(|entry| **entry != [0; 8]) {
