@@ -151,7 +151,8 @@ impl Header {
         let header = Self { generation, buckets: word(28), entries: word(36) };
         let is_ours = &bytes[..8] == magic && bytes[8..12] == [1, 0, 0, 0];
         // A bucket beyond the file reads as an empty one, so this number needs no other bound.
-        Ok((is_ours && (BUCKETS_MIN..=BUCKETS_MAX).contains(&header.buckets)).then_some(header))
+        let is_possible = (BUCKETS_MIN..=BUCKETS_MAX).contains(&header.buckets);
+        Ok((is_ours && (magic == DONORS_MAGIC || is_possible)).then_some(header))
     }
 }
 

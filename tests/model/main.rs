@@ -1,11 +1,12 @@
 //! Random programs of everything that a user, a crash and a bad disk do, against plain copies kept in memory.
 //!
 //! A failure prints the seed. `BACKY_MODEL_SEED` runs one seed, `BACKY_MODEL_SEEDS` and `BACKY_MODEL_STEPS` set how
-//! many there are and how long each is.
+//! many there are and how long each is; `BACKY_MODEL_DAYS` how many days pass on machines with content in common.
 
 #![expect(clippy::disallowed_methods, reason = "tests handle files as anybody would")]
 
 mod model;
+mod year;
 
 use backy_testkit::each;
 

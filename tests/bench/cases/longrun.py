@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import statistics
+import struct
 import subprocess
 
 from bench.files import FRAME, MIB, remove
@@ -47,6 +48,21 @@ class Disk:
         for number in range(first, first + count):
             self.write(number % self.pages)
         self.file.flush()
+
+
+def earlier(case):
+    """The curve of this case that was measured with an earlier format, and what that was."""
+    with open(os.path.join(os.path.dirname(__file__), "../earlier.json")) as file:
+        found = json.load(file).get(case, {})
+    return found.get("points", []), found.get("label", "")
+
+
+def draw(bench, case, title, points):
+    """A curve over days, as a picture and as numbers."""
+    os.makedirs(bench.results, exist_ok=True)
+    with open(f"{bench.results}/{case}.json", "w") as file:
+        json.dump([[day, round(value, 2)] for day, value in points], file)
+    bench.texts.append(curve(title, points, f"{bench.results}/{case}.svg", *earlier(case)))
 
 
 def stored(store):
@@ -104,7 +120,7 @@ def year(bench):
     opened = opened_files(bench, job, target)
     bench.fact("year: files opened for each chunk by that restore", f"{opened / chunks:.2f}", "4")
     cold_reads(bench, store, image)
-    bench.texts.append(curve("Stored for each scattered write of 4 KiB, in KiB", curve_points, f"{bench.results}/year.svg"))
+    draw(bench, "year", "Stored for each scattered write of 4 KiB, in KiB", curve_points)
     remove(target)
     remove(image)
     shutil.rmtree(store)
@@ -175,7 +191,7 @@ def mixed(bench):
     total = stored(store)[0]
     bench.fact("mixed: store at the end, of the distinct pages kept, compressed", f"{total / bound:.2f} times", "1.3 times")
     bench.fact("mixed: the same in MiB, and revisions", f"{total / MIB:.0f} of {bound / MIB:.0f}, {len(kept)}")
-    bench.texts.append(curve("Size of the store with mixed load, in MiB", curve_points, f"{bench.results}/mixed.svg"))
+    draw(bench, "mixed", "Size of the store with mixed load, in MiB", curve_points)
     remove(image)
     shutil.rmtree(store)
 
@@ -231,6 +247,45 @@ def two_installs(bench):
         before = total
         bench.fact(f"two-installs: machine {name}", f"{sizes[-1] / MIB:.0f} MiB, {cost.cpu:.2f} s CPU, {cost.peak / 1e6:.0f} MB",
                    "80 MiB" if name == "b" else "")  # fmt: skip
-        remove(image)
-    shutil.rmtree(stage)
+        if name == "a":
+            remove(image)
+    index = sum(os.path.getsize(f"{store}/.pages/{file}") for file in ("table", "donors"))
+    chunks = stored(store)[1]
+    bench.fact("two-installs: page index, for each TiB in chunks", f"{index / chunks / CHUNK * (1 << 40) / 1e6:.0f} MB", "150 MB")
     shutil.rmtree(store)
+    nothing_in_common(bench, store, image)
+    remove(image)
+    shutil.rmtree(stage)
+
+
+def nothing_in_common(bench, store, image):
+    """A first backup of which the index knows nothing: with an empty index, and with one that is full of other content."""
+    costs = []
+    for tib in (0, 10):
+        job = f"{store}/alone"
+        run(bench.backy, "-b", job, "init", "file", f"filename={image}")
+        if tib:
+            fill_index(f"{store}/.pages", tib)
+        costs.append(bench.backup(job))
+        shutil.rmtree(store)
+    bench.fact("first backup with 10 TiB of other content in the index: peak", f"{costs[1].peak / 1e6:.0f} MB", "150 MB")
+    bench.fact("the same, CPU, of that with an empty index", f"{costs[1].cpu / costs[0].cpu:.2f} times", "1.1 times")
+
+
+def fill_index(folder, tib):
+    """Makes a page index as `docs/format.md` has it, with random entries for so many TiB of chunks."""
+    os.makedirs(folder, mode=0o700)
+    donors = tib * (1 << 40) // CHUNK
+    entries = donors * (CHUNK // PAGE) // 24
+    buckets = entries // 400
+    generation = os.urandom(16)
+    for name, magic in (("table", b"BACKYPGT"), ("donors", b"BACKYPGS")):
+        with open(f"{folder}/{name}", "wb") as file:
+            file.write(struct.pack("<8sHH16sQQ", magic, 1, 0, generation, buckets, buckets * 400))
+            if name == "table":
+                file.write(bytes(4096 - 44))
+                for _ in range(buckets):
+                    file.write(os.urandom(400 * 8) + bytes(112 * 8))
+            else:
+                for _ in range(donors):
+                    file.write(struct.pack("<I32sII", 1, os.urandom(32), 0, 0))
