@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use backy_fuse::Error as MountError;
 use backy_sched::Error as SchedError;
 use backy_sched::source::rbd::RbdError;
-use backy_store::ownership::Fault;
+use backy_store::fs::ownership::Fault;
 use backy_store::restore::TargetProblem;
 use backy_store::{Error as StoreError, JobName, Refusal};
 

@@ -343,7 +343,7 @@ mod tests {
         let now = Timestamp::from_micros(1_709_294_400_000_010).unwrap();
         let head = Head { now, zone: &zone, task: "a1b2c3", level: Level::INFO, job: "web01" };
         let values = values.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        format_line(&head, "backy_store::sweep", &Fields { message: message.to_owned(), values })
+        format_line(&head, "backy_store::maintain::sweep", &Fields { message: message.to_owned(), values })
     }
 
     #[test]

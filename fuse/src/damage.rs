@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use backy_store::damage::record_chunks;
+use backy_store::maintain::damage::record_chunks;
 use backy_store::{ChunkId, Error, Job, JobName, Repository, Revision, RevisionId, Silent, Trust};
 
 use crate::disk::Disk;

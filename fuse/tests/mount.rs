@@ -13,7 +13,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
 use backy_fuse::{Error, Mounted, Options};
-use backy_store::sweep::{SweepOptions, sweep};
+use backy_store::maintain::sweep::{SweepOptions, sweep};
 use backy_store::{CHUNK_SIZE, ChunkId, FRAME_SIZE, JobName, RevisionId, Silent, Tag, Trust};
 use place::{Place, at, can_mount, is_mounted, names, noise, soon, spoil_frame};
 

@@ -18,11 +18,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use backy_store::lock::BackupGuard;
+use backy_store::fs::lock::BackupGuard;
+use backy_store::maintain::{damage, verify};
 use backy_store::revision::{order, suspicion};
 use backy_store::{
     CHUNK_SIZE, Finding, Job, Listing, Monitor, NewRevision, Reuse, Revision, RevisionId, RevisionWriter,
-    Stats, Tag, Timestamp, Trust, WriteStats, damage, verify,
+    Stats, Tag, Timestamp, Trust, WriteStats,
 };
 
 use crate::accept;

@@ -16,7 +16,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use backy_store::DEFAULT_LEVEL;
-use backy_store::ownership::{self, Secrecy};
+use backy_store::fs::ownership::{self, Secrecy};
 use serde_yaml::{Mapping, Value};
 
 use self::problem::unsafe_problem;

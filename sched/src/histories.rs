@@ -9,8 +9,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::UNIX_EPOCH;
 
+use backy_store::maintain::damage;
 use backy_store::{
-    Error as StoreError, Generation, Job, JobName, KnownRevisions, Memo, Repository, Timestamp, damage,
+    Error as StoreError, Generation, Job, JobName, KnownRevisions, Memo, Repository, Timestamp,
 };
 
 use crate::error::in_full;

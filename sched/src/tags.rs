@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use backy_store::lock::ManifestGuard;
+use backy_store::fs::lock::ManifestGuard;
 use backy_store::{Job, Revision, Tag, Timestamp};
 
 use crate::error::Result;

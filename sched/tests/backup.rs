@@ -98,7 +98,7 @@ impl Case {
     }
 
     fn quarantined(&self) -> usize {
-        backy_store::damage::quarantine_reports(&self.job).unwrap()
+        backy_store::maintain::damage::quarantine_reports(&self.job).unwrap()
     }
 }
 

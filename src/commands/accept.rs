@@ -3,7 +3,7 @@
 
 use anyhow::Context as _;
 use backy_sched::accept;
-use backy_store::revision::select;
+use backy_store::select;
 use backy_store::{Revision, RevisionId, Timestamp};
 use clap::Args;
 

@@ -7,7 +7,7 @@ use backy_sched::ServiceConfig;
 use backy_sched::backup::{BackupReport, BackupRequest};
 use backy_sched::prepare::prepare;
 use backy_sched::source::shape::Suspicion;
-use backy_store::revision::select;
+use backy_store::select;
 use backy_store::{Error as StoreError, Job, JobName, Repository, Tag, Timestamp};
 use clap::Args;
 

@@ -1,7 +1,7 @@
 //! `backy distrust`: marks revisions as possibly damaged, so that they are no base for new ones and are
 //! verified.
 
-use backy_store::revision::select;
+use backy_store::select;
 use backy_store::{Revision, Timestamp, Trust, Zone};
 use clap::Args;
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use backy_sched::service::config::PATH_DEFAULT;
 use backy_sched::source::rbd;
-use backy_store::ownership::{self, Secrecy};
+use backy_store::fs::ownership::{self, Secrecy};
 use backy_store::{Error as StoreError, Repository};
 use clap::Args;
 use serde_json::json;

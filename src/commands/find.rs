@@ -6,7 +6,7 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
-use backy_store::revision::select;
+use backy_store::select;
 use backy_store::{BackendType, Job, Revision};
 use clap::Args;
 use serde_json::json;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::Context as _;
-use backy_store::revision::select;
+use backy_store::select;
 use backy_store::{Job, Timestamp};
 use clap::Args;
 

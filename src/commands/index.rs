@@ -27,7 +27,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     match arguments.action {
         Action::Rebuild => {
             let repository = context.location()?.repository;
-            let (jobs, revisions, damaged) = backy_store::index::rebuild(&repository)
+            let (jobs, revisions, damaged) = backy_store::repository::index::rebuild(&repository)
                 .with_context(|| format!("cannot rebuild the index of {}", repository.root().display()))?;
             terminal::print_line(format_args!(
                 "{} of {} in the index",

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::Context as _;
-use backy_store::sweep::{SweepOptions, SweepReport, sweep};
+use backy_store::maintain::sweep::{SweepOptions, SweepReport, sweep};
 use backy_store::{JobName, Location, Repository, Timestamp};
 use clap::Args;
 use serde_json::json;

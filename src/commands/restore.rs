@@ -12,7 +12,8 @@ use backy_sched::source::SourceConfig;
 use backy_sched::source::rbd::leftovers::{self, Fate, Leftover};
 use backy_sched::source::rbd::{self, RbdTarget};
 use backy_store::restore::{RestoreOptions, RestoreReport, Target};
-use backy_store::revision::{order, select};
+use backy_store::revision::order;
+use backy_store::select;
 use backy_store::{Job, Monitor as _, Revision, Timestamp, Trust};
 use clap::Args;
 

@@ -6,7 +6,9 @@ mod space;
 
 use std::fmt::Write as _;
 
-use backy_store::revision::{manifest, order, select};
+use backy_store::format::manifest;
+use backy_store::revision::order;
+use backy_store::select;
 use backy_store::{
     Error as StoreError, Job, JobName, Repository, Revision, RevisionId, Timestamp, Trust, Unfinished, Zone,
 };

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use backy_store::revision::select;
+use backy_store::select;
 use backy_store::{Revision, Tag, Timestamp};
 use clap::{Args, ValueEnum};
 

@@ -1,7 +1,7 @@
 //! `backy verify [-r SPEC]`: reads revisions back. Damage distrusts, it deletes nothing.
 
 use anyhow::Context as _;
-use backy_store::revision::select;
+use backy_store::select;
 use clap::Args;
 
 use super::{Context, listing, note_nothing_selected, thread_count, threads_parser};
@@ -49,9 +49,14 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> Result {
     }
     let progress = Progress::start();
     let threads = thread_count(arguments.threads);
-    let report =
-        backy_store::verify::verify(&job, &selected, threads, backy_store::Timestamp::now(), &progress)
-            .with_context(|| format!("cannot verify job {}", job.name()))?;
+    let report = backy_store::maintain::verify::verify(
+        &job,
+        &selected,
+        threads,
+        backy_store::Timestamp::now(),
+        &progress,
+    )
+    .with_context(|| format!("cannot verify job {}", job.name()))?;
     let findings = progress.findings();
     drop(progress);
     let mut all_good = !hidden;

@@ -3,9 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::chunk::ChunkId;
+use crate::format::ChunkId;
+use crate::fs::ownership::Fault;
 use crate::name::JobName;
-use crate::ownership::Fault;
 use crate::restore::TargetProblem;
 use crate::revision::RevisionId;
 

@@ -6,17 +6,18 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use crate::backend::StoredChunk;
-use crate::chunk::container::{HEADER_LEN_MAX, header_len, parse_header};
-use crate::chunk::frame::{Decoder, Kind};
-use crate::chunk::group::{check, read_lists};
-use crate::chunk::id::{self, ChunkId, combine};
-use crate::chunk::name::FileName;
-use crate::chunk::recipe::Recipe;
-use crate::chunk::run;
-use crate::chunk::{CHUNK_LEN, FRAME_LEN};
+use crate::format::container::{HEADER_LEN_MAX, header_len, parse_header};
+use crate::format::frame::{Decoder, Kind};
+use crate::format::group::{check, read_lists};
+use crate::format::id::{self, ChunkId, combine};
+use crate::format::manifest;
+use crate::format::map::ChunkMap;
+use crate::format::name::FileName;
+use crate::format::recipe::Recipe;
+use crate::format::run;
+use crate::format::{CHUNK_LEN, FRAME_LEN};
 use crate::legacy;
-use crate::revision::map::ChunkMap;
-use crate::revision::{Revision, RevisionId, manifest};
+use crate::revision::{Revision, RevisionId};
 use crate::timestamp::Timestamp;
 
 /// Parses a chunk file: `data` with the id that its own frame table gives, and without its first 32 bytes,
@@ -126,7 +127,7 @@ pub fn map(data: &[u8]) {
     let mut sealed = data.to_vec();
     let Some(entries) = sealed.get(24..32) else { return };
     let entries = entries.iter().rev().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
-    let pages = entries.div_ceil(crate::revision::map::PAGE_ENTRIES) as usize;
+    let pages = entries.div_ceil(crate::format::map::PAGE_ENTRIES) as usize;
     let Some(table_end) = pages.checked_mul(32).map(|length| HEADER.saturating_add(length)) else { return };
     if table_end > sealed.len() {
         return;
@@ -189,7 +190,7 @@ pub fn original(data: &[u8]) {
         }
     }
     let Ok(map) = legacy::map::OldMap::read(data) else { return };
-    let count = crate::chunk::layout::chunk_count(map.size_bytes());
+    let count = crate::format::layout::chunk_count(map.size_bytes());
     let used = map.used_names().count();
     let (mut at, mut found) = (0, 0);
     while let Some(number) = map.next(at, count, true) {

@@ -10,20 +10,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, BackendKind, local};
 use crate::bounds;
-use crate::chunk::files::{Files, OpenGroups};
-use crate::disk;
 use crate::error::{Context, Error, Result};
-use crate::job::Job;
+use crate::fs::disk;
+use crate::fs::lock;
+use crate::fs::ownership::{self, Secrecy};
 use crate::legacy::job::is_original_job;
-use crate::lock;
+use crate::maintain::sweep::scan;
 use crate::name::{JobName, RESERVED};
-use crate::ownership::{self, Secrecy};
-use crate::register::{Record, Register, State};
-use crate::sweep::scan;
+use crate::read::files::{Files, OpenGroups};
+use crate::repository::job::Job;
+use crate::repository::register::{Record, Register, State};
 use crate::timestamp::Timestamp;
 
 pub(crate) mod claim;
+pub mod index;
+pub mod job;
+pub mod notes;
+pub(crate) mod register;
+pub(crate) mod session;
 mod site;
+pub(crate) mod snapshots;
 
 const MARKER: &str = "backy.store";
 const FORMAT: u64 = 1;
@@ -586,7 +592,7 @@ impl Repository {
         let tree = scan::scan(self.root())?;
         let mut away = 0;
         for record in &records {
-            away += usize::from(crate::sweep::seen_in(&register, &tree, record)?.is_none());
+            away += usize::from(crate::maintain::sweep::seen_in(&register, &tree, record)?.is_none());
         }
         Ok(away)
     }

@@ -9,6 +9,7 @@ mod device;
 mod devices;
 mod file;
 mod problem;
+pub(crate) mod restoring;
 mod stream;
 mod target;
 mod temporary;
@@ -22,17 +23,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::chunk::layout::{chunk_len, frame_len};
-use crate::chunk::name::Place;
-use crate::chunk::store::Scratch;
-use crate::chunk::{CHUNK_SIZE, ChunkId, FRAME_SIZE};
-use crate::damage;
 use crate::error::{Error, Result};
-use crate::job::Job;
+use crate::format::layout::{chunk_len, frame_len};
+use crate::format::map::{Entry, PAGE_ENTRIES};
+use crate::format::name::Place;
+use crate::format::{CHUNK_SIZE, ChunkId, FRAME_SIZE};
+use crate::maintain::damage;
 use crate::monitor::{Finding, Monitor};
+use crate::read::chunk::Scratch;
+use crate::read::image::{Image, Page};
+use crate::repository::job::Job;
 use crate::revision::Revision;
-use crate::revision::image::{Image, Page};
-use crate::revision::map::{Entry, PAGE_ENTRIES};
 use target::{TargetFile, Wanted};
 
 /// Where to.
@@ -468,7 +469,7 @@ mod tests {
         assert!(
             read[..start] == data[..start]
                 && read[end..] == data[end..]
-                && crate::chunk::is_zero(&read[start..end])
+                && crate::format::is_zero(&read[start..end])
         );
     }
 }

@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::policy::Schedule;
 use crate::service::rights::ApiToken;
 use crate::source::Secret;
-use backy_store::ownership::{self, Secrecy};
+use backy_store::fs::ownership::{self, Secrecy};
 
 /// Where the main configuration is, unless told otherwise.
 pub const PATH_DEFAULT: &str = "/etc/backy.conf";

@@ -7,7 +7,7 @@ use backy_sched::ServiceConfig;
 use backy_sched::service::client::Client;
 use backy_sched::service::config::PeerConfig;
 use backy_store::Error as StoreError;
-use backy_store::ownership::{self, Secrecy};
+use backy_store::fs::ownership::{self, Secrecy};
 use clap::Args;
 
 use crate::commands::Context as Command;

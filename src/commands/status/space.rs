@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use backy_store::revision::select;
-use backy_store::space::{GroupSpace, StoreSpace, group_space, store_space};
+use backy_store::maintain::space::{GroupSpace, StoreSpace, group_space, store_space};
+use backy_store::select;
 use backy_store::{Job, Location, Repository, Revision, Zone};
 use serde_json::{Value, json};
 

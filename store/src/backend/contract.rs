@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use super::memory::MemoryStore;
 use super::{Backend, BackendKind, local};
-use crate::chunk::ChunkId;
-use crate::chunk::name::FileName;
-use crate::disk;
+use crate::format::ChunkId;
+use crate::format::name::FileName;
+use crate::fs::disk;
 
 /// New storage without files, and what a test needs beside the trait.
 trait Fixture {

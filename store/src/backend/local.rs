@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::{Backend, NewFile, ShardLock, StoredChunk};
-use crate::chunk::name::FileName;
-use crate::disk;
 use crate::error::{Context, Error, Result};
-use crate::lock;
+use crate::format::name::FileName;
+use crate::fs::disk;
+use crate::fs::lock;
 
 /// The chunk directory of a local store.
 pub(super) struct LocalBackend {
@@ -328,7 +328,7 @@ impl Backend for LocalBackend {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::ChunkId;
+    use crate::format::ChunkId;
 
     #[test]
     fn names_that_are_no_chunk_files_of_the_shard_are_not_listed() {

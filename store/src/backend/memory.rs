@@ -9,8 +9,8 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::{Backend, NewFile, ShardLock, StoredChunk};
-use crate::chunk::name::FileName;
 use crate::error::{Error, Result};
+use crate::format::name::FileName;
 
 /// The objects of a store. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -331,7 +331,7 @@ impl NewFile for MemoryFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::ChunkId;
+    use crate::format::ChunkId;
 
     #[test]
     fn a_power_loss_takes_what_no_barrier_covers() {

@@ -40,8 +40,8 @@ use std::fmt::Debug;
 use std::io;
 use std::path::Path;
 
-use crate::chunk::name::FileName;
 use crate::error::Result;
+use crate::format::name::FileName;
 
 /// A chunk file opened for reading. It can be read until it is dropped, even if it is deleted or replaced meanwhile.
 /// Several threads may read it at the same time.

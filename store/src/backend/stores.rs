@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use super::BackendKind;
 use super::memory::MemoryStore;
-use crate::chunk::name::{FileKind, FileName};
-use crate::chunk::{CHUNK_LEN as CHUNK, FRAME_LEN};
-use crate::sweep::{SweepOptions, SweepReport, sweep};
+use crate::format::name::{FileKind, FileName};
+use crate::format::{CHUNK_LEN as CHUNK, FRAME_LEN};
+use crate::maintain::sweep::{SweepOptions, SweepReport, sweep};
+use crate::maintain::verify::verify;
 use crate::testing::{image, new_job_with, noise, now, write_revision};
-use crate::verify::verify;
 use crate::{FrameCache, Job, Result, Revision, Silent, Trust};
 
 fn names(job: &Job, kind: FileKind) -> Vec<FileName> {

@@ -8,9 +8,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::{lzo, murmur};
-use crate::chunk::{CHUNK_LEN, ChunkId};
-use crate::disk;
 use crate::error::{Context, Error, Result};
+use crate::format::{CHUNK_LEN, ChunkId};
+use crate::fs::disk;
 
 /// Length of the header: a mark and the length of the data, big-endian.
 const HEADER_LEN: usize = 5;

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
-use crate::chunk::layout::{IMAGE_SIZE_MAX, chunk_len};
-use crate::chunk::{CHUNK_SIZE, ChunkId};
-use crate::disk;
 use crate::error::{Context, Error, Result};
+use crate::format::layout::{IMAGE_SIZE_MAX, chunk_len};
+use crate::format::{CHUNK_SIZE, ChunkId};
+use crate::fs::disk;
 
 /// A raw image that is open.
 #[derive(Debug)]
@@ -107,7 +107,7 @@ impl RawImage {
 }
 
 fn blake3_of(path: &Path) -> u64 {
-    let seal = crate::chunk::id::seal(&[path.as_os_str().as_encoded_bytes()]);
+    let seal = crate::format::id::seal(&[path.as_os_str().as_encoded_bytes()]);
     seal[..8].iter().fold(0, |sum, &byte| sum << 8 | u64::from(byte))
 }
 

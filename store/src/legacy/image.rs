@@ -8,11 +8,11 @@ use super::chunk::OldChunks;
 use super::cowfile::RawImage;
 use super::lock::{self, OldReadGuard};
 use super::map::OldMap;
-use crate::chunk::layout::{chunk_count, chunk_len, frame_count, frame_len};
-use crate::chunk::store::{PlainChunk, Scratch};
-use crate::chunk::{CHUNK_LEN, CHUNK_SIZE, ChunkId, FRAME_SIZE};
 use crate::error::{Error, Result};
-use crate::job::Job;
+use crate::format::layout::{chunk_count, chunk_len, frame_count, frame_len};
+use crate::format::{CHUNK_LEN, CHUNK_SIZE, ChunkId, FRAME_SIZE};
+use crate::read::chunk::{PlainChunk, Scratch};
+use crate::repository::job::Job;
 use crate::revision::{BackendType, Revision};
 
 /// An image that is open. As long as it is, the original deletes none of its chunks.

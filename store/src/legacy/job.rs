@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use super::cowfile;
 use super::image::OldImage;
 use super::map::OldMap;
-use crate::chunk::layout::chunk_len;
-use crate::chunk::{CHUNK_LEN, CHUNK_SIZE, ChunkId};
 use crate::error::Result;
-use crate::job::Job;
+use crate::format::layout::chunk_len;
+use crate::format::{CHUNK_LEN, CHUNK_SIZE, ChunkId};
 use crate::monitor::{Finding, Monitor};
 use crate::name::JobName;
+use crate::repository::job::Job;
 use crate::revision::{BackendType, Revision, RevisionId, Trust};
 
 impl Revision {
@@ -29,7 +29,7 @@ impl Job {
 
     /// A number that tells the original's chunks of this job from all others in a cache.
     pub(crate) fn old_key(&self) -> u64 {
-        let seal = crate::chunk::id::seal(&[b"original", self.dir().as_os_str().as_encoded_bytes()]);
+        let seal = crate::format::id::seal(&[b"original", self.dir().as_os_str().as_encoded_bytes()]);
         seal[..8].iter().fold(0, |sum, &byte| sum << 8 | u64::from(byte))
     }
 

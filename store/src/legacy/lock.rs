@@ -6,8 +6,8 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::Path;
 
-use crate::disk;
 use crate::error::{Error, Result};
+use crate::fs::disk;
 use crate::name::JobName;
 
 /// Keeps the original from deleting chunks of a job. `None` inside where there is no lock file: who only reads
@@ -45,5 +45,9 @@ pub(crate) fn for_reading(job_dir: &Path, job: &JobName) -> Result<OldReadGuard>
 pub(crate) fn for_purge(job_dir: &Path, job: &JobName) -> Result<OldPurgeGuard> {
     let path = job_dir.join(".purge");
     let file = disk::open_lock_file(&path)?;
-    if crate::lock::try_lock(&file, &path)? { Ok(OldPurgeGuard { _file: file }) } else { Err(locked(job)) }
+    if crate::fs::lock::try_lock(&file, &path)? {
+        Ok(OldPurgeGuard { _file: file })
+    } else {
+        Err(locked(job))
+    }
 }

@@ -11,10 +11,10 @@ use std::path::Path;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::chunk::ZEROS;
-use crate::chunk::layout::{IMAGE_SIZE_MAX, chunk_count};
-use crate::chunk::{CHUNK_SIZE, ChunkId};
-use crate::disk;
 use crate::error::{Error, Result};
+use crate::format::layout::{IMAGE_SIZE_MAX, chunk_count};
+use crate::format::{CHUNK_SIZE, ChunkId};
+use crate::fs::disk;
 
 /// A map is never larger: it would be of more than 40 TiB.
 const LEN_MAX: u64 = 512 << 20;

@@ -15,12 +15,13 @@ use std::sync::{Mutex, PoisonError};
 use super::chunk::OldChunks;
 use super::lock::{self, OldPurgeGuard};
 use super::map::OldMap;
-use crate::chunk::ChunkId;
-use crate::disk;
 use crate::error::{Context, Error, Refusal, Result};
-use crate::job::{Job, job_files};
+use crate::format::ChunkId;
+use crate::format::manifest;
+use crate::fs::disk;
 use crate::monitor::Monitor;
-use crate::revision::{BackendType, RevisionId, manifest};
+use crate::repository::job::{Job, job_files};
+use crate::revision::{BackendType, RevisionId};
 
 /// What was freed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -22,16 +22,16 @@ use super::image::OldImage;
 use super::lock;
 use super::map::OldMap;
 use super::purge::{self, Freed};
-use crate::chunk::ChunkId;
-use crate::damage::{self, Difference};
-use crate::disk;
 use crate::error::{Error, Result};
-use crate::job::{Job, job_files};
-use crate::lock::BackupGuard;
+use crate::format::ChunkId;
+use crate::fs::disk;
+use crate::fs::lock::BackupGuard;
+use crate::maintain::damage::{self, Difference};
 use crate::monitor::{Finding, Monitor};
-use crate::revision::writer::{NewRevision, Reuse};
+use crate::repository::job::{Job, job_files};
 use crate::revision::{BackendType, Revision, RevisionId};
 use crate::timestamp::Timestamp;
+use crate::write::{NewRevision, Reuse};
 
 /// How to upgrade.
 #[derive(Clone, Copy, Debug)]
@@ -109,7 +109,7 @@ impl References {
         let mut this = Self { counts: HashMap::new(), is_unsure: false };
         for (file, path) in job_files(job.dir())? {
             let Some(id) = file.of_manifest() else { continue };
-            match crate::revision::manifest::read(&path, id) {
+            match crate::format::manifest::read(&path, id) {
                 Ok(revision) if !revision.is_old() || revision.backend_type == BackendType::Cowfile => {
                     continue;
                 }

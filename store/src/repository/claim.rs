@@ -19,9 +19,9 @@ use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use super::MARKER;
-use crate::disk;
 use crate::error::{Context, Error, Result};
-use crate::lock;
+use crate::fs::disk;
+use crate::fs::lock;
 use crate::name::RESERVED;
 
 const PREFIX: &str = ".store-";

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use super::MARKER;
 use crate::backend::local;
-use crate::disk;
 use crate::error::{Error, Result};
-use crate::job::JobFile;
-use crate::lock;
+use crate::fs::disk;
+use crate::fs::lock;
+use crate::repository::job::JobFile;
 
 /// How deep revisions of another store are looked for, and in how many directories.
 const DEPTH_MAX: usize = 8;
@@ -51,7 +51,7 @@ pub(super) fn was_used(root: &Path) -> Result<bool> {
     }
     for shard in disk::list(&chunks)? {
         let is_shard = shard.file_name().len() == 2 && shard.path().is_dir();
-        if is_shard && holds(&shard.path(), &|name| crate::chunk::name::FileName::parse(name).is_some())? {
+        if is_shard && holds(&shard.path(), &|name| crate::format::name::FileName::parse(name).is_some())? {
             return Ok(true);
         }
     }

@@ -18,9 +18,9 @@ use super::devices::Node;
 use super::problem::TargetProblem;
 use super::target::{Wanted, refuse};
 use super::users;
-use crate::chunk::{FRAME_LEN, is_zero};
-use crate::disk;
 use crate::error::{Context, Result};
+use crate::format::{FRAME_LEN, is_zero};
+use crate::fs::disk;
 
 /// Bytes at the beginning and end of a device that are looked at to tell whether it holds data.
 const LOOKED_AT: u64 = 1 << 20;

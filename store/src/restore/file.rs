@@ -20,8 +20,8 @@ use super::problem::TargetProblem;
 use super::target::{Wanted, refuse};
 use super::temporary::{self, Temporary};
 use super::users;
-use crate::disk;
 use crate::error::{Context, Error, Result};
+use crate::fs::disk;
 
 pub(super) struct NewFile {
     /// As it was given, for messages.

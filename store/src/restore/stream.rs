@@ -7,11 +7,11 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::target::runs;
 use super::{Piece, Run};
-use crate::chunk::CHUNK_SIZE;
-use crate::chunk::layout::chunk_len;
-use crate::chunk::store::Scratch;
 use crate::error::{Error, Result};
-use crate::revision::map::{Entry, PAGE_ENTRIES};
+use crate::format::CHUNK_SIZE;
+use crate::format::layout::chunk_len;
+use crate::format::map::{Entry, PAGE_ENTRIES};
+use crate::read::chunk::Scratch;
 
 /// Chunks that may wait to be written, for each thread.
 const WAITING_PER_THREAD: u64 = 2;

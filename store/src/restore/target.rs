@@ -11,8 +11,8 @@ use super::devices::{Node, Picture};
 use super::file::NewFile;
 use super::problem::TargetProblem;
 use super::users;
-use crate::chunk::{FRAME_LEN, is_zero};
 use crate::error::{Context, Error, Result};
+use crate::format::{FRAME_LEN, is_zero};
 use crate::monitor::Monitor;
 
 /// What is going to be written, and what may be done for it.

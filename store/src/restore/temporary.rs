@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
-use crate::disk;
 use crate::error::{Error, Result};
-use crate::lock;
+use crate::fs::disk;
+use crate::fs::lock;
 
 const PREFIX: &str = ".backy-restore-";
 /// Hex digits of the hash of this machine.

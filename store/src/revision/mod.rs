@@ -1,15 +1,8 @@
 //! A revision: the content of one disk at one time. Its content never changes; only tags and trust may.
 //! It exists once its manifest does.
 
-mod avoided;
-pub(crate) mod image;
-pub mod manifest;
-pub mod map;
 pub mod order;
-pub mod reader;
-pub mod select;
 pub mod suspicion;
-pub mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -56,7 +49,7 @@ impl RevisionId {
 
     /// Makes a new random id.
     pub fn random() -> Result<Self> {
-        Ok(Self::from_bits(u128::from_le_bytes(crate::disk::random_bytes()?)))
+        Ok(Self::from_bits(u128::from_le_bytes(crate::fs::disk::random_bytes()?)))
     }
 
     /// Whether it has the form of those that [`RevisionId::random`] makes.

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::{Revision, RevisionId};
 use crate::error::Result;
-use crate::job::Job;
-use crate::lock::ManifestGuard;
+use crate::fs::lock::ManifestGuard;
+use crate::repository::job::Job;
 use crate::timestamp::Timestamp;
 
 /// The key of reasons that nobody has accepted.

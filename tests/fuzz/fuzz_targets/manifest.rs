@@ -3,7 +3,7 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    let _ = backy_store::revision::manifest::parse(data);
+    let _ = backy_store::format::manifest::parse(data);
     if let Ok(revision) = backy_store::fuzzing::sealed_manifest(data) {
         backy_store::fuzzing::write_and_read(&revision);
     }

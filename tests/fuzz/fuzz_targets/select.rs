@@ -4,7 +4,7 @@
 
 use std::sync::LazyLock;
 
-use backy_store::revision::select;
+use backy_store::select;
 use backy_store::{Revision, Zone};
 
 static REVISIONS: LazyLock<Vec<Revision>> = LazyLock::new(backy_store::fuzzing::revisions);

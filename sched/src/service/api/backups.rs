@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-use backy_store::revision::select;
+use backy_store::select;
 use backy_store::{BackendType, Error as StoreError, Job, JobName, Revision, Tag, Timestamp, Zone};
 use hyper::StatusCode;
 use serde::de::{MapAccess, Visitor};
@@ -189,7 +189,7 @@ fn is_proof(job: &Job, listed: &Revision) -> bool {
         && has_map()
 }
 
-fn lock(job: &Job) -> Result<backy_store::lock::ManifestGuard> {
+fn lock(job: &Job) -> Result<backy_store::fs::lock::ManifestGuard> {
     for _ in 1..LOCK_TRIES {
         match job.try_lock_manifests() {
             Err(StoreError::Locked { .. }) => std::thread::sleep(LOCK_PAUSE),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backy_store::JobName;
-use backy_store::revision::select;
+use backy_store::select;
 use serde_yaml::Value;
 
 use super::{ApiConfig, BASE_DIR_DEFAULT, STALL_LIMIT_DEFAULT, ServiceConfig, ServiceJob};

@@ -106,7 +106,7 @@ impl Program {
         let name = self.path.to_string_lossy().into_owned();
         let mut command = Command::new(&self.path);
         command.args(&self.arguments).args(words);
-        // The lock of a restore's note goes with its descriptor (`store/src/restoring.rs`).
+        // The lock of a restore's note goes with its descriptor (`store/src/restore/restoring.rs`).
         backy_process::prepare(&mut command, backy_process::Descriptors::PassOn);
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let unusable = |source| RbdError::ProgramUnusable { program: name.clone(), source };

@@ -1,7 +1,7 @@
 //! What restores that were killed have left in Ceph: images `IMAGE.unfinished-<id>`.
 //!
 //! Removed is only what this store has a note of, and whose note can be locked: the restore that made it and every
-//! program that it started are gone then (`store/src/restoring.rs`), so nothing can fill, finish or rename the image any
+//! program that it started are gone then (`store/src/restore/restoring.rs`), so nothing can fill, finish or rename the image any
 //! more. No watcher and no lock of Ceph can tell that: between its creation and its opening, and between its end and its
 //! new name, nobody has the image open. An image without a note is of a restore from another store, perhaps on another
 //! host, and stays; what is open in spite of all that is kept by `rbd rm` itself.

@@ -2,7 +2,7 @@
 //!
 //! Each backup makes one snapshot, `backy-<revision>`. It stays as long as its revision is the newest that can be
 //! relied on, because the next backup asks Ceph for what changed since then. Whoever runs a backup notes a
-//! snapshot's name before it is made (`store/src/snapshots.rs`), so that only names of this job are ever removed,
+//! snapshot's name before it is made (`store/src/repository/snapshots.rs`), so that only names of this job are ever removed,
 //! and all of them are, however a run ended.
 //!
 //! Snapshots are handled with the `rbd` program (`tool`). Data come through librbd where it can be loaded

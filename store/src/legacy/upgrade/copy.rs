@@ -11,13 +11,13 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Upgrade;
-use crate::chunk::layout::{chunk_count, chunk_len};
-use crate::chunk::store::Scratch;
-use crate::chunk::{CHUNK_SIZE, ChunkId};
 use crate::error::{Error, Result};
+use crate::format::layout::{chunk_count, chunk_len};
+use crate::format::map::PAGE_ENTRIES;
+use crate::format::{CHUNK_SIZE, ChunkId};
 use crate::legacy::image::OldImage;
-use crate::revision::map::PAGE_ENTRIES;
-use crate::revision::writer::{ChunkWriter, RevisionWriter};
+use crate::read::chunk::Scratch;
+use crate::write::{ChunkWriter, RevisionWriter};
 
 /// An old chunk, cut to a length, and what it became: one of ours, or a hole.
 pub(super) type Memo = HashMap<(ChunkId, u32), Option<ChunkId>>;

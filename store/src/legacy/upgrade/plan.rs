@@ -2,12 +2,12 @@
 
 use std::collections::HashSet;
 
-use crate::chunk::CHUNK_SIZE;
-use crate::chunk::layout::chunk_count;
 use crate::error::{Context, Result};
-use crate::job::Job;
+use crate::format::CHUNK_SIZE;
+use crate::format::layout::chunk_count;
 use crate::legacy::chunk::OldChunks;
 use crate::legacy::image::OldImage;
+use crate::repository::job::Job;
 use crate::revision::{Revision, RevisionId};
 
 /// What our files can take more than the data in them, for each chunk: the header, and a page of the file system.

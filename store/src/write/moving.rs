@@ -1,0 +1,128 @@
+//! Moves runs out of groups of which little is needed.
+//!
+//! A group stays as a whole as long as one of its runs is needed. Where hot pages change every day and cold ones do not, a
+//! cold run would keep a group full of hot runs that nobody needs any more. So a backup takes over the runs that it needs
+//! of a group when they are less than a quarter of it: into a group of their own, where old runs lie beside old runs. Older
+//! revisions go on to need the old group until they are forgotten. What is written for that, recipes included, is less than
+//! a third of what becomes free.
+
+use std::collections::{HashMap, HashSet};
+
+use super::RevisionWriter;
+use super::chunks::ChunkWriter;
+use super::copies::Plan;
+use super::encode::Change;
+use crate::error::Result;
+use crate::format::CHUNK_LEN;
+use crate::format::id::ChunkId;
+use crate::format::name::{FileName, Place};
+use crate::format::recipe::Recipe;
+use crate::read::chunk;
+
+/// Runs are taken over when the bytes that are needed of a group are less than this part of it.
+const PART: u64 = 4;
+
+/// No group is left for less waste than this.
+const WASTE_MIN: u64 = 64 << 10;
+
+/// One backup writes no more than this; the next ones go on.
+const MOVED_MAX: u64 = 256 << 20;
+
+impl RevisionWriter {
+    /// Moves the runs that this revision needs out of groups of which it needs little. What is damaged stays as it is.
+    pub(super) fn move_runs(&self) -> Result<()> {
+        if !self.map.has_recipes() {
+            return Ok(());
+        }
+        let sparse = self.sparse_groups()?;
+        if sparse.is_empty() {
+            return Ok(());
+        }
+        let mut putter = self.chunk_writer()?;
+        let (zeros, mut moved) = (vec![0; CHUNK_LEN], 0);
+        for number in 0..self.chunk_count() {
+            let Some(place) = self.map.get(number)? else { continue };
+            if !place.group_bytes().any(|(group, _)| sparse.contains(&group)) {
+                continue;
+            }
+            match putter.move_place(number, &place, &sparse, &zeros) {
+                Ok(bytes) => moved += bytes,
+                Err(error) if error.is_damage() => {
+                    tracing::debug!(error = crate::error::in_full(&error), "runs-not-moved");
+                }
+                Err(error) => return Err(error),
+            }
+            if moved >= MOVED_MAX {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the groups of which this revision needs little.
+    fn sparse_groups(&self) -> Result<HashSet<ChunkId>> {
+        // What moving would write: the runs, and a recipe for each of their chunks.
+        let mut needed: HashMap<ChunkId, u64> = HashMap::new();
+        for number in 0..self.chunk_count() {
+            let Some(place) = self.map.get(number)? else { continue };
+            let recipe_len = place.recipe.as_ref().map_or(0, |recipe| recipe.len);
+            for (group, bytes) in place.group_bytes() {
+                *needed.entry(group).or_default() += u64::from(bytes) + u64::from(recipe_len);
+            }
+        }
+        let mut sparse = HashSet::new();
+        for (group, bytes) in needed.into_iter().filter(|(group, _)| !self.groups.has_made(group)) {
+            let length = self.backend.len(&FileName::group(group))?.unwrap_or(0);
+            if bytes * PART < length && length - bytes >= WASTE_MIN {
+                sparse.insert(group);
+            }
+        }
+        Ok(sparse)
+    }
+}
+
+impl ChunkWriter<'_> {
+    /// Makes the recipe at a place do without these groups. Returns how many bytes were written.
+    fn move_place(
+        &mut self,
+        number: u64,
+        place: &Place,
+        sparse: &HashSet<ChunkId>,
+        zeros: &[u8],
+    ) -> Result<u64> {
+        let writer = self.writer;
+        let chunk = chunk::open(&writer.backend, place)?;
+        let Some(made) = chunk.made() else {
+            // It was written again in full meanwhile, and needs no recipe.
+            self.use_again(number, place)?;
+            return Ok(0);
+        };
+        let ground = chunk.ground()?;
+        let recipe = made.recipe();
+        let is_left = |at: usize| {
+            let mut donors = recipe.donors.iter().filter(|donor| donor.run == at);
+            sparse.contains(&recipe.runs[at].group) || donors.any(|donor| sparse.contains(&donor.file.id))
+        };
+        let (left, kept): (Vec<_>, Vec<_>) = (0..recipe.runs.len()).partition(|at| is_left(*at));
+        if left.is_empty() {
+            return Ok(0);
+        }
+        let mut plan = Plan::default();
+        self.take_over(&chunk, &left, &mut plan, sparse)?;
+        if plan.is_empty() {
+            // Later runs have all that these have. A run has something: a page that is stored twice.
+            let piece = made.pieces(left[0])?[0];
+            plan.literal[usize::from(piece.frame)] = piece.pages & piece.pages.wrapping_neg();
+        }
+        let data = &zeros[..chunk.plain_len()];
+        // No byte comes from `data`: all frames are as they were.
+        let change = Change { id: &place.id, number, data, absent: u64::MAX, parent: &chunk, ground };
+        self.encode_plan(&change, &plan)?;
+        let runs = self.left_of(&chunk, &plan, &kept)?;
+        let recipe = Recipe { values: recipe.values.clone(), ..self.recipe_of(&change, runs)? };
+        let (place, bytes) = writer.moved.add(writer, &place.id, recipe, &self.run)?;
+        self.use_existing(&place);
+        self.count_moved(number, place, bytes)?;
+        Ok(bytes)
+    }
+}
