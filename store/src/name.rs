@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 /// The directories and files at the top of a store, which no job can be named.
-pub(crate) const RESERVED: [&str; 7] =
-    ["chunks", "damaged", "maps", "tmp", "writers", "quarantine", "lost+found"];
+pub(crate) const RESERVED: [&str; 8] =
+    ["chunks", "damaged", "maps", "tmp", "writers", "quarantine", "lost+found", ".pages"];
 
 /// The name of a job: 1 to 128 of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit, without `..`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -306,7 +306,7 @@ def cases(at):
          {"R2": in_copy(1, 0, file=OWN, offset=r2_at, length=r2, there=1)}),
         ("a run past the end of its group", "T2", "at 4294967295: .* lie outside",
          {"R2": in_copy(1, 0, offset=0xFFFFFFFF)}),
-        ("a run that is too long", "T2", "a run of 4194853 bytes", {"R2": in_copy(1, 0, length=4_194_853)}),
+        ("a run that is too long", "T2", "a run of 4195365 bytes", {"R2": in_copy(1, 0, length=4_195_365)}),
         ("no run at the offset", "T2", "a run with|wrong hash of the run", {"R2": in_copy(1, 0, offset=r1_at + 1)}),
         ("a run in a header", "T2", "at 0: .* lie outside", {"R2": in_copy(1, 0, offset=0)}),
         ("a shorter run", "T2", "wrong hash of the run", {"R2": in_copy(1, 0, length=r1 - 1)}),

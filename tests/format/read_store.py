@@ -15,7 +15,7 @@ import zstandard
 CHUNK, FRAME, PAGE, PAGE_ENTRIES = 4 << 20, 64 << 10, 4 << 10, 2048
 CHUNK_FILE, GROUP = 1, 2
 PATCH, COPY = 4, 5
-RUN_LEN = 4_194_852
+RUN_LEN = 4_195_364
 ZEROS = bytes(32)
 
 Copy = collections.namedtuple("Copy", "file offset length there here pages")

@@ -27,6 +27,9 @@ fn can_mount() -> bool {
 }
 
 /// Noise, which lies in the chunks as it is, with a partition of all but the beginning.
+/// Bytes of the hash at the end of a chunk file.
+const HASH: usize = 32;
+
 fn image() -> Image {
     let mut image = Image::zeros(CHUNKS * CHUNK);
     Random::new(3).fill(&mut image.0);
@@ -42,16 +45,16 @@ fn image() -> Image {
 /// The file of one of the image's chunks, which end with noise that does not compress.
 fn chunk_of(world: &World, image: &Image, number: usize) -> PathBuf {
     let end = &image.0[(number + 1) * CHUNK - 4096..(number + 1) * CHUNK];
-    let mut found =
-        world.chunks().into_iter().filter(|chunk| fs::read(chunk).expect("it is read").ends_with(end));
+    let ends_so = |file: &Vec<u8>| file[..file.len().saturating_sub(HASH)].ends_with(end);
+    let mut found = world.chunks().into_iter().filter(|chunk| ends_so(&fs::read(chunk).expect("it is read")));
     found.next().expect("the chunk is there")
 }
 
-/// Changes a byte of a file; negative places count from the end.
+/// Changes a byte of a file; negative places count from the end of its frames.
 fn spoil(file: &Path, at: i64) {
     let file = OpenOptions::new().read(true).write(true).open(file).expect("it opens");
     let length = file.metadata().expect("it has a length").len() as i64;
-    let at = if at < 0 { length + at } else { at } as u64;
+    let at = if at < 0 { length - HASH as i64 + at } else { at } as u64;
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).expect("it is read");
     file.write_all_at(&[byte[0] ^ 4], at).expect("it is written");

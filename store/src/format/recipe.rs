@@ -15,7 +15,7 @@ use super::{CHUNK_LEN, FRAMES_MAX};
 pub(crate) const RUNS_MAX: usize = FILES_MAX - 1;
 
 /// The most donors of one recipe.
-const DONORS_MAX: usize = 256;
+pub(crate) const DONORS_MAX: usize = 256;
 
 /// No run is longer: all of a chunk, and its list of pieces.
 pub(crate) const RUN_LEN_MAX: usize = super::run::HEADER_LEN_MAX + CHUNK_LEN;

@@ -307,6 +307,12 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     })
 }
 
+/// Removes a file of a cache, if it is there.
+#[expect(clippy::disallowed_methods, reason = "the one place that removes")]
+pub(crate) fn remove_cached(path: &Path) {
+    let _ = std::fs::remove_file(path);
+}
+
 /// Removes an empty directory; it is no error if it is gone already.
 pub(crate) fn remove_empty_dir(path: &Path) -> Result<()> {
     step(Step::Unlink(path), || match std::fs::remove_dir(path) {

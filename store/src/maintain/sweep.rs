@@ -3,14 +3,16 @@
 //! # What may be deleted
 //!
 //! A file is **needed** when a map names it, or a running session's log does. For a chunk that is made by a recipe a map
-//! names every file that the recipe refers to: the group in which it is, the groups of its runs, and its base. A map names
+//! names every file that the recipe refers to: the group in which it is, the groups of its runs, its base, and the files that
+//! its runs copy pages from. A map names
 //! no more than that, so a group goes when no needed recipe refers to it, and nothing has to be read but maps and logs. The
 //! full chunk of an id that a map names by a recipe is kept where there is one, since readers prefer it.
 //!
 //! Maps are those in the register (`register.rs`), those in any directory of the store, and those that a reader or
 //! writer has pinned. A new recipe refers to the new group of its own backup, whose id is in the log before the file
 //! exists, and to files that come from a map that the writer has pinned, its base's or another disk's. The pin ends after
-//! the commit, when the new map names them.
+//! the commit, when the new map names them. Files that the page index has told of are logged before they are looked for, as
+//! every chunk that is used again.
 //!
 //! A file that is not needed is deleted when its end is **explained**: a map names it that this or an earlier purge has
 //! removed past the hold time (a `purged` record), or a session that died before its commit has written it. Without such

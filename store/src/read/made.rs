@@ -3,6 +3,7 @@
 //! Where the base, a run or a donor is lost, the frames that do not need it are read all the same, and the error of the
 //! others names what is lost.
 
+use std::collections::HashSet;
 use std::sync::OnceLock;
 
 use super::copied;
@@ -214,6 +215,7 @@ impl MadeChunk {
     /// Finds what makes a frame wrong: a run, or what a run copies from; where all are as they were written, it is the
     /// recipe.
     fn blame(&self, number: usize, needed: &[NeededPiece], error: Error) -> Error {
+        let mut proven = HashSet::new();
         for (at, piece, _) in needed {
             let run = &self.recipe.runs[*at];
             let mut bytes = vec![0; run.len as usize];
@@ -229,7 +231,7 @@ impl MadeChunk {
                 continue;
             }
             let donors = self.copies(*at, piece).and_then(|copies| {
-                copies.iter().try_for_each(|copy| {
+                copies.iter().filter(|copy| proven.insert((copy.donor, copy.from))).try_for_each(|copy| {
                     let proven = copied::prove(&self.files, &copy.donor, copy.from, copy.count);
                     self.of_donor(copy, proven)
                 })

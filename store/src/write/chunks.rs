@@ -295,7 +295,8 @@ impl ChunkWriter<'_> {
         let absent = before.map_or(0, |before| before.absent);
         let encoded = parent.and_then(|parent| {
             let ground = parent.ground()?;
-            if ground.is_some_and(|ground| ground.id() == id) {
+            // A recipe takes over what it does not read, so all of that must be there.
+            if ground.is_some_and(|ground| ground.id() == id) || !parent.is_whole()? {
                 return Ok(Attempt::Due);
             }
             self.encode_run(&Change { id, number, data, absent, parent, ground })

@@ -117,7 +117,13 @@ pub(super) type Decided = HashMap<Donor, bool>;
 
 impl ChunkWriter<'_> {
     /// Copies pages of `plan` that are elsewhere, from at most `files` files.
-    pub(super) fn find_copies(&mut self, data: &[u8], plan: &mut Plan, files: usize) -> Result<()> {
+    pub(super) fn find_copies(
+        &mut self,
+        id: &ChunkId,
+        data: &[u8],
+        plan: &mut Plan,
+        files: usize,
+    ) -> Result<()> {
         let writer = self.writer;
         let Some(index) = writer.pages.as_ref().filter(|_| data.len() == CHUNK_LEN) else { return Ok(()) };
         let files = if writer.new.with_others { files } else { 0 };
@@ -133,11 +139,13 @@ impl ChunkWriter<'_> {
                 continue;
             }
             let Some(hash) = pages::sampled(&data[page * PAGE_LEN..][..PAGE_LEN]) else { continue };
-            for candidate in index.find(hash) {
+            // Another thread or machine may have stored the same chunk meanwhile.
+            let candidates = index.find(hash).into_iter();
+            for candidate in candidates.filter(|found| found.donor.file != FileName::chunk(*id)) {
                 if !self.may_copy(&candidate.donor)? {
                     // A group may be one that is being written.
                     let is_chunk = candidate.donor.file.kind == FileKind::Chunk;
-                    if is_chunk && self.writer.backend.len(&candidate.donor.file)?.is_none() {
+                    if is_chunk && matches!(self.writer.backend.len(&candidate.donor.file), Ok(None)) {
                         index.forget(hash, &candidate);
                     }
                     continue;
@@ -148,7 +156,7 @@ impl ChunkWriter<'_> {
                     (&candidate.donor, usize::from(candidate.page)),
                     (data, page),
                     &open,
-                )?;
+                );
                 if let Some(same) = same {
                     open.copy(&same);
                     found.push(same);
@@ -170,14 +178,12 @@ impl ChunkWriter<'_> {
         let id = &donor.file.id;
         // Known to every purge before it is looked for. An open file is no proof that it is still there.
         self.refer(id)?;
-        let is_there = self.writer.backend.len(&donor.file)?.is_some();
+        // Whatever is wrong with it, it is not needed.
+        let is_there = matches!(self.writer.backend.len(&donor.file), Ok(Some(_)));
         let mut may = is_there && !self.is_marked(id) && !self.writer.suspects.unproven.contains(id);
         if may && donor.file.kind == FileKind::Group {
             // Its frames have no values that could prove them one by one.
-            may = match copied::is_intact(&self.writer.backend, donor) {
-                Err(error) if error.is_damage() => false,
-                other => other.map(|()| true)?,
-            };
+            may = copied::is_intact(&self.writer.backend, donor).is_ok();
         }
         if self.decided.len() >= DECIDED_MAX {
             self.decided.clear();
@@ -209,7 +215,7 @@ impl ChunkWriter<'_> {
             *literal = with_data.fold(0, |bits, (page, _)| bits | 1 << page);
         }
         let all = plan.literal_count();
-        self.find_copies(data, &mut plan, FILES_MAX - 1)?;
+        self.find_copies(id, data, &mut plan, FILES_MAX - 1)?;
         let part = if is_first { FIRST_PART } else { PART };
         if (all - plan.literal_count()) * part < all {
             return Ok(None);
@@ -280,28 +286,23 @@ fn extend(
     (donor, from): (&Donor, usize),
     (data, to): (&[u8], usize),
     open: &Plan,
-) -> Result<Option<Match>> {
-    let mut is_same = |from: usize, to: usize| -> Result<bool> {
-        if !open.is_literal(to) {
-            return Ok(false);
-        }
-        match copied::page(files, donor, from, scratch) {
-            Ok(page) => Ok(page == Some(&data[to * PAGE_LEN..][..PAGE_LEN])),
-            Err(error) if error.is_damage() => Ok(false),
-            Err(error) => Err(error),
-        }
+) -> Option<Match> {
+    let mut is_same = |from: usize, to: usize| {
+        // What cannot be read is not the same.
+        open.is_literal(to)
+            && matches!(copied::page(files, donor, from, scratch), Ok(Some(page)) if *page == data[to * PAGE_LEN..][..PAGE_LEN])
     };
-    if !is_same(from, to)? {
-        return Ok(None);
+    if !is_same(from, to) {
+        return None;
     }
     let (mut before, mut after) = (0, 1);
-    while before < from.min(to) && is_same(from - before - 1, to - before - 1)? {
+    while before < from.min(to) && is_same(from - before - 1, to - before - 1) {
         before += 1;
     }
-    while from.max(to) + after < CHUNK_PAGES && is_same(from + after, to + after)? {
+    while from.max(to) + after < CHUNK_PAGES && is_same(from + after, to + after) {
         after += 1;
     }
-    Ok(Some(Match { donor: *donor, from: from - before, to: to - before, count: before + after }))
+    Some(Match { donor: *donor, from: from - before, to: to - before, count: before + after })
 }
 
 /// Returns the files that give the most, `files` at most, without those that give little.

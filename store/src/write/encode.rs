@@ -16,7 +16,7 @@ use crate::format::frame::{Encoder, Kind, Patcher};
 use crate::format::id::{ChunkId, seal};
 use crate::format::layout::{frame_count, frame_len};
 use crate::format::name::FILES_MAX;
-use crate::format::recipe::{Recipe, Run, donors_of};
+use crate::format::recipe::{DONORS_MAX, Recipe, Run, donors_of};
 use crate::format::run::{self, PageCopy, PieceKind};
 use crate::format::{CHUNK_LEN, FRAME_LEN, FRAMES_MAX};
 use crate::read::chunk::OpenChunk;
@@ -186,7 +186,7 @@ impl ChunkWriter<'_> {
         let Some(mut plan) = self.changed_pages(change, &changed)? else { return Ok(Attempt::Due) };
         let is_known = |recipe: &Recipe| recipe.files(&ChunkId::from_bytes([0; 32])).len();
         let files = change.parent.made().map_or(1, |made| is_known(made.recipe()));
-        self.find_copies(change.data, &mut plan, FILES_MAX.saturating_sub(files + 2))?;
+        self.find_copies(change.id, change.data, &mut plan, FILES_MAX.saturating_sub(files + 2))?;
         self.encode_plan(change, &plan)?;
         let all: Vec<usize> = (0..change.parent.made().map_or(0, |made| made.recipe().runs.len())).collect();
         let mut runs = self.left_of(change.parent, &plan, &all)?;
@@ -211,7 +211,8 @@ impl ChunkWriter<'_> {
         let recipe = self.recipe_of(change, runs)?;
         // A new run can bring files with it; they must have room in the map.
         let new = donors_of(0, self.run.copies().iter()).len() + 1;
-        if recipe.files(&ChunkId::from_bytes([0; 32])).len() + new > FILES_MAX {
+        let files = recipe.files(&ChunkId::from_bytes([0; 32])).len();
+        if files + new > FILES_MAX || recipe.donors.len() + new > DONORS_MAX {
             return Ok(Attempt::Due);
         }
         Ok(Attempt::Made(recipe))

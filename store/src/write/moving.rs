@@ -22,11 +22,24 @@ use crate::read::chunk;
 /// Runs are taken over when the bytes that are needed of a group are less than this part of it.
 const PART: u64 = 4;
 
+/// Of a group that has no runs of this disk, and from which pages are copied, it is this part: others need it as well, as a
+/// rule, and what is copied would be stored again.
+const DONOR_PART: u64 = 64;
+
 /// No group is left for less waste than this.
 const WASTE_MIN: u64 = 64 << 10;
 
 /// One backup writes no more than this; the next ones go on.
 const MOVED_MAX: u64 = 256 << 20;
+
+/// Groups of which a revision needs little.
+#[derive(Default)]
+struct Sparse {
+    /// Too little for a group that has runs of this disk.
+    runs: HashSet<ChunkId>,
+    /// Of these, too little for a group from which pages are copied only.
+    donors: HashSet<ChunkId>,
+}
 
 impl RevisionWriter {
     /// Moves the runs that this revision needs out of groups of which it needs little. What is damaged stays as it is.
@@ -35,14 +48,14 @@ impl RevisionWriter {
             return Ok(());
         }
         let sparse = self.sparse_groups()?;
-        if sparse.is_empty() {
+        if sparse.runs.is_empty() {
             return Ok(());
         }
         let mut putter = self.chunk_writer()?;
         let (zeros, mut moved) = (vec![0; CHUNK_LEN], 0);
         for number in 0..self.chunk_count() {
             let Some(place) = self.map.get(number)? else { continue };
-            if !place.group_bytes().any(|(group, _)| sparse.contains(&group)) {
+            if !place.group_bytes().any(|(group, _)| sparse.runs.contains(&group)) {
                 continue;
             }
             match putter.move_place(number, &place, &sparse, &zeros) {
@@ -60,7 +73,7 @@ impl RevisionWriter {
     }
 
     /// Returns the groups of which this revision needs little.
-    fn sparse_groups(&self) -> Result<HashSet<ChunkId>> {
+    fn sparse_groups(&self) -> Result<Sparse> {
         // What moving would write: the runs, and a recipe for each of their chunks.
         let mut needed: HashMap<ChunkId, u64> = HashMap::new();
         for number in 0..self.chunk_count() {
@@ -70,11 +83,14 @@ impl RevisionWriter {
                 *needed.entry(group).or_default() += u64::from(bytes) + u64::from(recipe_len);
             }
         }
-        let mut sparse = HashSet::new();
+        let mut sparse = Sparse::default();
         for (group, bytes) in needed.into_iter().filter(|(group, _)| !self.groups.has_made(group)) {
             let length = self.backend.len(&FileName::group(group))?.unwrap_or(0);
             if bytes * PART < length && length - bytes >= WASTE_MIN {
-                sparse.insert(group);
+                sparse.runs.insert(group);
+                if bytes * DONOR_PART < length {
+                    sparse.donors.insert(group);
+                }
             }
         }
         Ok(sparse)
@@ -83,13 +99,7 @@ impl RevisionWriter {
 
 impl ChunkWriter<'_> {
     /// Makes the recipe at a place do without these groups. Returns how many bytes were written.
-    fn move_place(
-        &mut self,
-        number: u64,
-        place: &Place,
-        sparse: &HashSet<ChunkId>,
-        zeros: &[u8],
-    ) -> Result<u64> {
+    fn move_place(&mut self, number: u64, place: &Place, sparse: &Sparse, zeros: &[u8]) -> Result<u64> {
         let writer = self.writer;
         let chunk = chunk::open(&writer.backend, place)?;
         let Some(made) = chunk.made() else {
@@ -101,14 +111,15 @@ impl ChunkWriter<'_> {
         let recipe = made.recipe();
         let is_left = |at: usize| {
             let mut donors = recipe.donors.iter().filter(|donor| donor.run == at);
-            sparse.contains(&recipe.runs[at].group) || donors.any(|donor| sparse.contains(&donor.file.id))
+            let has_run = sparse.runs.contains(&recipe.runs[at].group);
+            has_run || donors.any(|donor| sparse.donors.contains(&donor.file.id))
         };
         let (left, kept): (Vec<_>, Vec<_>) = (0..recipe.runs.len()).partition(|at| is_left(*at));
         if left.is_empty() {
             return Ok(0);
         }
         let mut plan = Plan::default();
-        self.take_over(&chunk, &left, &mut plan, sparse)?;
+        self.take_over(&chunk, &left, &mut plan, &sparse.donors)?;
         if plan.is_empty() {
             // Later runs have all that these have. A run has something: a page that is stored twice.
             let piece = made.pieces(left[0])?[0];

@@ -16,7 +16,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use twox_hash::XxHash3_64;
@@ -73,12 +73,20 @@ pub(crate) struct Found {
 #[derive(Debug)]
 pub(crate) struct PageIndex {
     dir: PathBuf,
-    table: RwLock<Arc<File>>,
-    donors: File,
-    generation: [u8; 16],
+    files: RwLock<Arc<Files>>,
+    /// Held by the thread that changes the files: their lock knows processes only.
+    changing: Mutex<()>,
     buckets: AtomicU64,
     /// Something went wrong with it: it is not used any more.
     failed: AtomicBool,
+}
+
+/// The files of an index, which belong together.
+#[derive(Debug)]
+struct Files {
+    table: File,
+    donors: File,
+    generation: [u8; 16],
 }
 
 /// Returns the hash of a whole page if it is one of those that the index has.
@@ -140,6 +148,7 @@ impl Header {
         bytes
     }
 
+    /// Reads a header; `None` where there is none, or one that cannot be.
     fn read(file: &File, magic: &[u8; 8]) -> std::io::Result<Option<Self>> {
         let mut bytes = [0; HEADER_LEN];
         match file.read_exact_at(&mut bytes, 0) {
@@ -150,14 +159,60 @@ impl Header {
         let generation = std::array::from_fn(|at| bytes[12 + at]);
         let header = Self { generation, buckets: word(28), entries: word(36) };
         let is_ours = &bytes[..8] == magic && bytes[8..12] == [1, 0, 0, 0];
-        // A bucket beyond the file reads as an empty one, so this number needs no other bound.
-        let is_possible = (BUCKETS_MIN..=BUCKETS_MAX).contains(&header.buckets);
-        Ok((is_ours && (magic == DONORS_MAGIC || is_possible)).then_some(header))
+        let length = file.metadata()?.len();
+        let is_possible = match magic == DONORS_MAGIC {
+            true => length < DONOR_LEN << DONOR_BITS,
+            false => {
+                (BUCKETS_MIN..=BUCKETS_MAX).contains(&header.buckets)
+                    && bucket_at(header.buckets) <= length
+                    && header.entries <= header.buckets * BUCKET_ENTRIES
+            }
+        };
+        Ok((is_ours && is_possible).then_some(header))
     }
 }
 
+/// Opens a file of an index, and makes an empty one where there is none. A link is refused.
 fn open_file(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.custom_flags(nix::libc::O_NOFOLLOW).open(path)
+}
+
+/// Reads the headers of an index; `None` where both files do not belong together.
+fn headers(table: &File, donors: &File) -> std::io::Result<Option<Header>> {
+    let found = (Header::read(table, TABLE_MAGIC)?, Header::read(donors, DONORS_MAGIC)?);
+    Ok(match found {
+        (Some(header), Some(other)) if header.generation == other.generation => Some(header),
+        _ => None,
+    })
+}
+
+fn is_replaced(file: &File) -> std::io::Result<bool> {
+    Ok(file.metadata()?.nlink() == 0)
+}
+
+/// Opens both files, and makes them empty where they are not what they should be. `None` where somebody else is at it.
+fn open_files(dir: &Path) -> std::io::Result<Option<(Files, Header)>> {
+    let (table, donors) = (open_file(&dir.join("table"))?, open_file(&dir.join("donors"))?);
+    let header = match headers(&table, &donors)? {
+        Some(header) => header,
+        None => {
+            if !lock(&table)? {
+                return Ok(None);
+            }
+            // Others may have made it meanwhile, or put another one in its place.
+            let made = match (is_replaced(&table)? || is_replaced(&donors)?, headers(&table, &donors)?) {
+                (true, _) => Ok(None),
+                (false, Some(header)) => Ok(Some(header)),
+                (false, None) => make(&table, &donors).map(Some),
+            };
+            table.unlock()?;
+            let Some(header) = made? else { return Ok(None) };
+            header
+        }
+    };
+    Ok(Some((Files { table, donors, generation: header.generation }, header)))
 }
 
 /// Takes the lock of a table; `None` when it is not free for a while. It ends when the file is unlocked.
@@ -189,47 +244,43 @@ impl PageIndex {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        let (table, donors) = (open_file(&dir.join("table"))?, open_file(&dir.join("donors"))?);
-        let found = (Header::read(&table, TABLE_MAGIC)?, Header::read(&donors, DONORS_MAGIC)?);
-        let header = match found {
-            (Some(header), Some(other)) if header.generation == other.generation => header,
-            _ => {
-                if !lock(&table)? {
-                    return Ok(None);
-                }
-                let made = make(&table, &donors);
-                table.unlock()?;
-                made?
-            }
-        };
+        if !std::fs::symlink_metadata(dir)?.is_dir() {
+            return Err(std::io::Error::other("it is no directory"));
+        }
+        let Some((files, header)) = open_files(dir)? else { return Ok(None) };
         Ok(Some(Self {
             dir: dir.to_owned(),
-            table: RwLock::new(Arc::new(table)),
-            donors,
-            generation: header.generation,
+            files: RwLock::new(Arc::new(files)),
+            changing: Mutex::new(()),
             buckets: AtomicU64::new(header.buckets),
             failed: AtomicBool::new(false),
         }))
     }
 
-    fn table(&self) -> Arc<File> {
-        Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+    fn files(&self) -> Arc<Files> {
+        Arc::clone(&self.files.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Opens the table again if another one has taken its place, and returns its header.
-    fn header(&self) -> std::io::Result<(Arc<File>, Header)> {
-        let mut table = self.table();
-        if table.metadata()?.nlink() == 0 {
-            table = Arc::new(open_file(&self.dir.join("table"))?);
-            *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&table);
-        }
-        match Header::read(&table, TABLE_MAGIC)? {
-            Some(header) if header.generation == self.generation => {
-                self.buckets.store(header.buckets, Ordering::Relaxed);
-                Ok((table, header))
-            }
-            _ => Err(std::io::Error::other("another index has taken its place")),
-        }
+    fn replace(&self, files: Files) -> Arc<Files> {
+        let files = Arc::new(files);
+        *self.files.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&files);
+        files
+    }
+
+    /// Opens the files again if others have taken their place, and returns the header of the table.
+    fn header(&self) -> std::io::Result<(Arc<Files>, Header)> {
+        let files = self.files();
+        let header = Header::read(&files.table, TABLE_MAGIC)?;
+        let (files, header) = match header.filter(|header| header.generation == files.generation) {
+            Some(header) if !is_replaced(&files.table)? => (files, header),
+            _ => match open_files(&self.dir)? {
+                Some((new, header)) => (self.replace(new), header),
+                // Another one is taking its place: later it can be opened.
+                None => return Err(std::io::ErrorKind::WouldBlock.into()),
+            },
+        };
+        self.buckets.store(header.buckets, Ordering::Relaxed);
+        Ok((files, header))
     }
 
     /// Takes notice of what others have added.
@@ -243,8 +294,10 @@ impl PageIndex {
             return T::default();
         }
         act().unwrap_or_else(|error| {
-            tracing::debug!(%error, "page-index-unusable");
-            self.failed.store(true, Ordering::Relaxed);
+            if error.kind() != std::io::ErrorKind::WouldBlock {
+                tracing::debug!(%error, "page-index-unusable");
+                self.failed.store(true, Ordering::Relaxed);
+            }
             T::default()
         })
     }
@@ -252,14 +305,14 @@ impl PageIndex {
     /// Returns where a page of this hash may be.
     pub(crate) fn find(&self, hash: u64) -> Vec<Found> {
         self.tried(|| {
-            let buckets = self.buckets.load(Ordering::Relaxed);
-            let bucket = read_bucket(&self.table(), bucket_of(hash, buckets))?;
+            let (files, buckets) = (self.files(), self.buckets.load(Ordering::Relaxed));
+            let bucket = read_bucket(&files.table, bucket_of(hash, buckets))?;
             let matching = entries(&bucket)
                 .filter(|entry| *entry != 0 && entry >> (DONOR_BITS + PAGE_BITS) == print_of(hash));
             let mut found = Vec::new();
             for entry in matching {
                 let number = entry >> PAGE_BITS & ((1 << DONOR_BITS) - 1);
-                if let Some(donor) = read_donor(&self.donors, number)? {
+                if let Some(donor) = read_donor(&files.donors, number)? {
                     found.push(Found { donor, page: (entry & ((1 << PAGE_BITS) - 1)) as u16, entry });
                 }
             }
@@ -271,8 +324,8 @@ impl PageIndex {
     pub(crate) fn forget(&self, hash: u64, found: &Found) {
         self.tried(|| {
             let bucket = bucket_of(hash, self.buckets.load(Ordering::Relaxed));
-            let table = self.table();
-            let bytes = read_bucket(&table, bucket)?;
+            let table = &self.files().table;
+            let bytes = read_bucket(table, bucket)?;
             match entries(&bytes).position(|entry| entry == found.entry) {
                 Some(slot) => table.write_all_at(&[0; 8], bucket_at(bucket) + slot as u64 * 8),
                 None => Ok(()),
@@ -280,80 +333,92 @@ impl PageIndex {
         });
     }
 
-    /// Adds pages of a file: their hashes, and their numbers counted through the whole chunk. What has a hash that is there
-    /// already is not added again.
+    /// Adds pages of a file: their hashes, and their numbers counted through the whole chunk. They take the place of what has
+    /// the same hash, since what is newer is there for longer.
     pub(crate) fn add(&self, donor: &Donor, pages: &[(u64, u16)]) {
         if pages.is_empty() {
             return;
         }
-        self.tried(|| self.locked(|table, header| self.add_locked(table, header, donor, pages)));
+        self.tried(|| self.locked(|files, header| self.add_locked(files, header, donor, pages)));
     }
 
     /// Does something while nobody else writes. Where others do, for long, it is left.
-    fn locked(&self, act: impl FnOnce(&File, Header) -> std::io::Result<()>) -> std::io::Result<()> {
-        let (table, _) = self.header()?;
-        if !lock(&table)? {
+    fn locked(&self, act: impl FnOnce(&Files, Header) -> std::io::Result<()>) -> std::io::Result<()> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (files, _) = self.header()?;
+        if !lock(&files.table)? {
             return Ok(());
         }
-        // What was read before the lock may be old.
-        let header = Header::read(&table, TABLE_MAGIC);
-        let header = header.map(|header| header.filter(|header| header.generation == self.generation));
-        let done = match header {
-            Ok(Some(header)) => act(&table, header),
-            other => other.map(drop),
+        // What was read before the lock may be old, and the table may have been replaced.
+        let done = match (is_replaced(&files.table), Header::read(&files.table, TABLE_MAGIC)) {
+            (Ok(false), Ok(Some(header))) if header.generation == files.generation => act(&files, header),
+            (Ok(_), Ok(_)) => Ok(()),
+            (Err(error), _) | (_, Err(error)) => Err(error),
         };
-        table.unlock()?;
+        files.table.unlock()?;
         done
     }
 
     fn add_locked(
         &self,
-        table: &File,
+        files: &Files,
         mut header: Header,
         donor: &Donor,
         pages: &[(u64, u16)],
     ) -> std::io::Result<()> {
-        let number = self.donors.metadata()?.len().div_ceil(DONOR_LEN);
-        if number >= 1 << DONOR_BITS {
+        let number = files.donors.metadata()?.len().div_ceil(DONOR_LEN);
+        if number + 1 >= 1 << DONOR_BITS {
             return Ok(());
         }
-        write_donor(&self.donors, number, donor)?;
+        write_donor(&files.donors, number, donor)?;
         for (hash, page) in pages {
             let entry = entry_of(*hash, number, *page);
-            header.entries += u64::from(put(table, *hash, entry, header.buckets)?);
+            header.entries += u64::from(put(&files.table, *hash, entry, header.buckets)?);
         }
+        files.table.write_all_at(&header.write(TABLE_MAGIC), 0)?;
         if header.entries > header.buckets * LOAD_MAX && header.buckets < BUCKETS_MAX {
-            let new = open_file(&self.dir.join("table.new"))?;
-            new.set_len(0)?;
-            let buckets = (header.buckets * 5 / 4).min(BUCKETS_MAX);
-            let entries = rewrite(table, header.buckets, &new, buckets, &|number| Some(number))?;
-            header = Header { buckets, entries, ..header };
-            new.write_all_at(&header.write(TABLE_MAGIC), 0)?;
-            disk::rename_cached(&self.dir.join("table.new"), &self.dir.join("table"))?;
-            *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
-        } else {
-            table.write_all_at(&header.write(TABLE_MAGIC), 0)?;
+            self.grow(files, &header).inspect_err(|_| disk::remove_cached(&self.dir.join("table.new")))?;
         }
-        self.buckets.store(header.buckets, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Writes the table anew with a quarter more buckets.
+    fn grow(&self, files: &Files, header: &Header) -> std::io::Result<()> {
+        let table = open_file(&self.dir.join("table.new"))?;
+        let buckets = (header.buckets * 5 / 4).min(BUCKETS_MAX);
+        let entries = rewrite(&files.table, header.buckets, &table, buckets, &Some)?;
+        table.write_all_at(&Header { buckets, entries, ..*header }.write(TABLE_MAGIC), 0)?;
+        disk::rename_cached(&self.dir.join("table.new"), &self.dir.join("table"))?;
+        self.replace(Files { table, donors: files.donors.try_clone()?, generation: files.generation });
+        self.buckets.store(buckets, Ordering::Relaxed);
         Ok(())
     }
 
     /// Writes the index anew without files that are gone, if it has many of them.
     pub(crate) fn compact(&self, is_there: &dyn Fn(&FileName) -> bool) {
-        self.tried(|| self.locked(|table, header| self.compact_locked(table, &header, is_there)));
+        self.tried(|| {
+            self.locked(|files, header| {
+                let done = self.compact_locked(files, &header, is_there);
+                done.inspect_err(|_| {
+                    disk::remove_cached(&self.dir.join("table.new"));
+                    disk::remove_cached(&self.dir.join("donors.new"));
+                })
+            })
+        });
     }
 
     fn compact_locked(
         &self,
-        table: &File,
+        files: &Files,
         old: &Header,
         is_there: &dyn Fn(&FileName) -> bool,
     ) -> std::io::Result<()> {
-        let count = self.donors.metadata()?.len().div_ceil(DONOR_LEN);
+        // Its number was looked at with the header.
+        let count = files.donors.metadata()?.len().div_ceil(DONOR_LEN).min(1 << DONOR_BITS);
         let mut numbers = vec![0u32; count as usize];
         let mut kept = 0;
         for number in 1..count {
-            if read_donor(&self.donors, number)?.is_some_and(|donor| is_there(&donor.file)) {
+            if read_donor(&files.donors, number)?.is_some_and(|donor| is_there(&donor.file)) {
                 kept += 1;
                 numbers[number as usize] = kept;
             }
@@ -363,22 +428,22 @@ impl PageIndex {
             return Ok(());
         }
         let names = ["table.new", "donors.new"].map(|name| self.dir.join(name));
-        let [new, donors] = [open_file(&names[0])?, open_file(&names[1])?];
-        let made = make(&new, &donors)?;
+        let [table, donors] = [open_file(&names[0])?, open_file(&names[1])?];
+        let made = make(&table, &donors)?;
         for (number, new) in (0..).zip(&numbers).filter(|(_, new)| **new != 0) {
-            if let Some(donor) = read_donor(&self.donors, number)? {
+            if let Some(donor) = read_donor(&files.donors, number)? {
                 write_donor(&donors, u64::from(*new), &donor)?;
             }
         }
-        let left = old.entries / count.max(1) * u64::from(kept);
-        let buckets = (left / (LOAD_MAX * 4 / 5)).clamp(BUCKETS_MIN, old.buckets);
+        let left = u128::from(old.entries) * u128::from(kept) / u128::from(count.max(1));
+        let buckets = (left as u64 / (LOAD_MAX * 4 / 5)).clamp(BUCKETS_MIN, old.buckets);
         let renumber = |number: u64| {
             let new = numbers.get(number as usize).copied().unwrap_or(0);
             (new != 0).then_some(u64::from(new))
         };
-        let entries = rewrite(table, old.buckets, &new, buckets, &renumber)?;
-        new.write_all_at(&Header { buckets, entries, ..made }.write(TABLE_MAGIC), 0)?;
-        // Whoever opens one old and one new file begins with an empty index.
+        let entries = rewrite(&files.table, old.buckets, &table, buckets, &renumber)?;
+        table.write_all_at(&Header { buckets, entries, ..made }.write(TABLE_MAGIC), 0)?;
+        // Whoever opens one old and one new file waits for the lock, and looks again.
         disk::rename_cached(&names[1], &self.dir.join("donors"))?;
         disk::rename_cached(&names[0], &self.dir.join("table"))
     }
@@ -392,6 +457,8 @@ fn rewrite(
     new: u64,
     renumber: &dyn Fn(u64) -> Option<u64>,
 ) -> std::io::Result<u64> {
+    to.set_len(0)?;
+    to.set_len(bucket_at(new))?;
     let mut open: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
     let mut count = 0;
     let mut flush = |bucket: u64, mut entries: Vec<u64>| {
@@ -427,6 +494,9 @@ fn make(table: &File, donors: &File) -> std::io::Result<Header> {
     for (file, magic) in [(table, TABLE_MAGIC), (donors, DONORS_MAGIC)] {
         file.set_len(0)?;
         file.write_all_at(&header.write(magic), 0)?;
+        if magic == TABLE_MAGIC {
+            file.set_len(bucket_at(BUCKETS_MIN))?;
+        }
     }
     Ok(header)
 }
@@ -444,19 +514,15 @@ fn read_bucket(table: &File, bucket: u64) -> std::io::Result<Bucket> {
     Ok(bytes)
 }
 
-/// Puts an entry into its bucket; over another one where that is full. Returns whether there is one more.
+/// Puts an entry into its bucket: over one with the same hash, or over another one where it is full. Returns whether there is
+/// one more.
 fn put(table: &File, hash: u64, entry: u64, buckets: u64) -> std::io::Result<bool> {
     let bucket = bucket_of(hash, buckets);
     let bytes = read_bucket(table, bucket)?;
-    let mut free = None;
-    for (slot, there) in (0..).zip(entries(&bytes)) {
-        if there == 0 {
-            free.get_or_insert(slot);
-        } else if there >> (DONOR_BITS + PAGE_BITS) == print_of(hash) {
-            return Ok(false);
-        }
-    }
-    let slot = free.unwrap_or(hash >> 40 & (BUCKET_ENTRIES - 1));
+    let slot_of = |is_it: &dyn Fn(u64) -> bool| entries(&bytes).position(is_it).map(|slot| slot as u64);
+    let same = slot_of(&|there| there != 0 && there >> (DONOR_BITS + PAGE_BITS) == print_of(hash));
+    let free = if same.is_some() { None } else { slot_of(&|there| there == 0) };
+    let slot = same.or(free).unwrap_or((hash >> 40) & (BUCKET_ENTRIES - 1));
     table.write_all_at(&entry.to_le_bytes(), bucket_at(bucket) + slot * 8)?;
     Ok(free.is_some())
 }
@@ -531,12 +597,36 @@ mod tests {
     }
 
     #[test]
+    fn many_threads_add_while_the_table_grows() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = PageIndex::open(dir.path()).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4u64 {
+                let index = &index;
+                scope.spawn(move || {
+                    for seed in (thread..2400).step_by(4) {
+                        let pages: Vec<_> =
+                            (0..30).map(|page| (hash(seed * 30 + page), page as u16)).collect();
+                        index.add(&donor(seed), &pages);
+                    }
+                });
+            }
+        });
+        assert!(!index.failed.load(Ordering::Relaxed));
+        assert!(index.buckets.load(Ordering::Relaxed) > 2 * BUCKETS_MIN);
+        let is_there =
+            |number: &u64| found(&index, hash(*number)).contains(&(donor(number / 30), (number % 30) as u16));
+        let there = (0..72_000).filter(is_there).count();
+        assert!(there > 71_700, "{there}");
+    }
+
+    #[test]
     fn a_page_is_there_once_and_can_be_forgotten() {
         let dir = tempfile::tempdir().unwrap();
         let index = PageIndex::open(dir.path()).unwrap();
         index.add(&donor(1), &[(hash(1), 7)]);
         index.add(&donor(2), &[(hash(1), 9), (hash(2), 1023)]);
-        assert_eq!(found(&index, hash(1)), [(donor(1), 7)]);
+        assert_eq!(found(&index, hash(1)), [(donor(2), 9)], "the newer one");
         assert_eq!(found(&index, hash(2)), [(donor(2), 1023)]);
         index.forget(hash(1), &index.find(hash(1))[0]);
         assert!(index.find(hash(1)).is_empty());
@@ -555,12 +645,13 @@ mod tests {
         index.compact(&|_| true);
         assert_eq!(found(&index, hash(31)).len(), 1, "nothing is gone");
         index.compact(&|file| kept.contains(file));
+        assert!(index.find(hash(0)).len() <= 1, "who has it open finds what it was");
         index.refresh();
-        assert!(index.find(hash(0)).is_empty(), "who has it open finds nothing any more");
+        assert_eq!(found(&index, hash(4 * 30 + 3)), [(donor(4), 3)], "or what it is");
         let new = PageIndex::open(dir.path()).unwrap();
         assert_eq!(found(&new, hash(4 * 30 + 3)), [(donor(4), 3)]);
         assert!(new.find(hash(31)).is_empty());
-        assert!(new.donors.metadata().unwrap().len() < 600 * DONOR_LEN);
+        assert!(new.files().donors.metadata().unwrap().len() < 600 * DONOR_LEN);
     }
 
     #[test]
@@ -582,12 +673,25 @@ mod tests {
                 std::fs::write(&path, before).unwrap();
             }
         }
-        // A number of buckets that cannot be.
+        // Numbers that cannot be: of buckets, of entries.
         let path = dir.path().join(DIR).join("table");
-        let mut bytes = std::fs::read(&path).unwrap();
-        bytes[28..36].fill(0xff);
-        std::fs::write(&path, bytes).unwrap();
-        assert!(PageIndex::open(dir.path()).unwrap().find(hash(1)).is_empty());
+        for (at, value) in [(28, u64::MAX), (28, 1 << 30), (36, u64::MAX), (36, 1 << 40)] {
+            std::fs::write(&path, &good).unwrap();
+            let mut bytes = good.clone();
+            bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+            std::fs::write(&path, bytes).unwrap();
+            let index = PageIndex::open(dir.path()).unwrap();
+            index.add(&donor(3), &[(hash(9), 1)]);
+            assert_eq!(found(&index, hash(9)), [(donor(3), 1)], "it begins anew");
+            index.compact(&|_| false);
+        }
+        // A link is not followed.
+        let other = dir.path().join("other");
+        std::fs::write(&other, b"somebody's").unwrap();
+        disk::remove(&path).unwrap();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        assert!(PageIndex::open(dir.path()).is_none());
+        assert_eq!(std::fs::read(&other).unwrap(), b"somebody's");
         std::fs::remove_dir_all(dir.path().join(DIR)).unwrap();
         std::fs::write(dir.path().join(DIR), b"a file").unwrap();
         assert!(PageIndex::open(dir.path()).is_none());

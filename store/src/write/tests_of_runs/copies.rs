@@ -239,3 +239,15 @@ fn changes_of_a_chunk_of_copies_are_runs_and_come_back_exactly() {
     }
     assert!(days.iter().all(|(revision, _)| verified(job, revision)));
 }
+
+#[test]
+fn nothing_is_built_on_a_chunk_that_lacks_a_donor() {
+    let Shifted { first, second: (job, revision, image), .. } = &shifted();
+    // Of the second chunk only the first pages come from another donor than this one.
+    disk::remove(&path(job, &ChunkId::of(&first.2[CHUNK..2 * CHUNK]).to_string())).unwrap();
+    let mut data = image.clone();
+    data[CHUNK..CHUNK + 4096].copy_from_slice(&noise(9, 4096));
+    let third = write_revision(job, &data, Some(revision.clone()));
+    let found = read(job, &third);
+    assert!(found.unwrap() == data);
+}
