@@ -29,8 +29,9 @@ const DONOR_PART: u64 = 64;
 /// No group is left for less waste than this.
 const WASTE_MIN: u64 = 64 << 10;
 
-/// One backup writes no more than this; the next ones go on.
-const MOVED_MAX: u64 = 256 << 20;
+/// One backup writes no more than this for it, and a quarter of what else it has stored; the next ones go on. So groups that
+/// become sparse together cost no dear day.
+const MOVED_MAX: u64 = 1 << 20;
 
 /// Groups of which a revision needs little.
 #[derive(Default)]
@@ -53,6 +54,7 @@ impl RevisionWriter {
         }
         let mut putter = self.chunk_writer()?;
         let (zeros, mut moved) = (vec![0; CHUNK_LEN], 0);
+        let moved_max = MOVED_MAX + self.stats().stored_bytes / 4;
         for number in 0..self.chunk_count() {
             let Some(place) = self.map.get(number)? else { continue };
             if !place.group_bytes().any(|(group, _)| sparse.runs.contains(&group)) {
@@ -65,7 +67,7 @@ impl RevisionWriter {
                 }
                 Err(error) => return Err(error),
             }
-            if moved >= MOVED_MAX {
+            if moved >= moved_max {
                 break;
             }
         }
