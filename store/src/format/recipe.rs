@@ -105,6 +105,11 @@ impl Recipe {
         files
     }
 
+    /// How many files it refers to, in whatever group it is going to be.
+    pub(crate) fn file_count(&self) -> usize {
+        self.files(&ChunkId::from_bytes([0; 32])).len()
+    }
+
     /// Returns its place in the group `own`, at this offset.
     pub(crate) fn place(&self, own: ChunkId, offset: u32) -> RecipePlace {
         let in_own = self.runs.iter().filter(|run| run.group == own);

@@ -234,7 +234,7 @@ impl ChunkWriter<'_> {
     }
 
     /// Whether a chunk must not be used as it is.
-    pub(super) fn is_marked(&self, id: &ChunkId) -> bool {
+    fn is_marked(&self, id: &ChunkId) -> bool {
         let writer = self.writer;
         writer.suspects.failed.contains(id) || writer.job.repository().damage_mark(id).exists()
     }
@@ -265,11 +265,18 @@ impl ChunkWriter<'_> {
     /// Whether the new chunk `id` may be built on another. Nothing may that is to be healed, and nothing may be built on what
     /// is not beyond doubt.
     fn may_build_on(&self, id: &ChunkId, on: &Place) -> bool {
+        self.may_be_made(id) && !on.ids().any(|id| self.is_in_doubt(&id))
+    }
+
+    /// Whether the new chunk `id` may be made of what the store has.
+    pub(super) fn may_be_made(&self, id: &ChunkId) -> bool {
         let writer = self.writer;
-        writer.new.reuse == Reuse::Header
-            && !writer.met_damage.load(Ordering::Relaxed)
-            && !self.is_marked(id)
-            && !on.ids().any(|id| self.is_marked(&id) || writer.suspects.unproven.contains(&id))
+        writer.new.reuse == Reuse::Header && !writer.met_damage.load(Ordering::Relaxed) && !self.is_marked(id)
+    }
+
+    /// Whether a chunk or group is not beyond doubt.
+    pub(super) fn is_in_doubt(&self, id: &ChunkId) -> bool {
+        self.is_marked(id) || self.writer.suspects.unproven.contains(id)
     }
 
     /// Writes what a chunk does not share with another, which is at its place here or on another disk. Where that one turns

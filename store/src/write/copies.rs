@@ -6,15 +6,16 @@
 
 use std::collections::HashMap;
 
+use super::Put;
 use super::chunks::ChunkWriter;
-use super::{Put, Reuse};
 use crate::error::Result;
 use crate::format::id::ChunkId;
 use crate::format::name::{FILES_MAX, FileKind, FileName};
 use crate::format::recipe::Recipe;
 use crate::format::run::{CHUNK_PAGES, Donor, PAGE_LEN, PAGES, PageCopy};
-use crate::format::{CHUNK_LEN, FRAMES_MAX};
+use crate::format::{CHUNK_LEN, FRAME_LEN, FRAMES_MAX, is_zero};
 use crate::read::copied;
+use crate::read::files::Files;
 use crate::read::full::FrameScratch;
 use crate::write::pages::{self, PageIndex};
 
@@ -22,7 +23,7 @@ use crate::write::pages::{self, PageIndex};
 const COPIED_MIN: usize = 8;
 
 /// The most files that a new run has copies from.
-const DONORS_MAX: usize = 10;
+const FILES_OF_RUN_MAX: usize = 10;
 
 /// A new chunk is made of copies if they are at least this part of it. The first one at its place is more likely to stay as it
 /// is, and what it copies from to be needed by others as well.
@@ -164,7 +165,7 @@ impl ChunkWriter<'_> {
                 }
             }
         }
-        for file in worth_it(&found, files.min(DONORS_MAX)) {
+        for file in worth_it(&found, files.min(FILES_OF_RUN_MAX)) {
             found.iter().filter(|found| found.donor.file == file).for_each(|found| plan.copy(found));
         }
         Ok(())
@@ -180,7 +181,7 @@ impl ChunkWriter<'_> {
         self.refer(id)?;
         // Whatever is wrong with it, it is not needed.
         let is_there = matches!(self.writer.backend.len(&donor.file), Ok(Some(_)));
-        let mut may = is_there && !self.is_marked(id) && !self.writer.suspects.unproven.contains(id);
+        let mut may = is_there && !self.is_in_doubt(id);
         if may && donor.file.kind == FileKind::Group {
             // Its frames have no values that could prove them one by one.
             may = copied::is_intact(&self.writer.backend, donor).is_ok();
@@ -201,17 +202,13 @@ impl ChunkWriter<'_> {
         data: &[u8],
         is_first: bool,
     ) -> Result<Option<Put>> {
-        let writer = self.writer;
-        let may = writer.new.reuse == Reuse::Header
-            && !writer.met_damage.load(std::sync::atomic::Ordering::Relaxed)
-            && !self.is_marked(id);
-        if !may || data.len() != CHUNK_LEN {
+        if data.len() != CHUNK_LEN || !self.may_be_made(id) {
             return Ok(None);
         }
         let mut plan = Plan::default();
-        for (literal, frame) in plan.literal.iter_mut().zip(data.chunks(crate::format::FRAME_LEN)) {
+        for (literal, frame) in plan.literal.iter_mut().zip(data.chunks(FRAME_LEN)) {
             let pages = frame.chunks(PAGE_LEN).enumerate();
-            let with_data = pages.filter(|(_, page)| !crate::format::is_zero(page));
+            let with_data = pages.filter(|(_, page)| !is_zero(page));
             *literal = with_data.fold(0, |bits, (page, _)| bits | 1 << page);
         }
         let all = plan.literal_count();
@@ -233,7 +230,8 @@ impl ChunkWriter<'_> {
     /// Puts what was stored of a chunk in full into the index.
     pub(super) fn index_chunk(&self, id: &ChunkId, data: &[u8], absent: u64) {
         let Some(index) = self.writer.pages.as_ref().filter(|_| data.len() == CHUNK_LEN) else { return };
-        add_chunk(index, id, data, absent);
+        let pages = (0..CHUNK_PAGES).filter(|page| absent >> (page / PAGES) & 1 == 0);
+        index.add(&Donor::chunk(FileName::chunk(*id)), &hashes(data, pages));
     }
 
     /// Puts what was stored in a run into the index.
@@ -248,12 +246,6 @@ impl ChunkWriter<'_> {
         });
         index.add(donor, &hashes(data, pages));
     }
-}
-
-/// Puts the pages of a chunk of 4 MiB that is kept in full into the index.
-pub(crate) fn add_chunk(index: &PageIndex, id: &ChunkId, data: &[u8], absent: u64) {
-    let pages = (0..CHUNK_PAGES).filter(|page| absent >> (page / PAGES) & 1 == 0);
-    index.add(&Donor::chunk(FileName::chunk(*id)), &hashes(data, pages));
 }
 
 /// Puts a chunk that was read into the index, if it is not there: where an index was lost it fills again.
@@ -274,14 +266,14 @@ fn hashes(data: &[u8], pages: impl Iterator<Item = usize>) -> Vec<(u64, u16)> {
     let hash = |page: usize| {
         let bytes = &data[page * PAGE_LEN..][..PAGE_LEN];
         // Zeros are holes, and stored nowhere.
-        pages::sampled(bytes).filter(|_| !crate::format::is_zero(bytes)).map(|hash| (hash, page as u16))
+        pages::sampled(bytes).filter(|_| !is_zero(bytes)).map(|hash| (hash, page as u16))
     };
     pages.filter_map(hash).collect()
 }
 
 /// Compares pages in both directions from one that may be the same; `None` where that is not the same either.
 fn extend(
-    files: &crate::read::files::Files,
+    files: &Files,
     scratch: &mut FrameScratch,
     (donor, from): (&Donor, usize),
     (data, to): (&[u8], usize),

@@ -184,8 +184,7 @@ impl ChunkWriter<'_> {
             return Ok(Attempt::Unlike);
         }
         let Some(mut plan) = self.changed_pages(change, &changed)? else { return Ok(Attempt::Due) };
-        let is_known = |recipe: &Recipe| recipe.files(&ChunkId::from_bytes([0; 32])).len();
-        let files = change.parent.made().map_or(1, |made| is_known(made.recipe()));
+        let files = change.parent.made().map_or(1, |made| made.recipe().file_count());
         self.find_copies(change.id, change.data, &mut plan, FILES_MAX.saturating_sub(files + 2))?;
         self.encode_plan(change, &plan)?;
         let all: Vec<usize> = (0..change.parent.made().map_or(0, |made| made.recipe().runs.len())).collect();
@@ -211,8 +210,7 @@ impl ChunkWriter<'_> {
         let recipe = self.recipe_of(change, runs)?;
         // A new run can bring files with it; they must have room in the map.
         let new = donors_of(0, self.run.copies().iter()).len() + 1;
-        let files = recipe.files(&ChunkId::from_bytes([0; 32])).len();
-        if files + new > FILES_MAX || recipe.donors.len() + new > DONORS_MAX {
+        if recipe.file_count() + new > FILES_MAX || recipe.donors.len() + new > DONORS_MAX {
             return Ok(Attempt::Due);
         }
         Ok(Attempt::Made(recipe))

@@ -119,7 +119,20 @@ impl Needs {
 
     /// Adds a map that is open.
     pub(super) fn add(&mut self, id: &RevisionId, path: &Path, map: &ChunkMap, files: &Files) -> Result<()> {
-        let mut is_whole = true;
+        let (_, damage) = self.add_pages(map, files)?;
+        match damage {
+            Some(error) => self.note_damage(id, path, &error),
+            None => {
+                self.whole.insert(id.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what a map names, but for the pages that were read already. Of a damaged page all that may be meant is added.
+    /// Returns whether any file was not needed before, and the first damage.
+    fn add_pages(&mut self, map: &ChunkMap, files: &Files) -> Result<(bool, Option<Error>)> {
+        let (mut is_new, mut damage) = (false, None);
         for page in 0..map.page_count() {
             let key = map.page_key(page);
             if self.seen_pages.contains(&key) {
@@ -127,22 +140,18 @@ impl Needs {
             }
             match map.read_entries(page) {
                 Ok(entries) => {
-                    self.add_entries(&entries);
+                    is_new |= self.add_entries(&entries);
                     // Only what was read: the same page of another map may be whole.
                     self.seen_pages.insert(key);
                 }
                 Err(error) if error.is_damage() => {
-                    is_whole = false;
-                    self.note_damage(id, path, &error);
+                    damage.get_or_insert(error);
                     self.add_half(map, page, files)?;
                 }
                 Err(error) => return Err(error),
             }
         }
-        if is_whole {
-            self.whole.insert(id.clone());
-        }
-        Ok(())
+        Ok((is_new, damage))
     }
 
     fn note_damage(&mut self, id: &RevisionId, path: &Path, error: &Error) {
@@ -206,25 +215,8 @@ impl Needs {
     /// Adds the map that a reader or writer had pinned. Returns whether it names a file that nothing else names. Of a damaged
     /// page all that may be meant stays: whoever reads it goes on.
     pub(super) fn add_pinned(&mut self, map: &ChunkMap, files: &Files) -> Result<bool> {
-        let mut is_alone = false;
-        for page in 0..map.page_count() {
-            let key = map.page_key(page);
-            if self.seen_pages.contains(&key) {
-                continue;
-            }
-            match map.read_entries(page) {
-                Ok(entries) => {
-                    is_alone |= self.add_entries(&entries);
-                    self.seen_pages.insert(key);
-                }
-                Err(error) if error.is_damage() => {
-                    is_alone = true;
-                    self.add_half(map, page, files)?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(is_alone)
+        let (is_new, damage) = self.add_pages(map, files)?;
+        Ok(is_new || damage.is_some())
     }
 
     /// Calls `visit` with what a map names in pages that no needed map has; a damaged one names nothing.
